@@ -1,0 +1,58 @@
+"""Attribute-based person re-identification: a description in words, a ranked list of crops.
+
+`import tfreid` is cheap: it does not import TensorFlow. It does look at the installed versions and
+refuses those that the package cannot work with, before TensorFlow's own errors, which do not say
+what to do.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+
+__version__ = '0.1.0.dev0'
+
+# Each of these distributions brings the module `tensorflow`.
+_TENSORFLOW = ('tensorflow', 'tensorflow-cpu', 'tensorflow-macos', 'tensorflow-intel', 'tf-nightly')
+_ADVICE = "run `pip install 'tensorflow>=2.15.1,<2.16' keras==2.15.0` in an environment of its own"
+
+
+def _installed_version(distribution: str) -> str | None:
+  """Version of an installed distribution, None where there is none."""
+  try:
+    return importlib.metadata.version(distribution)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def check_versions(installed: Callable[[str], str | None] = _installed_version) -> None:
+  """Refuses a TensorFlow or Keras that the package cannot work with.
+
+  tensorflow-addons 0.23 is its last release and needs Keras 2, which `tf.keras` is up to
+  TensorFlow 2.15 and is not from 2.16 on.
+
+  Args:
+    installed: Distribution name -> its version, None if it is not installed.
+
+  Raises:
+    ImportError: TensorFlow is missing or is not 2.15, or Keras is missing or is not 2.15.
+  """
+  found = {name: version for name in _TENSORFLOW if (version := installed(name)) is not None}
+  if not found:
+    raise ImportError(f'tfreid needs TensorFlow 2.15, and no TensorFlow is installed: {_ADVICE}.')
+  for name, version in found.items():
+    if version.split('.')[:2] != ['2', '15']:
+      raise ImportError(
+        f'tfreid needs TensorFlow 2.15, the last one with Keras 2, and {name} {version} is '
+        f'installed: {_ADVICE}.'
+      )
+  # Any package that asks for a newer Keras replaces the one that TensorFlow 2.15 brought.
+  keras = installed('keras')
+  if keras is None or keras.split('.')[:2] != ['2', '15']:
+    raise ImportError(
+      f'tfreid needs Keras 2.15, and {"no Keras" if keras is None else f"Keras {keras}"} is '
+      f'installed beside TensorFlow {next(iter(found.values()))}: {_ADVICE}.'
+    )
+
+
+check_versions()
