@@ -1,0 +1,358 @@
+"""Attributes by name: the schema, the annotation table and their encoding. Floor 1.
+
+The public annotation files store their columns in a different order for the train and the test
+half, so nothing here is ever positional: a table is a DataFrame whose columns are names, and an
+attribute vector is made from it by a schema that knows which name belongs to which position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+ENCODINGS = ('binary', 'three_state')
+NONE = 'none'
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribute:
+  """One thing that can be said of a person, and where the annotation file says it.
+
+  A *binary* attribute has two values and one column: the column is on for the second value
+  (('no', 'yes'), ('male', 'female')). Any other attribute has one column per value, at most one
+  of which is on in a query; all off means 'none' ("no colour was annotated").
+
+  Attributes:
+    name: the word used in queries and reports, for example 'upper_color'.
+    values: the values' names.
+    columns: for each bit of the attribute's block of the vector, the (raw column, raw value) of
+      the annotation file that switches it on.
+    words: for each value, the phrases a person may use for it. Phrases are lower case.
+  """
+
+  name: str
+  values: tuple[str, ...]
+  columns: tuple[tuple[str, int], ...]
+  words: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    if self.is_binary:
+      if len(self.values) != 2:
+        raise ValueError(f"Attribute '{self.name}' has one column and so needs two values.")
+    elif len(self.columns) != len(self.values):
+      raise ValueError(
+        f"Attribute '{self.name}' has {len(self.values)} values but {len(self.columns)} columns; "
+        'give one column per value, or two values and one column.'
+      )
+    unknown = set(self.words) - set(self.values)
+    if unknown:
+      raise ValueError(f"Attribute '{self.name}' has words for unknown values {sorted(unknown)}.")
+
+  @property
+  def is_binary(self) -> bool:
+    """True if the attribute is one bit."""
+    return len(self.columns) == 1
+
+  @property
+  def column_names(self) -> tuple[str, ...]:
+    """Names of the attribute's columns in a vector: 'backpack', or 'upper_color=red', ..."""
+    if self.is_binary:
+      return (self.name,)
+    return tuple(f'{self.name}={value}' for value in self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttributeSchema:
+  """The names, values, groups and words of a data set's attributes, and the one encoding.
+
+  It travels with the data, the checkpoint, the exported model and every report, as JSON.
+
+  Two encodings exist. 'binary' is the paper's: 1 where a column is on, 0 where it is off; a
+  query cannot say "unknown", so columns of attributes that a partial query leaves out get their
+  training rate (0.5 where the rates are not known), the expectation over training people.
+  'three_state' has +1 (on), -1 (off) and 0 (not said).
+
+  Attributes:
+    name: of the data set.
+    attributes: in the order of the vector's blocks.
+    raw_values: the legal values of every column of the annotation file, in the canonical order of
+      the table's columns; the semantic IDs are the distinct rows of that table.
+    encoding: 'binary' or 'three_state'.
+    rates: share of training images with each column on, A floats, or () where not known.
+  """
+
+  name: str
+  attributes: tuple[Attribute, ...]
+  raw_values: Mapping[str, tuple[int, ...]]
+  encoding: str = 'binary'
+  rates: tuple[float, ...] = ()
+
+  def __post_init__(self):
+    if self.encoding not in ENCODINGS:
+      raise ValueError(f"Unknown attribute encoding '{self.encoding}'; choose from {ENCODINGS}.")
+    for attribute in self.attributes:
+      for raw, value in attribute.columns:
+        if raw not in self.raw_values or value not in self.raw_values[raw]:
+          raise ValueError(
+            f"Attribute '{attribute.name}' reads value {value} of column '{raw}', which the schema "
+            f'of {self.name} does not list.'
+          )
+    if self.rates and len(self.rates) != self.size:
+      raise ValueError(f'{len(self.rates)} rates for {self.size} columns of {self.name}.')
+
+  @property
+  def column_names(self) -> tuple[str, ...]:
+    """Names of the A columns of an attribute vector."""
+    return tuple(name for a in self.attributes for name in a.column_names)
+
+  @property
+  def size(self) -> int:
+    """Length A of an attribute vector."""
+    return sum(len(a.columns) for a in self.attributes)
+
+  @property
+  def groups(self) -> tuple[int, ...]:
+    """For each of the A columns, the position of its attribute in `attributes`."""
+    return tuple(i for i, a in enumerate(self.attributes) for _ in a.columns)
+
+  def block(self, name: str) -> slice:
+    """Positions of the attribute's columns in a vector."""
+    start = 0
+    for attribute in self.attributes:
+      stop = start + len(attribute.columns)
+      if attribute.name == name:
+        return slice(start, stop)
+      start = stop
+    raise ValueError(self._unknown('attribute', name, [a.name for a in self.attributes]))
+
+  def attribute(self, name: str) -> Attribute:
+    """The attribute of that name.
+
+    Raises:
+      ValueError: there is none; the message suggests the nearest.
+    """
+    for attribute in self.attributes:
+      if attribute.name == name:
+        return attribute
+    raise ValueError(self._unknown('attribute', name, [a.name for a in self.attributes]))
+
+  def check_value(self, name: str, value: str) -> str:
+    """`value` if the attribute knows it ('none' too, where it has one column per value).
+
+    Raises:
+      ValueError: unknown attribute or value; the message suggests the nearest.
+    """
+    attribute = self.attribute(name)
+    known = attribute.values if attribute.is_binary else (*attribute.values, NONE)
+    if value not in known:
+      raise ValueError(self._unknown(f"value of '{name}'", value, known))
+    return value
+
+  def _unknown(self, what: str, given: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ''
+    return f"Unknown {what}: '{given}'.{hint} {self.name} knows: {', '.join(known)}."
+
+  def encode(self, table: pd.DataFrame) -> np.ndarray:
+    """Attribute vectors of annotated people.
+
+    Args:
+      table: raw columns by name, P rows.
+
+    Returns:
+      float32 [P, A]: 0/1 in the binary encoding, -1/+1 in the three-state one.
+    """
+    bits = np.stack(
+      [
+        (table[raw].to_numpy() == value).astype(np.float32)
+        for attribute in self.attributes
+        for raw, value in attribute.columns
+      ],
+      axis=1,
+    )
+    return self.from_bits(bits)
+
+  def from_bits(self, bits: np.ndarray) -> np.ndarray:
+    """[..., A] zeros and ones, to vectors of this schema's encoding, float32."""
+    bits = np.asarray(bits, np.float32)
+    return 2.0 * bits - 1.0 if self.encoding == 'three_state' else bits
+
+  def to_bits(self, vectors: np.ndarray) -> np.ndarray:
+    """[..., A] fully known vectors of this schema's encoding, to zeros and ones, float32."""
+    vectors = np.asarray(vectors, np.float32)
+    return (vectors > 0.0 if self.encoding == 'three_state' else vectors > 0.5).astype(np.float32)
+
+  def encode_query(self, query: Mapping[str, str]) -> np.ndarray:
+    """The attribute vector of a description that may leave attributes out.
+
+    Args:
+      query: attribute name to value; '!value' says "not this value".
+
+    Returns:
+      float32 [A]. What is not said is 0 in the three-state encoding and the training rate in the
+      binary one.
+
+    Raises:
+      ValueError: unknown attribute or value, or an empty query.
+    """
+    if not query:
+      raise ValueError(
+        'The query names no attribute. Say at least one, for example '
+        f'{self.attributes[0].name}={self.attributes[0].values[-1]}.'
+      )
+    three_state = self.encoding == 'three_state'
+    off, on = (-1.0, 1.0) if three_state else (0.0, 1.0)
+    if three_state:
+      vector = np.zeros(self.size, np.float32)
+    else:
+      rates = self.rates or (0.5,) * self.size
+      vector = np.asarray(rates, np.float32).copy()
+    for name, said in query.items():
+      negated = said.startswith('!')
+      value = self.check_value(name, said.lstrip('!'))
+      attribute, block = self.attribute(name), self.block(name)
+      if attribute.is_binary:
+        vector[block] = on if (value == attribute.values[1]) != negated else off
+      elif value == NONE:
+        if negated:
+          raise ValueError(f"'{name}!=none' says that some value is on but not which; name one.")
+        vector[block] = off
+      elif negated:
+        vector[block.start + attribute.values.index(value)] = off
+      else:
+        vector[block] = off
+        vector[block.start + attribute.values.index(value)] = on
+    return vector
+
+  def describe(self, vector: np.ndarray) -> dict[str, str]:
+    """A fully known vector [A] as attribute name to value; 'a+b' where several are on."""
+    bits = self.to_bits(vector)
+    described = {}
+    for attribute in self.attributes:
+      block = bits[self.block(attribute.name)]
+      if attribute.is_binary:
+        described[attribute.name] = attribute.values[int(block[0])]
+      else:
+        on = [value for value, bit in zip(attribute.values, block) if bit]
+        described[attribute.name] = '+'.join(on) or NONE
+    return described
+
+  def to_json(self) -> dict[str, Any]:
+    """The schema as plain JSON types."""
+    return {
+      'name': self.name,
+      'encoding': self.encoding,
+      'rates': [float(rate) for rate in self.rates],
+      'attributes': [
+        {
+          'name': a.name,
+          'values': list(a.values),
+          'columns': [[raw, int(value)] for raw, value in a.columns],
+          'words': {value: list(words) for value, words in a.words.items()},
+        }
+        for a in self.attributes
+      ],
+      'raw_values': {raw: [int(v) for v in values] for raw, values in self.raw_values.items()},
+    }
+
+  @classmethod
+  def from_json(cls, data: Mapping[str, Any] | str) -> AttributeSchema:
+    """The schema that `to_json` wrote, from the dict or its text.
+
+    Raises:
+      ValueError: the text is not a schema.
+    """
+    try:
+      if isinstance(data, str):
+        data = json.loads(data)
+      attributes = tuple(
+        Attribute(
+          name=a['name'],
+          values=tuple(a['values']),
+          columns=tuple((raw, int(value)) for raw, value in a['columns']),
+          words={value: tuple(words) for value, words in a.get('words', {}).items()},
+        )
+        for a in data['attributes']
+      )
+      return cls(
+        name=data['name'],
+        attributes=attributes,
+        raw_values={raw: tuple(v) for raw, v in data['raw_values'].items()},
+        encoding=data['encoding'],
+        rates=tuple(data.get('rates', ())),
+      )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+      raise ValueError(f'This is not an attribute schema: {error!r}.') from error
+
+
+class AttributeTable:
+  """Annotated people: raw values by column name, one row per person.
+
+  Attributes:
+    schema: the AttributeSchema that reads the columns.
+    frame: DataFrame, index = person id as on disk (str), columns = `schema.raw_values` in that
+      canonical order, whatever order the file had; dtype int64.
+  """
+
+  def __init__(self, schema: AttributeSchema, frame: pd.DataFrame, *, source: str = 'annotations'):
+    """Checks the columns and values.
+
+    Args:
+      schema: what the columns mean.
+      frame: raw columns by name, index = person id; surplus columns are an error too, so that
+        a new release of a file is noticed.
+      source: where the frame came from, for the messages.
+
+    Raises:
+      ValueError: a missing or surplus column, a value the schema does not list, a person twice.
+    """
+    missing = [raw for raw in schema.raw_values if raw not in frame.columns]
+    surplus = [raw for raw in frame.columns if raw not in schema.raw_values]
+    if missing or surplus:
+      raise ValueError(
+        f'{source}: the annotation columns do not fit {schema.name}. '
+        f'Missing: {missing or "none"}; not known: {surplus or "none"}. '
+        f'Expected exactly: {", ".join(schema.raw_values)}.'
+      )
+    twice = frame.index[frame.index.duplicated()]
+    if len(twice):
+      raise ValueError(f"{source}: person '{twice[0]}' is annotated {len(twice) + 1} times.")
+    frame = frame[list(schema.raw_values)].astype(np.int64)
+    for raw, legal in schema.raw_values.items():
+      bad = frame.index[~frame[raw].isin(legal)]
+      if len(bad):
+        raise ValueError(
+          f"{source}: column '{raw}' of person '{bad[0]}' is {frame.loc[bad[0], raw]}; "
+          f'legal values are {", ".join(map(str, legal))}. ({len(bad)} people have such a value.)'
+        )
+    self.schema = schema
+    self.frame = frame
+
+  def __len__(self) -> int:
+    return len(self.frame)
+
+  def vectors(self) -> np.ndarray:
+    """Attribute vectors, float32 [P, A], a row per person."""
+    return self.schema.encode(self.frame)
+
+  def semantic_ids(self) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+    """Numbers people by attribute combination (Sec. 3.1: "semantic ID").
+
+    The *raw* values decide, as in the paper's counts: Market's age keeps its four values, and
+    Duke's two people without a `top` value keep their own.
+
+    Returns:
+      int64 [P], the semantic ID of each person, numbered from 0 in sorted order of the
+      combination; and the combinations, one tuple of raw values per semantic ID.
+    """
+    rows = self.frame.to_numpy()
+    if not len(rows):
+      return np.zeros(0, np.int64), []
+    keys, ids = np.unique(rows, axis=0, return_inverse=True)
+    return ids.astype(np.int64).reshape(-1), [tuple(int(v) for v in key) for key in keys]

@@ -1,0 +1,1 @@
+"""What differs between the systems: networks, objectives and losses. Floor 3."""

@@ -1,0 +1,1 @@
+"""Builder functions that return Keras functional models. Floor 1."""

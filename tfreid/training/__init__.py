@@ -1,0 +1,1 @@
+"""The step, the stages and what they write down. Floor 4."""
