@@ -157,7 +157,7 @@ class Benchmark:
     )
 
   def seen(self, split: Split | None = None) -> np.ndarray:
-    """bool [Q]: which of the queries of `split` (default: test) also occur in training."""
+    """Whether each query of `split` (default: test) also occurs in training, bool [Q]."""
     split = self.test if split is None else split
     train = set(self.train.keys)
     return np.asarray([split.keys[i] in train for i in split.queries()[1]], dtype=bool)
@@ -211,7 +211,9 @@ def assemble(
     name,
     len(train),
     len(train.keys),
-    f'{len(validation)} validation images with {len(validation.keys)}' if validation else 'no validation split',
+    f'{len(validation)} validation images with {len(validation.keys)}'
+    if validation
+    else 'no validation split',
     len(test),
     len(test.keys),
   )
