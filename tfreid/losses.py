@@ -1,0 +1,136 @@
+"""The formulae of the paper and of the domain-alignment rivals, as pure functions. Floor 0.
+
+All take float32 tensors and return float32 scalars. Means over a batch are means over what is
+passed in; whoever needs the global batch gathers it first (`tfreid.replicas.gather`).
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def semantic_classification_loss(logits: tf.Tensor, semantic_ids: tf.Tensor) -> tf.Tensor:
+  """Softmax cross-entropy over semantic IDs: l_I of Eq. 3 and l_A of Eq. 8.
+
+  Args:
+    logits: [B, C], f = Psi(C^I) or Psi(C^A), unnormalised log probabilities.
+    semantic_ids: int [B], y in 0 ... C-1.
+
+  Returns:
+    Scalar, mean over the batch.
+  """
+  return tf.reduce_mean(
+    tf.nn.sparse_softmax_cross_entropy_with_logits(labels=semantic_ids, logits=logits)
+  )
+
+
+def discriminator_loss(image_logits: tf.Tensor, attribute_logits: tf.Tensor) -> tf.Tensor:
+  """Loss of the concept discriminator, l_adv^D of Eq. 6.
+
+  -log D(C^I) - log(1 - D(C^A)), computed from logits so that a confident discriminator does not
+  overflow: -log sigmoid(d) = softplus(-d).
+
+  Args:
+    image_logits: [B, 1], logit of D(C^I), "comes from an image".
+    attribute_logits: [B, 1], logit of D(C^A).
+
+  Returns:
+    Scalar, mean over the batch.
+  """
+  return tf.reduce_mean(tf.nn.softplus(-image_logits)) + tf.reduce_mean(
+    tf.nn.softplus(attribute_logits)
+  )
+
+
+def fooling_loss(logits: tf.Tensor, *, wanted: float) -> tf.Tensor:
+  """Loss of a generator that wants its concepts taken for the other modality's, Eq. 7.
+
+  -log D(C^A) for the attribute generator (`wanted` 1) and -log(1 - D(C^I)) for the image one
+  (`wanted` 0), the non-saturating form.
+
+  Args:
+    logits: [B, 1], the discriminator's logits of the generator's concepts.
+    wanted: 1.0 to be taken for an image, 0.0 to be taken for an attribute description.
+
+  Returns:
+    Scalar, mean over the batch.
+  """
+  return tf.reduce_mean(tf.nn.softplus(-logits if wanted else logits))
+
+
+def linear_mmd(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+  """Squared maximum mean discrepancy with the linear kernel, ||mean x - mean y||^2.
+
+  What Sec. 4.4 describes: "MMD minimizes difference between means of two distributions".
+
+  Args:
+    x, y: [B, E].
+
+  Returns:
+    Scalar >= 0.
+  """
+  return tf.reduce_sum(tf.square(tf.reduce_mean(x, axis=0) - tf.reduce_mean(y, axis=0)))
+
+
+def multi_kernel_mmd(
+  x: tf.Tensor, y: tf.Tensor, *, kernels: int = 5, factor: float = 2.0, unbiased: bool = True
+) -> tf.Tensor:
+  """Squared maximum mean discrepancy with a sum of Gaussian kernels (Long et al. 2015, DAN).
+
+  k(u, v) = sum_j exp(-gamma factor^j ||u - v||^2), j = -kernels//2 ... kernels//2, where
+  1/gamma is the mean squared distance over the pooled batch, recomputed at each call and treated
+  as a constant. The full quadratic estimate, not the linear-time one of the published code.
+
+  Args:
+    x, y: [B, E], equally many.
+    kernels: number of bandwidths, odd.
+    factor: ratio of neighbouring bandwidths.
+    unbiased: leave out k(u, u). The estimate can then be negative.
+
+  Returns:
+    Scalar.
+  """
+  n = tf.shape(x)[0]
+  pooled = tf.concat([x, y], axis=0)  # [2B, E]
+  squares = tf.reduce_sum(tf.square(pooled), axis=1)
+  distances = squares[:, None] + squares[None, :] - 2.0 * tf.matmul(pooled, pooled, transpose_b=True)
+  distances = tf.maximum(distances, 0.0)  # [2B, 2B]; cancellation can leave -1e-7
+  total = tf.cast(4 * n * n - 2 * n, distances.dtype)
+  gamma = tf.stop_gradient(total / tf.maximum(tf.reduce_sum(distances), 1e-12))
+  kernel = tf.add_n(
+    [tf.exp(-gamma * factor**j * distances) for j in range(-(kernels // 2), kernels // 2 + 1)]
+  )
+  within_x, within_y, between = kernel[:n, :n], kernel[n:, n:], kernel[:n, n:]
+  count = tf.cast(n, kernel.dtype)
+  if unbiased:
+    pairs = count * (count - 1.0)
+    mean_x = (tf.reduce_sum(within_x) - tf.linalg.trace(within_x)) / pairs
+    mean_y = (tf.reduce_sum(within_y) - tf.linalg.trace(within_y)) / pairs
+  else:
+    mean_x, mean_y = tf.reduce_mean(within_x), tf.reduce_mean(within_y)
+  return mean_x + mean_y - 2.0 * tf.reduce_mean(between)
+
+
+def coral_loss(x: tf.Tensor, y: tf.Tensor, *, match_mean: bool = False) -> tf.Tensor:
+  """Deep CORAL (Sun and Saenko 2016): ||Cov(x) - Cov(y)||_F^2 / (4 E^2).
+
+  The published loss matches covariances only, though Sec. 4.4 says "mean and covariance".
+
+  Args:
+    x, y: [B, E], B > 1.
+    match_mean: add ||mean x - mean y||^2 / E, which the published loss does not have.
+
+  Returns:
+    Scalar >= 0.
+  """
+  size = tf.cast(tf.shape(x)[1], x.dtype)
+
+  def covariance(z):
+    centred = z - tf.reduce_mean(z, axis=0, keepdims=True)
+    count = tf.cast(tf.shape(z)[0], z.dtype)
+    return tf.matmul(centred, centred, transpose_a=True) / (count - 1.0)  # [E, E]
+
+  loss = tf.reduce_sum(tf.square(covariance(x) - covariance(y))) / (4.0 * size * size)
+  if match_mean:
+    loss += linear_mmd(x, y) / size
+  return loss

@@ -1,0 +1,61 @@
+"""Frozen ResNet features in the place of images, for the rivals of Table 2. Floor 3."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from tfreid.data.batches import ArrayBatches
+from tfreid.methods.method import Batches
+from tfreid.networks import image
+
+
+def extract(
+  encoder: tf.keras.Model, batches: Batches, *, layer: str = 'features'
+) -> dict[str, np.ndarray]:
+  """Runs a frozen image encoder over the training images once, unaugmented.
+
+  "We use features extracted by our pre-trained ResNet50 as image features, and raw attributes as
+  attribute features in all the compared models" (Sec. 4.4).
+
+  Args:
+    encoder: image encoder, in inference mode.
+    batches: the images.
+    layer: 'features' for the pooled [N, 2048] of the ResNet, 'concept' for its concept [N, E].
+
+  Returns:
+    'image' float32 [N, F], 'attributes' float32 [N, A], 'semantic_id' int64 [N].
+  """
+  network = feature_network(encoder, layer)
+  run = tf.function(lambda images: network(images, training=False), reduce_retracing=True)
+  parts: dict[str, list] = {'image': [], 'attributes': [], 'semantic_id': []}
+  for batch in batches.evaluation():
+    parts['image'].append(run(batch['image']).numpy())
+    parts['attributes'].append(batch['attributes'].numpy())
+    parts['semantic_id'].append(batch['semantic_id'].numpy())
+  return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def feature_network(encoder: tf.keras.Model, layer: str) -> tf.keras.Model:
+  """The part of an image encoder up to 'features' or 'concept', sharing its variables."""
+  if layer == 'features':
+    return image.features(encoder)
+  if layer == 'concept':
+    return encoder
+  raise ValueError(f"Image features are 'features' or 'concept', not '{layer}'.")
+
+
+def feature_batches(
+  arrays: dict[str, np.ndarray], batches: Batches, *, batch_size: int = 0
+) -> ArrayBatches:
+  """The extracted arrays as batches, seeded and sharded as the images' were.
+
+  Args:
+    arrays: what `extract` returned, standardised or not.
+    batches: where seed, shard and (with batch_size 0) the batch size come from.
+    batch_size: of the global batch; -1 means all images at once.
+  """
+  size = 0 if batch_size < 0 else batch_size or batches.batch_size
+  return ArrayBatches(
+    arrays, batch_size=size, seed=batches.seed, shard=getattr(batches, 'shard', (0, 1))
+  )

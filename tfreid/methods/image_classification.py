@@ -1,0 +1,65 @@
+"""The pre-training stage: the image branch learns semantic IDs alone. Floor 3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfreid import losses
+from tfreid.methods.method import Method, Objective, OptimizerBuilder
+from tfreid.networks import heads
+from tfreid.spec import DatasetSpec
+
+
+class ImageClassification(Method):
+  """Semantic-ID classification of images (Sec. 4.3, "we first pre-train our image network").
+
+  l_I of Eq. 3 with the classifier Psi on top of the image concept.
+  """
+
+  def __init__(
+    self,
+    spec: DatasetSpec,
+    *,
+    image_encoder: Callable[..., tf.keras.Model],
+    body_optimizer: OptimizerBuilder,
+    head_optimizer: OptimizerBuilder,
+    weight_decay: float = 0.0,
+  ):
+    """Builds the image branch.
+
+    Args:
+      spec: sizes of the data set.
+      image_encoder: image shape -> model, e.g. `networks.image.image_encoder`.
+      body_optimizer: for the ResNet.
+      head_optimizer: for the new layers, concept and classifier.
+      weight_decay: coupled L2 factor of both.
+    """
+    super().__init__(name='image_classification')
+    self.image_encoder = image_encoder(spec.image_shape)
+    self.classifier = heads.classifier(self.image_encoder.output_shape[-1], spec.num_semantic_ids)
+    self.networks = {'image_encoder': self.image_encoder, 'classifier': self.classifier}
+    head = self.image_encoder.get_layer('concept').trainable_variables
+    new = {id(variable) for variable in head}
+    body = [v for v in self.image_encoder.trainable_variables if id(v) not in new]
+    self.objectives = [
+      Objective('image_classification', body, body_optimizer(), weight_decay),
+      Objective(
+        'image_classification',
+        [*head, *self.classifier.trainable_variables],
+        head_optimizer(),
+        weight_decay,
+      ),
+    ]
+
+  def losses(self, batch):
+    concepts = self.image_encoder(batch['image'], training=True)  # [B, E]
+    logits = self.classifier(concepts, training=True)  # [B, C]
+    accuracy = tf.reduce_mean(
+      tf.cast(tf.equal(tf.argmax(logits, axis=1), batch['semantic_id']), tf.float32)
+    )
+    return {
+      'image_classification': losses.semantic_classification_loss(logits, batch['semantic_id']),
+      'image_accuracy': accuracy,
+    }

@@ -1,0 +1,149 @@
+"""The image branch: ResNet-50 and the concept layer. Floor 1."""
+
+from __future__ import annotations
+
+import os
+
+import h5py
+import tensorflow as tf
+from keras.src.applications import resnet
+
+from tfreid.networks import heads
+
+_IMAGENET_FILE = 'resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5'
+# Mean blue, green and red of ImageNet on the 0 ... 255 scale: what Keras' ResNet-50 weights were
+# trained with. (Not the 0 ... 1 mean and deviation of torchvision's.)
+_IMAGENET_BGR = (103.939, 116.779, 123.68)
+
+
+@tf.keras.utils.register_keras_serializable('tfreid')
+class PixelNormalization(tf.keras.layers.Layer):
+  """RGB pixels 0 ... 255 to mean-free BGR, the input of Keras' ResNet-50 ("caffe" mode).
+
+  Inside the network, so that no caller can forget it or do it twice.
+  """
+
+  def call(self, inputs):
+    return inputs[..., ::-1] - tf.constant(_IMAGENET_BGR, inputs.dtype)
+
+
+def image_encoder(
+  image_shape: tuple[int, int, int],
+  embedding_size: int = 128,
+  *,
+  weights: str | None = None,
+  last_stride: int = 2,
+  activation: str = 'tanh',
+  batch_norm_momentum: float = heads.BATCH_NORM_MOMENTUM,
+) -> tf.keras.Model:
+  """The image branch Phi_I (Sec. 4.2): ResNet-50 without its classifier, and a linear layer.
+
+  Layer 'features' is the globally pooled output [B, 2048] ("ResNet50 features" of Sec. 4.4).
+
+  Args:
+    image_shape: (height, width, 3), at least 32 x 32 pixels.
+    embedding_size: E, 128 in the paper.
+    weights: 'imagenet' (downloads Keras' file, or finds it in Keras' cache), the path of such an
+      .h5 file, with or without the 1,000-class top, or None for a random start.
+    last_stride: 2 as published, 1 for twice the resolution in the last stage (a common re-ID
+      variant; also advisable for crops of less than 128 x 64 pixels).
+    activation: of the concept. 'tanh' so that both modalities' concepts have the range that
+      Table 1 gives the attribute side; 'linear' is the literal reading of Sec. 4.2.
+    batch_norm_momentum: of every batch norm's moving averages.
+
+  Returns:
+    Model, float32 RGB pixels 0 ... 255 [B, H, W, 3] -> float32 image concepts C^I [B, E].
+
+  Raises:
+    ValueError: the crop is too small, or the weights file does not fit.
+    OSError: the ImageNet weights cannot be downloaded.
+  """
+  height, width, channels = image_shape
+  if channels != 3 or min(height, width) < 32:
+    raise ValueError(
+      f'ResNet-50 needs RGB crops of at least 32 x 32 pixels, not {tuple(image_shape)}. '
+      'Raise Pipeline.image_size.'
+    )
+  pixels = tf.keras.Input(image_shape, name='image')
+
+  def stages(x):
+    x = resnet.stack1(x, 64, 3, stride1=1, name='conv2')
+    x = resnet.stack1(x, 128, 4, name='conv3')
+    x = resnet.stack1(x, 256, 6, name='conv4')
+    return resnet.stack1(x, 512, 3, stride1=last_stride, name='conv5')
+
+  backbone = resnet.ResNet(
+    stages,
+    False,
+    True,
+    'resnet50',
+    include_top=False,
+    weights=None,
+    input_tensor=PixelNormalization(name='pixel_normalization')(pixels),
+  )
+  if weights is not None:
+    _load_weights(backbone, weights)
+  for layer in backbone.layers:
+    if isinstance(layer, tf.keras.layers.BatchNormalization):
+      layer.momentum = batch_norm_momentum
+      if heads.synchronized():
+        # Only the unfused kernel can reduce over replicas.
+        layer.fused, layer.synchronized = False, True
+  x = tf.keras.layers.GlobalAveragePooling2D(dtype='float32', name='features')(backbone.output)
+  concepts = tf.keras.layers.Dense(
+    embedding_size, activation=activation, dtype='float32', name='concept'
+  )(x)
+  return tf.keras.Model(pixels, concepts, name='image_encoder')
+
+
+def features(encoder: tf.keras.Model) -> tf.keras.Model:
+  """The pooled ResNet features inside an image encoder, sharing its variables.
+
+  Returns:
+    Model, pixels [B, H, W, 3] -> float32 [B, 2048].
+  """
+  return tf.keras.Model(
+    encoder.input, encoder.get_layer('features').output, name=f'{encoder.name}_features'
+  )
+
+
+def _load_weights(backbone: tf.keras.Model, weights: str):
+  """Loads Keras' published ResNet-50 weights by layer name, and checks that all were found."""
+  path = weights
+  if weights == 'imagenet':
+    try:
+      path = tf.keras.utils.get_file(
+        _IMAGENET_FILE,
+        resnet.BASE_WEIGHTS_PATH + _IMAGENET_FILE,
+        cache_subdir='models',
+        file_hash=resnet.WEIGHTS_HASHES['resnet50'][1],
+      )
+    except Exception as error:  # get_file raises bare Exceptions for URL errors
+      raise OSError(
+        f"ImageNet weights could not be downloaded ({error}). Fetch '{_IMAGENET_FILE}' on a machine "
+        'with internet access and set image_encoder.weights to its path, or copy it to '
+        f'{os.path.join("~", ".keras", "models")}; image_encoder.weights = None trains from scratch.'
+      ) from error
+  elif not os.path.isfile(path):
+    raise FileNotFoundError(
+      f"No ResNet-50 weights at '{path}'. image_encoder.weights is 'imagenet', None, or the path "
+      f"of a file like '{_IMAGENET_FILE}'."
+    )
+  try:
+    with h5py.File(path, 'r') as file:
+      group = file['model_weights'] if 'model_weights' in file else file
+      stored = set(group.keys())
+  except OSError as error:
+    raise ValueError(f"'{path}' is not a Keras .h5 weights file ({error}).") from error
+  wanted = [layer.name for layer in backbone.layers if layer.weights]
+  missing = [name for name in wanted if name not in stored]
+  if missing:
+    raise ValueError(
+      f"'{path}' does not hold the weights of ResNet-50: layer '{missing[0]}' and "
+      f'{len(missing) - 1} more of {len(wanted)} are missing. Expected a file like '
+      f"'{_IMAGENET_FILE}'."
+    )
+  try:
+    backbone.load_weights(path, by_name=True)
+  except ValueError as error:
+    raise ValueError(f"The weights in '{path}' do not fit ResNet-50: {error}") from error

@@ -1,0 +1,75 @@
+"""Optimizers and learning-rate schedules as the published recipes mean them. Floor 4."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+Schedule = Callable[[int], float]
+"""Epoch, counted from 0, to a factor on every base learning rate of the stage."""
+
+
+def adam(
+  learning_rate: float,
+  *,
+  beta_1: float = 0.9,
+  beta_2: float = 0.999,
+  epsilon: float = 1e-8,
+  clip_norm: float | None = None,
+) -> tf.keras.optimizers.Optimizer:
+  """Adam with PyTorch's epsilon. "Momentum 0.9" of Sec. 4.3 is beta_1."""
+  return tf.keras.optimizers.Adam(
+    learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, global_clipnorm=clip_norm
+  )
+
+
+def sgd(
+  learning_rate: float,
+  *,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  clip_norm: float | None = None,
+) -> tf.keras.optimizers.Optimizer:
+  """Stochastic gradient descent with momentum."""
+  return tf.keras.optimizers.SGD(
+    learning_rate, momentum=momentum, nesterov=nesterov, global_clipnorm=clip_norm
+  )
+
+
+def rmsprop(
+  learning_rate: float, *, rho: float = 0.99, epsilon: float = 1e-8
+) -> tf.keras.optimizers.Optimizer:
+  """RMSprop with PyTorch's defaults."""
+  return tf.keras.optimizers.RMSprop(learning_rate, rho=rho, epsilon=epsilon)
+
+
+def step_decay(*, every: int, factor: float = 0.1, warm_up: int = 0) -> Schedule:
+  """The factor falls by `factor` after each `every` epochs; it rises linearly over `warm_up`."""
+  if every < 1:
+    raise ValueError(f'step_decay.every must be a positive number of epochs, not {every}.')
+  return lambda epoch: _warm_up(epoch, warm_up) * factor ** (epoch // every)
+
+
+def milestones(*, epochs: Sequence[int], factor: float = 0.5, warm_up: int = 0) -> Schedule:
+  """The factor falls by `factor` at each of the given epochs."""
+  return lambda epoch: _warm_up(epoch, warm_up) * factor ** sum(epoch >= e for e in epochs)
+
+
+def cosine(*, total: int, floor: float = 0.0, warm_up: int = 0) -> Schedule:
+  """The factor falls from 1 to `floor` along half a cosine over `total` epochs."""
+  if total < 1:
+    raise ValueError(f'cosine.total must be a positive number of epochs, not {total}.')
+
+  def factor(epoch: int) -> float:
+    progress = min(epoch / total, 1.0)
+    return _warm_up(epoch, warm_up) * (
+      floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    )
+
+  return factor
+
+
+def _warm_up(epoch: int, epochs: int) -> float:
+  return min(1.0, (epoch + 1) / (epochs + 1)) if epochs else 1.0

@@ -1,0 +1,391 @@
+"""Stages: what is trained after what, and how one hands over to the next. Floor 4.
+
+A stage hands over a checkpoint, never a Python object. Resuming, repeating, sharing one
+pre-training among many systems and changing the recipe are then one operation: look for what is on
+disk, carry what is named, start the rest afresh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfreid.data.pipeline import Pipeline
+from tfreid.methods.method import Batches, Method
+from tfreid.spec import DatasetSpec
+from tfreid.training.batches import distributed
+from tfreid.training.optimizers import Schedule
+from tfreid.training.trainer import NonFiniteLossError, Trainer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One leg of a recipe.
+
+  Attributes:
+    name: folder name under the run directory, and what a later stage's `carry` calls it.
+    method: spec -> Method, uncalled.
+    epochs: to train for; 0 keeps the fresh or carried networks as they are.
+    carry: earlier stage's name -> names of the networks to take over from its final checkpoint.
+      A name that either side does not have is an error, never a silent fresh start.
+    directory: where the stage lives; '' is <run>/<name>. Several runs that name one directory
+      share the stage: the first trains it, the others find it done.
+    schedule: epoch -> factor on every learning rate; None is constant.
+    pipeline: changes this stage's input pipeline, () -> Pipeline; None is the experiment's.
+  """
+
+  name: str
+  method: Callable[[DatasetSpec], Method]
+  epochs: int
+  carry: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  directory: str = ''
+  schedule: Schedule | None = None
+  pipeline: Callable[[], Pipeline] | None = None
+
+  def path(self, run_directory: str) -> str:
+    """Where the stage's checkpoints are."""
+    return self.directory or os.path.join(run_directory, self.name)
+
+
+@dataclasses.dataclass
+class Progress:
+  """What hooks are told while a stage runs.
+
+  Attributes:
+    stage, method, trainer, directory: of the running stage.
+    epoch: epochs finished.
+    step: steps finished in the stage.
+    losses: latest losses and gradient norms, Python floats.
+    images_per_second: over the latest interval.
+    learning_rates: latest.
+  """
+
+  stage: Stage
+  method: Method
+  trainer: Trainer
+  directory: str
+  epoch: int = 0
+  step: int = 0
+  losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  images_per_second: float = 0.0
+  learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Hooks:
+  """What composition attaches to the loop: progress bars, TensorBoard, evaluation.
+
+  All do nothing here. The loop knows no writer and no evaluator.
+  """
+
+  def stage_begins(self, progress: Progress, steps_per_epoch: int):
+    """The method is built, carried and restored; `progress.epoch` epochs are already done."""
+
+  def logged(self, progress: Progress):
+    """New losses have been read from the device."""
+
+  def epoch_ends(self, progress: Progress):
+    """An epoch is over and its checkpoint, if due, is written."""
+
+  def stage_ends(self, progress: Progress):
+    """All epochs and `finish` are done; the final checkpoint is not yet written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What all stages of a run share.
+
+  Attributes:
+    run_directory: where the run is written.
+    spec: sizes of the data set.
+    batches: Pipeline -> Batches of the training images.
+    pipeline: the input pipeline.
+    strategy: distribution.
+    seed: of weights, order, augmentation and everything random inside a method.
+    jit_compile: XLA for forward and backward pass.
+    log_every: steps between reading losses from the device.
+    checkpoint_every: epochs between checkpoints.
+    workers: number of processes that train together.
+    chief: whether this process writes what belongs to the whole run.
+    space_metadata: travels with every saved joint space (schema, data set, ...).
+  """
+
+  run_directory: str
+  spec: DatasetSpec
+  batches: Callable[[Pipeline], Batches]
+  pipeline: Pipeline
+  strategy: tf.distribute.Strategy
+  seed: int = 0
+  jit_compile: bool = False
+  log_every: int = 20
+  checkpoint_every: int = 1
+  workers: int = 1
+  chief: bool = True
+  space_metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def run(stages: Sequence[Stage], setting: Setting, hooks: Sequence[Hooks] = ()):
+  """Runs the stages in order, each only as far as it is not yet done.
+
+  For each: (1) its final checkpoint exists: done; (2) a checkpoint of its own exists: resume;
+  (3) carry the named networks; (4) the rest starts fresh. Then `prepare`, the epochs, `finish`,
+  the final checkpoint and, where the method has one, the joint space.
+
+  Raises:
+    ValueError: two stages of one name, a carry from an unknown or later stage, a checkpoint that
+      does not fit.
+    NonFiniteLossError: a loss became infinite or not a number.
+  """
+  directories: dict[str, str] = {}
+  for stage in stages:
+    if stage.name in directories:
+      raise ValueError(f"Two stages are called '{stage.name}'.")
+    for source in stage.carry:
+      if source not in directories:
+        raise ValueError(
+          f"Stage '{stage.name}' carries networks from '{source}', which is not an earlier stage "
+          f'(earlier: {list(directories) or "none"}).'
+        )
+    directories[stage.name] = stage.path(setting.run_directory)
+  for index, stage in enumerate(stages):
+    _run_stage(stage, index, directories, setting, hooks)
+
+
+def _run_stage(stage, index, directories, setting, hooks):
+  directory = directories[stage.name]
+  _check_belongs(stage, directory, setting)
+  if is_finished(directory):
+    _log.info("Stage '%s' is already done (%s).", stage.name, directory)
+    return
+  started = time.time()
+  # Each stage's fresh weights depend on the seed and its place, not on what ran before it, so that
+  # a resumed run and an uninterrupted one build the same networks.
+  tf.keras.utils.set_random_seed(setting.seed + 1000 * index)
+  with setting.strategy.scope():
+    method = stage.method(setting.spec)
+    trainer = Trainer(
+      method, setting.strategy, seed=setting.seed + 1000 * index, jit_compile=setting.jit_compile
+    )
+    epoch = tf.Variable(0, dtype=tf.int64, trainable=False, name='epoch')
+  checkpoint = tf.train.Checkpoint(
+    networks=tf.train.Checkpoint(**method.networks),
+    method=method,
+    optimizers=trainer.optimizers,
+    step=trainer.step,
+    epoch=epoch,
+  )
+  manager = tf.train.CheckpointManager(
+    checkpoint, _worker_directory(directory, setting), max_to_keep=2
+  )
+  if manager.latest_checkpoint:
+    _restore(checkpoint, manager.latest_checkpoint, stage)
+    _log.info("Stage '%s' resumes after epoch %d.", stage.name, int(epoch))
+  else:
+    for source, names in stage.carry.items():
+      _carry(method, stage, source, directories[source], names)
+  pipeline = stage.pipeline() if stage.pipeline else setting.pipeline
+  batches = method.prepare(setting.batches(pipeline))
+  progress = Progress(
+    stage, method, trainer, directory, epoch=int(epoch), step=int(trainer.step)
+  )
+  steps = int(batches.training(0).cardinality()) if stage.epochs else 0
+  for hook in hooks:
+    hook.stage_begins(progress, steps)
+  while int(epoch) < stage.epochs:
+    number = int(epoch)
+    trainer.set_rate_factor(stage.schedule(number) if stage.schedule else 1.0)
+    try:
+      _run_epoch(batches, number, progress, setting, hooks)
+    except tf.errors.InvalidArgumentError as error:
+      raise pipeline.explain(error, batches) from error
+    epoch.assign_add(1)
+    progress.epoch = int(epoch)
+    if progress.epoch % setting.checkpoint_every == 0 and progress.epoch < stage.epochs:
+      manager.save(progress.epoch)
+    for hook in hooks:
+      hook.epoch_ends(progress)
+  method.finish(batches)
+  for hook in hooks:
+    hook.stage_ends(progress)
+  _write_final(checkpoint, directory, stage, method, setting, time.time() - started)
+  for old in manager.checkpoints:
+    for path in tf.io.gfile.glob(f'{old}.*'):
+      tf.io.gfile.remove(path)
+
+
+def _run_epoch(batches, number, progress, setting, hooks):
+  trainer = progress.trainer
+  iterator = distributed(batches.training(number), setting.strategy, workers=setting.workers)
+  images, since, report = 0, time.perf_counter(), None
+  taken = 0
+  for batch in iterator:
+    report = trainer.train_step(batch)
+    taken += 1
+    images += batches.batch_size
+    if taken % setting.log_every == 0:
+      _log_step(progress, report, images / (time.perf_counter() - since), hooks)
+      images, since = 0, time.perf_counter()
+  if report is not None and taken % setting.log_every:
+    _log_step(progress, report, images / (time.perf_counter() - since), hooks)
+
+
+def _log_step(progress, report, images_per_second, hooks):
+  progress.step = int(progress.trainer.step)
+  progress.losses = {name: float(value) for name, value in report.items()}
+  progress.images_per_second = images_per_second
+  progress.learning_rates = progress.trainer.learning_rates()
+  bad = {
+    n: v
+    for n, v in progress.losses.items()
+    # Under float16 a gradient may overflow: the loss scale falls and the step is skipped.
+    if not np.isfinite(v) and not n.startswith('gradient_norm/')
+  }
+  if bad:
+    terms = ', '.join(f'{n} = {v:.4g}' for n, v in sorted(progress.losses.items()))
+    raise NonFiniteLossError(
+      f"Stage '{progress.stage.name}': {', '.join(sorted(bad))} is not finite at or shortly before "
+      f'step {progress.step} (epoch {progress.epoch + 1}). All terms: {terms}. Try a lower learning '
+      'rate or a warm-up, gradient clipping (clip_norm of the optimizer), or float32. The last '
+      'checkpoint is from before this epoch; running the same command continues from it.'
+    )
+  for hook in hooks:
+    hook.logged(progress)
+
+
+def _worker_directory(directory: str, setting: Setting) -> str:
+  """Where this process writes checkpoints.
+
+  Saving is a collective operation when several workers train together, so all must call it; all
+  but the chief write to a folder that nobody reads.
+  """
+  if setting.chief:
+    return directory
+  return os.path.join(tempfile.gettempdir(), f'tfreid-worker-{os.getpid()}')
+
+
+def is_finished(directory: str) -> bool:
+  """Whether a stage's final checkpoint is complete: its marker is written last."""
+  return os.path.isfile(os.path.join(directory, 'final.json'))
+
+
+def space_directory(directory: str) -> str:
+  """The saved joint space of a finished stage."""
+  return os.path.join(directory, 'space')
+
+
+def _identity(stage: Stage, setting: Setting) -> dict[str, Any]:
+  """What must agree for a stage directory to be this stage's."""
+  return {
+    'stage': stage.name,
+    'image_shape': list(setting.spec.image_shape),
+    'attribute_names': list(setting.spec.attribute_names),
+    'num_semantic_ids': setting.spec.num_semantic_ids,
+    'num_images': setting.spec.num_images,
+    'seed': setting.seed,
+    'dataset': setting.space_metadata.get('dataset', ''),
+  }
+
+
+def _check_belongs(stage, directory, setting):
+  path = os.path.join(directory, 'stage.json')
+  mine = _identity(stage, setting)
+  if os.path.isfile(path):
+    with open(path, encoding='utf-8') as file:
+      found = json.load(file)
+    different = sorted(key for key in mine if found.get(key) != mine[key])
+    if different:
+      key = different[0]
+      raise ValueError(
+        f"'{directory}' belongs to another stage or data set: its {', '.join(different)} differ "
+        f'({key} is {_short(found.get(key))} there and {_short(mine[key])} here). Give another '
+        'run directory, or remove that one.'
+      )
+  elif setting.chief:
+    os.makedirs(directory, exist_ok=True)
+    write_json(path, mine)
+
+
+def _short(value: Any) -> str:
+  text = json.dumps(value)
+  return text if len(text) < 60 else f'{text[:57]}...'
+
+
+def write_json(path: str, value: Any):
+  """Writes JSON so that a reader sees the old or the new file, never half of one."""
+  partial = f'{path}.partial-{os.getpid()}'
+  with open(partial, 'w', encoding='utf-8') as file:
+    json.dump(value, file, indent=1, ensure_ascii=False)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(partial, path)
+
+
+def _restore(checkpoint, path, stage):
+  try:
+    checkpoint.restore(path).assert_consumed()
+  except (AssertionError, ValueError, tf.errors.OpError) as error:
+    raise ValueError(
+      f"The checkpoint '{path}' does not fit stage '{stage.name}' as it is configured now: "
+      f'{_first_line(error)} Use the configuration it was written with, or another run directory.'
+    ) from error
+
+
+def _carry(method, stage, source, directory, names):
+  path = os.path.join(directory, 'final')
+  for name in names:
+    if name not in method.networks:
+      raise ValueError(
+        f"Stage '{stage.name}' carries network '{name}', which its method does not have "
+        f'(it has: {", ".join(method.networks)}).'
+      )
+  networks = {name: method.networks[name] for name in names}
+  status = tf.train.Checkpoint(networks=tf.train.Checkpoint(**networks)).read(path)
+  status.expect_partial()
+  try:
+    status.assert_existing_objects_matched()
+  except AssertionError as error:
+    raise ValueError(
+      f"Stage '{stage.name}' carries {list(names)} from '{source}', but its checkpoint '{path}' "
+      f'does not have them all, or in another form: {_first_line(error)}'
+    ) from error
+  except ValueError as error:
+    raise ValueError(
+      f"Stage '{stage.name}' cannot carry {list(names)} from '{source}': {_first_line(error)}"
+    ) from error
+  _log.info("Stage '%s' carries %s from '%s'.", stage.name, ', '.join(names), source)
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
+
+
+def _write_final(checkpoint, directory, stage, method, setting, seconds):
+  base = directory if setting.chief else _worker_directory(directory, setting)
+  os.makedirs(base, exist_ok=True)
+  checkpoint.write(os.path.join(base, 'final'))
+  if not setting.chief:
+    return
+  if method.space is not None:
+    method.space.save(
+      space_directory(directory), metadata={**setting.space_metadata, 'stage': stage.name}
+    )
+  write_json(
+    os.path.join(directory, 'final.json'),
+    {
+      'stage': stage.name,
+      'method': type(method).__name__,
+      'epochs': stage.epochs,
+      'steps': int(checkpoint.step),
+      'seconds': round(seconds, 1),
+    },
+  )
