@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,7 +69,7 @@ def scan(
 
   Args:
     folder: holds the crops.
-    pattern: of a crop's file name, with the groups 'person' and 'camera'.
+    pattern: of a crop's file name, with the group 'person' and, if it tells one, 'camera'.
     name: of the data set, for the message.
     ignored: person ids that are no people, with the reason: they are left out and counted.
 
@@ -89,7 +90,8 @@ def scan(
       dropped[reason] = dropped.get(reason, 0) + 1
     else:
       path = os.path.join(folder, file_name)
-      records.append(ImageRecord(path, match['person'], int(match['camera'])))
+      camera = int(match['camera']) if 'camera' in pattern.groupindex else 0
+      records.append(ImageRecord(path, match['person'], camera))
   if not records and set(dropped) <= {'not a crop'}:
     found = f"{len(names)} other files, '{names[0]}' first" if names else 'nothing'
     raise ValueError(
@@ -99,24 +101,16 @@ def scan(
   return records, dropped
 
 
-def read_attribute_mat(path: str | os.PathLike, variable: str) -> dict[str, pd.DataFrame]:
-  """The two annotation tables of a Market-1501 or DukeMTMC attribute file.
-
-  Structs and columns are found by name: the files disagree on the order of both, Market's two
-  halves at 23 of their 27 columns.
+def read_mat(path: str | os.PathLike, variable: str) -> np.ndarray:
+  """One variable of a MATLAB file, an array with no superfluous dimensions.
 
   Args:
-    path: of the .mat file.
-    variable: the MATLAB variable in it, for example 'market_attribute'.
-
-  Returns:
-    'train' and 'test', each a DataFrame of integers with the file's columns in the file's order,
-    and the person id (str, as in the names of the crops) as its index. Values are not interpreted.
+    path: of the .mat file (version 7 or older).
+    variable: its name.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it cannot be read, or lacks the variable, a struct or the person ids, or its
-      columns are of different lengths or not whole numbers.
+    ValueError: it cannot be read or lacks the variable.
   """
   path = Path(path).expanduser()
   if not path.is_file():
@@ -139,7 +133,29 @@ def read_attribute_mat(path: str | os.PathLike, variable: str) -> dict[str, pd.D
       f"'{path}' has no variable '{variable}' (found: {', '.join(found) or 'none'}). "
       'Is it the annotation file of another data set?'
     )
-  structs = content[variable]
+  return np.asarray(content[variable])
+
+
+def read_attribute_mat(path: str | os.PathLike, variable: str) -> dict[str, pd.DataFrame]:
+  """The two annotation tables of a Market-1501 or DukeMTMC attribute file.
+
+  Structs and columns are found by name: the files disagree on the order of both, Market's two
+  halves at 23 of their 27 columns.
+
+  Args:
+    path: of the .mat file.
+    variable: the MATLAB variable in it, for example 'market_attribute'.
+
+  Returns:
+    'train' and 'test', each a DataFrame of integers with the file's columns in the file's order,
+    and the person id (str, as in the names of the crops) as its index. Values are not interpreted.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it cannot be read, or lacks the variable, a struct or the person ids, or its
+      columns are of different lengths or not whole numbers.
+  """
+  structs = read_mat(path, variable)
   frames = {}
   for half in ('train', 'test'):
     if structs.dtype.names is None or half not in structs.dtype.names:
@@ -151,7 +167,8 @@ def read_attribute_mat(path: str | os.PathLike, variable: str) -> dict[str, pd.D
   return frames
 
 
-def _frame(struct: np.ndarray, *, source: str) -> pd.DataFrame:
+def _frame(struct: Any, *, source: str) -> pd.DataFrame:
+  struct = np.asarray(struct)
   names = struct.dtype.names or ()
   if PERSON_COLUMN not in names:
     raise ValueError(

@@ -1,10 +1,31 @@
-"""The words people use for attributes: phrases, and descriptions made of them. Floor 1."""
+"""The words people use for attributes: phrases, and descriptions made of them. Floor 1.
+
+There is no language model here: a fixed table of phrases, the longest match wins, and a word
+that is in no phrase is reported, never guessed.
+"""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping, Sequence
 
+from tfreid.data.attributes import NONE, AttributeSchema
+
 _SPELLINGS = {'gray': ('gray', 'grey')}
+
+# Words that say nothing about an attribute. "or" is not among them: an alternative is something
+# a query cannot say, so it is reported like any other unknown word.
+_ARTICLES = frozenset(('a', 'an', 'the', 'some', 'his', 'her', 'their', 'one'))
+_CONNECTIVES = frozenset(
+  (
+    *('and', 'with', 'in', 'wearing', 'wears', 'carrying', 'carries', 'has', 'having', 'but'),
+    *('person', 'who', 'is', 'of', 'plus'),
+  )
+)
+_NEGATIONS = ('no', 'without', 'not')
+_SETTING = re.compile(r'\s*(?P<name>[^=!]*?)\s*(?P<sign>!?=)\s*(?P<value>.*?)\s*')
+_TOKEN = re.compile(r"[^\s.,;:!?()\"']+")
 
 
 def color_words(colors: Sequence[str], garments: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
@@ -21,3 +42,248 @@ def color_words(colors: Sequence[str], garments: Sequence[str]) -> Mapping[str, 
     color: tuple(f'{c} {garment}' for c in _SPELLINGS.get(color, (color,)) for garment in garments)
     for color in colors
   }
+
+
+def phrases(schema: AttributeSchema) -> dict[str, tuple[str, str]]:
+  """Every phrase that `parse` knows, as a table that can be written out.
+
+  An attribute with the values no and yes is called by its name ('backpack', 'hair band') or its
+  words. A value of any other attribute is called by its words; where it has none, by value and
+  name ('red vest color'). A value's bare name is no phrase unless it is among the words: 'red'
+  alone, before a garment that the table does not know, would put the colour on the wrong one.
+
+  'no', 'without' and 'not' before a phrase deny it, if it says one thing only: denying 'white
+  skirt' denies neither the white nor the skirt.
+
+  Args:
+    schema: the attributes and their words.
+
+  Returns:
+    Lower-case phrase, words separated by single spaces, to (attribute, value); '!value' means
+    "not this value".
+
+  Raises:
+    ValueError: the schema uses one phrase for two things.
+  """
+  table: dict[str, tuple[str, str]] = {}
+
+  def add(phrase: str, attribute: str, value: str) -> None:
+    phrase = ' '.join(_tokens(phrase))
+    if table.setdefault(phrase, (attribute, value)) != (attribute, value):
+      raise ValueError(
+        f"The schema of {schema.name} uses the phrase '{phrase}' both for "
+        f'{_setting(*table[phrase])} and for {_setting(attribute, value)}; remove one.'
+      )
+
+  # What a schema says itself comes first; the phrases made from it give way where they collide.
+  made: list[tuple[str, tuple[str, str]]] = []
+  for attribute in schema.attributes:
+    for value, words in attribute.words.items():
+      for word in words:
+        add(word, attribute.name, value)
+    name = attribute.name.replace('_', ' ')
+    if attribute.values == ('no', 'yes'):
+      made.append((name, (attribute.name, 'yes')))
+    else:
+      made += [
+        (f'{value} {name}', (attribute.name, value))
+        for value in attribute.values
+        if not attribute.words.get(value)
+      ]
+  for phrase, said in made:
+    table.setdefault(' '.join(_tokens(phrase)), said)
+  for phrase, (name, value) in list(table.items()):
+    if phrase.split()[0] not in _NEGATIONS and not _implied(phrase, table):
+      for negation in _NEGATIONS:
+        table.setdefault(f'{negation} {phrase}', (name, _negated(schema, name, value)))
+    if schema.attribute(name).values == ('no', 'yes') and value == 'yes':
+      table.setdefault(f'with {phrase}', (name, value))
+  return table
+
+
+def parse(text: str, schema: AttributeSchema) -> dict[str, str]:
+  """What a description says, attribute by attribute.
+
+  Understands settings ('gender=female, hat!=yes') and phrases ('woman with a red shirt and blue
+  jeans, no hat'), mixed as one likes, separated by commas or semicolons. A phrase says all that
+  its ending says too: 'white skirt' is a white lower body and a skirt.
+
+  Args:
+    text: the description.
+    schema: what can be said.
+
+  Returns:
+    Attribute name to value, or to '!value' for "not this value", in the order of the text; for
+    `AttributeSchema.encode_query`.
+
+  Raises:
+    ValueError: a word, attribute or value is unknown (the message names each, with the nearest
+      that is known), the description contradicts itself, or it says nothing.
+  """
+  table = phrases(schema)
+  said: list[tuple[str, str, str]] = []
+  unknown: list[str] = []
+  for part in re.split(r'[,;\n]', text):
+    if '=' in part:
+      said.append((*_read_setting(part, schema), part.strip()))
+    else:
+      _read_phrases(part, table, schema, said, unknown)
+  if unknown:
+    raise ValueError(
+      f'Did not understand {"; ".join(_hint(words, table) for words in unknown)}. '
+      f'{schema.name} can be asked for: {", ".join(a.name for a in schema.attributes)}.'
+    )
+  if not said:
+    raise ValueError(
+      f"The description '{text.strip()}' names no attribute. Say at least one, for example "
+      f"'{schema.attributes[0].name}={schema.attributes[0].values[-1]}' or '{next(iter(table))}'."
+    )
+  description: dict[str, str] = {}
+  sources: dict[str, str] = {}
+  for name, value, source in said:
+    before = description.get(name)
+    merged = value if before is None else _merge(before, value)
+    if merged is None:
+      raise ValueError(
+        f"The description contradicts itself about '{name}': '{sources[name]}' and '{source}'. "
+        'Keep one of the two.'
+        if not (before.startswith('!') and value.startswith('!'))
+        else f"Only one value of '{name}' can be excluded, not both '{sources[name]}' and "
+        f"'{source}'. Say which value is wanted."
+      )
+    if merged != before:
+      description[name], sources[name] = merged, source
+  return description
+
+
+def _tokens(text: str) -> list[str]:
+  return _TOKEN.findall(text.lower())
+
+
+def _setting(name: str, value: str) -> str:
+  return f'{name}!={value[1:]}' if value.startswith('!') else f'{name}={value}'
+
+
+def _negated(schema: AttributeSchema, name: str, value: str) -> str:
+  """The opposite of a binary attribute's value, '!value' of another's."""
+  attribute = schema.attribute(name)
+  if attribute.is_binary:
+    return attribute.values[1 - attribute.values.index(value)]
+  return f'!{value}'
+
+
+def _read_setting(part: str, schema: AttributeSchema) -> tuple[str, str]:
+  match = _SETTING.fullmatch(part)
+  if match is None or '=' in match['value']:
+    raise ValueError(
+      f"Cannot read '{part.strip()}'. Write attribute=value or attribute!=value, separated by "
+      'commas.'
+    )
+  name = _as_known('_'.join(match['name'].split()), [a.name for a in schema.attributes])
+  value, negated = match['value'], match['sign'] == '!='
+  if value.startswith('!'):
+    negated, value = not negated, value[1:].strip()
+  value = schema.check_value(name, _as_known(value, [*schema.attribute(name).values, NONE]))
+  if not negated:
+    return name, value
+  if value == NONE:
+    raise ValueError(f"'{name}!=none' says that some value is on but not which; name one.")
+  return name, _negated(schema, name, value)
+
+
+def _as_known(given: str, known: Sequence[str]) -> str:
+  """The known name that differs in case only, or what was given."""
+  return next((name for name in known if name.lower() == given.lower()), given)
+
+
+def _read_phrases(
+  part: str,
+  table: Mapping[str, tuple[str, str]],
+  schema: AttributeSchema,
+  said: list[tuple[str, str, str]],
+  unknown: list[str],
+) -> None:
+  """Appends what one comma-separated part says to `said`, and what is not known to `unknown`."""
+  tokens = [token for token in _tokens(part) if token not in _ARTICLES]
+  longest = max(len(phrase.split()) for phrase in table)
+  position = 0
+  run: list[str] = []  # of unknown words, reported together
+  denied = None  # the phrase that was denied, while only 'and' has followed it
+
+  def end_run() -> None:
+    if run:
+      unknown.append(' '.join(run))
+      run.clear()
+
+  def match_at(start: int) -> str | None:
+    for length in range(min(longest, len(tokens) - start), 0, -1):
+      phrase = ' '.join(tokens[start : start + length])
+      if phrase in table:
+        return phrase
+    return None
+
+  while position < len(tokens):
+    phrase = match_at(position)
+    if phrase is None:
+      token, after = tokens[position], match_at(position + 1)
+      position += 1
+      if token in _CONNECTIVES:
+        end_run()
+        denied = denied if token == 'and' else None
+        continue
+      run.append(token)
+      denied = None
+      if token in _NEGATIONS and after:
+        # Without its phrase, "did not understand 'no'" would not say which.
+        run.append(after)
+        position += len(after.split())
+        end_run()
+      continue
+    end_run()
+    name, value = table[phrase]
+    first = phrase.split()[0]
+    if denied and first not in _NEGATIONS and first != 'with' and tokens[position - 1] == 'and':
+      raise ValueError(
+        f"'{denied} and {phrase}' can be read in two ways. Say '{denied}, no {phrase}' or "
+        f"'{denied}, with {phrase}'."
+      )
+    said.append((name, value, phrase))
+    if first in _NEGATIONS:
+      denied = phrase
+    else:
+      denied = None
+      said += _implied(phrase, table)
+    position += len(phrase.split())
+  end_run()
+
+
+def _implied(phrase: str, table: Mapping[str, tuple[str, str]]) -> list[tuple[str, str, str]]:
+  """What the endings of a phrase say of other attributes."""
+  words = phrase.split()
+  names = {table[phrase][0]}
+  implied = []
+  for start in range(1, len(words)):
+    ending = ' '.join(words[start:])
+    if ending in table and table[ending][0] not in names:
+      names.add(table[ending][0])
+      implied.append((*table[ending], phrase))
+  return implied
+
+
+def _merge(first: str, second: str) -> str | None:
+  """What two statements about one attribute say together; None if they cannot both be kept."""
+  if first == second:
+    return first
+  if first.startswith('!') == second.startswith('!'):
+    return None
+  excluded, value = (first, second) if first.startswith('!') else (second, first)
+  return None if excluded[1:] == value else value
+
+
+def _hint(words: str, table: Mapping[str, tuple[str, str]]) -> str:
+  candidates = difflib.get_close_matches(words, table, n=1, cutoff=0.6)
+  if not candidates:
+    # Of several words, one may be a slip: "purpel hat".
+    for word in words.split():
+      candidates = candidates or difflib.get_close_matches(word, table, n=1, cutoff=0.75)
+  return f"'{words}'" + (f" (nearest known: '{candidates[0]}')" if candidates else '')
