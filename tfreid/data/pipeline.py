@@ -1,0 +1,549 @@
+"""The input pipeline, from a Split to batches: the only place that decodes pixels. Floor 1."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import numbers
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfreid.data import augmentation
+from tfreid.data.attributes import AttributeSchema
+from tfreid.data.augmentation import Stream
+from tfreid.data.benchmark import Split
+
+_log = logging.getLogger(__name__)
+
+# The mean pixel of ImageNet, RGB: what an erased area becomes is 0 after normalisation.
+MEAN_PIXEL = (124.0, 116.0, 104.0)
+
+# Called with (images done, images in all) while something lasts.
+Progress = Callable[[int, int], None]
+
+
+def decode_image(contents: tf.Tensor, image_size: Sequence[int]) -> tf.Tensor:
+  """One encoded image, decoded and resized.
+
+  Bilinear with antialiasing, rounded to whole grey levels, so that a picture looks the same to
+  training, evaluation and serving.
+
+  Args:
+    contents: string scalar, the bytes of a JPEG, PNG or BMP file (of a GIF, its first frame).
+    image_size: (height, width).
+
+  Returns:
+    uint8 [height, width, 3].
+  """
+  height, width = image_size
+  image = tf.io.decode_image(contents, channels=3, expand_animations=False)
+  image.set_shape([None, None, 3])
+  size = tf.shape(image)
+
+  def resize(antialias):
+    resized = tf.image.resize(image, (height, width), method='bilinear', antialias=antialias)
+    return tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)
+
+  # Enlarging with and without antialiasing is the same, and faster without.
+  enlarges = tf.logical_and(size[0] <= height, size[1] <= width)
+  image = tf.cond(enlarges, lambda: resize(False), lambda: resize(True))
+  return tf.ensure_shape(image, [height, width, 3])
+
+
+class Pipeline:
+  """Batches of a split: for training shuffled and augmented, for evaluation in order.
+
+  A batch is {'image': float32 [B, H, W, 3] in 0 ... 255, 'attributes': float32 [B, A],
+  'semantic_id': int64 [B]}.
+
+  All randomness is decided by (seed, epoch) and the position of the example in the epoch, so an
+  epoch is bit for bit the same whenever it is repeated, with any number of threads or workers.
+  """
+
+  def __init__(
+    self,
+    image_size: Sequence[int] = (256, 128),
+    batch_size: int = 128,
+    *,
+    flip: bool = True,
+    crop: float = 0.0,
+    erase: float = 0.0,
+    erase_size: Sequence[float] = (0.25, 0.5),
+    attribute_dropout: float = 0.0,
+    keep_at_least: int = 1,
+    cache: bool = False,
+    cache_gib: float = 8.0,
+    on_bad_image: str = 'error',
+    num_parallel_calls: int | None = None,
+    prefetch: int = 2,
+  ):
+    """Settings, none of which depends on the data.
+
+    Args:
+      image_size: (height, width) in pixels, to which each image is resized.
+      batch_size: examples per step, over all replicas and workers.
+      flip: mirror half of the training images.
+      crop: share of the training images that are cropped at random (Open-ReID's random area crop,
+        `augmentation.crop_boxes`).
+      erase: share of the training images in which a window is erased (cutout).
+      erase_size: height and width of the window as shares of the image's.
+      attribute_dropout: chance of each attribute of a training example to become "not said". Only
+        for the three-state encoding.
+      keep_at_least: attributes of an example that are never dropped.
+      cache: keep the decoded and resized images in memory, height x width x 3 bytes each.
+      cache_gib: memory that all cached splits together may take.
+      on_bad_image: 'error', or 'skip': `check` then leaves unreadable files out.
+      num_parallel_calls: images decoded at a time; None leaves it to tf.data.
+      prefetch: batches kept ready.
+
+    Raises:
+      ValueError: a setting is out of range.
+    """
+    self.image_size = _pair('image_size', image_size)
+    self.batch_size = batch_size
+    self.flip = flip
+    self.crop = crop
+    self.erase = erase
+    self.erase_size = _pair('erase_size', erase_size)
+    self.attribute_dropout = attribute_dropout
+    self.keep_at_least = keep_at_least
+    self.cache = cache
+    self.cache_gib = cache_gib
+    self.on_bad_image = on_bad_image
+    self.num_parallel_calls = num_parallel_calls
+    self.prefetch = prefetch
+    for name in ('batch_size', 'prefetch', 'keep_at_least'):
+      _check_whole(name, getattr(self, name), 1)
+    for size in self.image_size:
+      _check_whole('image_size', size, 1)
+    if num_parallel_calls is not None:
+      _check_whole('num_parallel_calls', num_parallel_calls, 1)
+    for name in ('crop', 'erase', 'attribute_dropout'):
+      if not 0.0 <= getattr(self, name) <= 1.0:
+        raise ValueError(f'{name} is a share in [0, 1], not {getattr(self, name)}.')
+    if not all(0.0 < share <= 1.0 for share in self.erase_size):
+      raise ValueError(f'erase_size is two shares in (0, 1], not {self.erase_size}.')
+    if on_bad_image not in ('error', 'skip'):
+      raise ValueError(f"on_bad_image is 'error' or 'skip', not {on_bad_image!r}.")
+    self._cached: dict[str, tf.Tensor] = {}
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(height, width, 3) of the images."""
+    return (*self.image_size, 3)
+
+  def num_batches(self, split: Split) -> int:
+    """Number of training batches in an epoch; the remainder is dropped.
+
+    Raises:
+      ValueError: the split does not fill one batch.
+    """
+    if len(split) < self.batch_size:
+      raise ValueError(
+        f'The training split has {len(split)} images, fewer than one batch of {self.batch_size}. '
+        f'Set Pipeline.batch_size to {len(split)} or less, or train on more images.'
+      )
+    return len(split) // self.batch_size
+
+  def training(
+    self,
+    split: Split,
+    *,
+    seed: int,
+    epoch: int,
+    schema: AttributeSchema | None = None,
+    shard: tuple[int, int] = (0, 1),
+  ) -> tf.data.Dataset:
+    """Shuffled and augmented batches of one epoch; the remainder is dropped.
+
+    With several workers, each reads its own part of each batch and decodes nothing else:
+
+      strategy.distribute_datasets_from_function(
+        lambda context: pipeline.training(
+          split, seed=seed, epoch=epoch,
+          shard=(context.input_pipeline_id, context.num_input_pipelines),
+        ).rebatch(context.get_per_replica_batch_size(pipeline.batch_size))
+      )
+
+    The parts, one behind the other, are the batch that a single worker would read. That function
+    expects batches of the size of a replica, hence the `rebatch`; `experimental_distribute_dataset`
+    cuts batches itself and is enough for one worker.
+
+    Args:
+      split: the examples.
+      seed: of the run, not negative.
+      epoch: number of the epoch, not negative.
+      schema: of the attributes; needed for `attribute_dropout`.
+      shard: (index, count) of the worker. Batches then hold batch_size / count examples.
+
+    Returns:
+      Dataset of `num_batches(split)` dicts.
+
+    Raises:
+      ValueError: the split is smaller than a batch, the shards do not divide the batch, attributes
+        cannot be dropped under this schema, or an image could not be read while filling the cache.
+    """
+    num_batches = self.num_batches(split)
+    _check_whole('seed', seed, 0)
+    _check_whole('epoch', epoch, 0)
+    index, count = shard
+    if not 0 <= index < count:
+      raise ValueError(
+        f'shard=({index}, {count}): the index of {count} shards is 0 ... {count - 1}.'
+      )
+    if self.batch_size % count:
+      raise ValueError(
+        f'batch_size={self.batch_size} cannot be divided among {count} workers. '
+        f'Set Pipeline.batch_size to a multiple of {count}.'
+      )
+    order = np.random.default_rng([seed, epoch, int(Stream.ORDER)]).permutation(len(split))
+    positions = np.arange(num_batches * self.batch_size).reshape(num_batches, count, -1)
+    positions = positions[:, index].reshape(-1)  # places in the epoch's order that are this shard's
+
+    draws = {}
+
+    def draw(stream, *width):
+      numbers = augmentation.draws(seed, epoch, stream, (len(split), *width))
+      draws[stream] = numbers.numpy()[positions]
+
+    groups = None
+    if self.flip:
+      draw(Stream.FLIP)
+    if self.crop:
+      draw(Stream.CROP, augmentation.CROP_DRAWS)
+    if self.erase:
+      draw(Stream.ERASE, 3)
+      _tensorflow_addons()
+    if self.attribute_dropout:
+      groups = self._droppable(schema)
+      draw(Stream.ATTRIBUTES, max(groups) + 1)
+
+    streams = tuple(draws)
+
+    def augment(batch, draws):
+      image, attributes = batch['image'], batch['attributes']
+      draws = dict(zip(streams, draws))
+      if self.flip:
+        image = augmentation.flip(image, draws[Stream.FLIP])
+      if self.crop:
+        image = augmentation.crop(image, augmentation.crop_boxes(draws[Stream.CROP], self.crop))
+      image = tf.cast(image, tf.float32)
+      if self.erase:
+        image = self._erase(image, draws[Stream.ERASE])
+      if self.attribute_dropout:
+        attributes = augmentation.drop_attributes(
+          attributes,
+          draws[Stream.ATTRIBUTES],
+          groups=groups,
+          rate=self.attribute_dropout,
+          keep_at_least=self.keep_at_least,
+        )
+      return {**batch, 'image': image, 'attributes': attributes}
+
+    images = self.load(split) if self.cache else None
+    batch_size = self.batch_size // count
+    examples = self._examples(
+      split, order[positions], batch_size, images=images, draws=draws, drop=True
+    )
+    return self._finished(examples, augment, images)
+
+  def evaluation(self, split: Split, *, batch_size: int | None = None) -> tf.data.Dataset:
+    """Batches of all images in the order of the split, not augmented.
+
+    Args:
+      split: the examples.
+      batch_size: if other than that of training. The last batch may be smaller.
+    """
+    batch_size = self.batch_size if batch_size is None else batch_size
+    _check_whole('batch_size', batch_size, 1)
+    images = None
+    # A gallery that no longer fits into the cache is only read more slowly, no reason to fail.
+    if self.cache and (_key(split) in self._cached or self._size(split) <= self._free()):
+      images = self.load(split)
+    examples = self._examples(
+      split, np.arange(len(split)), batch_size, images=images, draws={}, drop=False
+    )
+
+    def as_float(batch, draws):
+      return {**batch, 'image': tf.cast(batch['image'], tf.float32)}
+
+    return self._finished(examples, as_float, images)
+
+  def load(self, split: Split, *, progress: Progress | None = None) -> tf.Tensor:
+    """The decoded and resized images of a split, uint8 [N, H, W, 3], kept for later calls.
+
+    With `cache` the other methods call it; call it before them to show its progress.
+
+    Raises:
+      ValueError: they do not fit into `cache_gib`, or one of them cannot be read.
+    """
+    key = _key(split)
+    if key in self._cached:
+      return self._cached[key]
+    needed, free = self._size(split), self._free()
+    if needed > free:
+      raise ValueError(
+        f'Caching {len(split)} images of {self.image_size[0]}x{self.image_size[1]} takes '
+        f'{needed / 2**30:.2f} GiB, but of Pipeline.cache_gib={self.cache_gib:g} only '
+        f'{free / 2**30:.2f} GiB are left. Raise it if the machine has the memory, or set '
+        'Pipeline.cache to False.'
+      )
+    images = _aligned((len(split), *self.image_shape))
+    done = 0
+    try:
+      for batch in self._decoded(split.paths).batch(64).prefetch(1):
+        images[done : done + len(batch)] = batch.numpy()
+        done += len(batch)
+        if progress:
+          progress(done, len(split))
+    except tf.errors.OpError as error:
+      raise self.explain(error, split) from error
+    _log.info('Keeping %d images in memory, %.2f GiB.', len(split), needed / 2**30)
+    # The tensor shares the array's memory; a constant would be a second copy of it.
+    self._cached[key] = tf.experimental.dlpack.from_dlpack(images.__dlpack__())
+    return self._cached[key]
+
+  def check(self, split: Split, *, progress: Progress | None = None) -> Split:
+    """The split as this pipeline will read it.
+
+    With on_bad_image='error' that is the split itself and costs nothing: a bad file shows up when
+    it is read, and `explain` names it. With 'skip' each file is decoded once.
+
+    Do this before the sizes of the data are measured: a semantic ID may lose its only image.
+    """
+    if self.on_bad_image == 'error':
+      return split
+    return self.without_unreadable(split, progress=progress)
+
+  def without_unreadable(self, split: Split, *, progress: Progress | None = None) -> Split:
+    """The split without the files that cannot be decoded; they are logged by name and counted.
+
+    Returns:
+      `split` itself if all are sound, or a Split with semantic IDs numbered anew and the count in
+      `dropped['unreadable']`.
+
+    Raises:
+      ValueError: none can be read.
+    """
+    bad = self.unreadable(split, progress=progress)
+    if not len(bad):
+      return split
+    for i in bad:
+      _log.warning('Left out, unreadable: %s (%s)', split.paths[i], _reason(split.paths[i]))
+    if len(bad) == len(split):
+      raise ValueError(
+        f'None of the {len(split)} images can be read, {split.paths[0]} for one '
+        f'({_reason(split.paths[0])}). JPEG, PNG and BMP files are expected.'
+      )
+    kept = split.subset(np.setdiff1d(np.arange(len(split)), bad))
+    dropped = dict(kept.dropped)
+    dropped['unreadable'] = dropped.get('unreadable', 0) + len(bad)
+    return dataclasses.replace(kept, dropped=dropped)
+
+  def unreadable(self, split: Split, *, progress: Progress | None = None) -> np.ndarray:
+    """Positions (int64 [M], ascending) of the files of a split that cannot be decoded.
+
+    The files are decoded as for training, in parallel, and not kept.
+    """
+
+    def attempt(index, path):
+      image = decode_image(tf.io.read_file(path), self.image_size)
+      # The result must depend on the pixels, or the decoding would be optimised away.
+      return index + 0 * tf.cast(image[0, 0, 0], tf.int64)
+
+    # `ignore_errors` gives just what could be decoded. In chunks, to be able to tell the progress.
+    sound = np.zeros(len(split), bool)
+    chunk = 1024
+    paths = np.asarray(split.paths, dtype=object)
+    for start in range(0, len(split), chunk):
+      stop = min(start + chunk, len(split))
+      dataset = tf.data.Dataset.from_tensor_slices(
+        (np.arange(start, stop, dtype=np.int64), paths[start:stop])
+      )
+      dataset = dataset.map(attempt, num_parallel_calls=self._parallel).ignore_errors()
+      sound[[int(index) for index in dataset]] = True
+      if progress:
+        progress(stop, len(split))
+    return np.flatnonzero(~sound)
+
+  def explain(self, error: Exception, split: Split) -> Exception:
+    """What to raise when reading batches of `split` failed with `error`.
+
+    Args:
+      error: as TensorFlow raised it; it says what was wrong with a file but not with which.
+      split: that was being read.
+
+    Returns:
+      A ValueError that names the file, found by decoding all of them, or `error` itself if all
+      can be decoded and it must have another cause.
+    """
+    if not isinstance(error, tf.errors.OpError):
+      return error
+    bad = self.unreadable(split)
+    if not len(bad):
+      return error
+    path = split.paths[bad[0]]
+    others = f' So are {len(bad) - 1} others of the {len(split)}.' if len(bad) > 1 else ''
+    return ValueError(
+      f'{path} is unreadable: {_reason(path)}.{others} A whole JPEG, PNG or BMP file is expected. '
+      "Replace or remove what is broken, or set Pipeline.on_bad_image to 'skip' to leave it out."
+    )
+
+  @property
+  def _parallel(self) -> int:
+    return tf.data.AUTOTUNE if self.num_parallel_calls is None else self.num_parallel_calls
+
+  def _decoded(self, paths: np.ndarray) -> tf.data.Dataset:
+    """Images of the files, uint8 [H, W, 3] each, in the order of `paths`."""
+    dataset = tf.data.Dataset.from_tensor_slices(np.asarray(paths, dtype=object))
+    return dataset.map(
+      lambda path: decode_image(tf.io.read_file(path), self.image_size),
+      num_parallel_calls=self._parallel,
+      deterministic=True,
+    )
+
+  def _examples(
+    self,
+    split: Split,
+    rows: np.ndarray,
+    batch_size: int,
+    *,
+    images: tf.Tensor | None,
+    draws: Mapping[Stream, np.ndarray],
+    drop: bool,
+  ) -> tf.data.Dataset:
+    """(batch, draws) of the rows of the split; uint8 images, decoded or taken from `images`."""
+    labels = {
+      'attributes': split.attributes[rows].astype(np.float32),
+      'semantic_id': split.semantic_ids[rows].astype(np.int64),
+    }
+    if images is None:
+      dataset = self._decoded(split.paths[rows]).batch(batch_size, drop_remainder=drop)
+    else:
+      dataset = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size, drop_remainder=drop)
+      dataset = dataset.map(
+        lambda rows: tf.gather(images, rows),
+        num_parallel_calls=self._parallel,
+        deterministic=True,
+      )
+    others = tf.data.Dataset.from_tensor_slices((labels, tuple(draws.values())))
+    return tf.data.Dataset.zip((dataset, others.batch(batch_size, drop_remainder=drop))).map(
+      lambda image, others: ({'image': image, **others[0]}, others[1])
+    )
+
+  def _finished(
+    self, dataset: tf.data.Dataset, function: Callable, images: tf.Tensor | None
+  ) -> tf.data.Dataset:
+    """`function` applied to each batch, in parallel and in order, and prefetched."""
+    dataset = dataset.map(function, num_parallel_calls=self._parallel, deterministic=True)
+    options = tf.data.Options()
+    options.deterministic = True
+    # `training` shards by itself, exactly.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    if images is not None:
+      # TensorFlow's graph optimiser would hash the cache at each epoch: seconds per GiB.
+      options.experimental_optimization.apply_default_optimizations = False
+    return dataset.prefetch(self.prefetch).with_options(options)
+
+  def _droppable(self, schema: AttributeSchema | None) -> tuple[int, ...]:
+    """The groups of the columns, if attributes can be dropped at all."""
+    if schema is None:
+      raise ValueError(
+        'attribute_dropout needs the schema, which says what columns belong together.'
+      )
+    if schema.encoding != 'three_state':
+      raise ValueError(
+        f'Pipeline.attribute_dropout={self.attribute_dropout} needs the three-state encoding, in '
+        f"which 0 means 'not said'; that of {schema.name} is '{schema.encoding}', in which 0 means "
+        "'no'. Set the encoding to 'three_state' or attribute_dropout to 0."
+      )
+    if self.keep_at_least > len(schema.attributes):
+      raise ValueError(
+        f'Pipeline.keep_at_least={self.keep_at_least}, but {schema.name} has only '
+        f'{len(schema.attributes)} attributes.'
+      )
+    return schema.groups
+
+  def _erase(self, images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    """Images with a window of the mean pixel in some of them (cutout, DeVries & Taylor 2017).
+
+    Args:
+      images: float32 [B, H, W, 3].
+      draws: [B, 3] in [0, 1): whether, and where from top to bottom and from left to right.
+    """
+    # tfa wants an even window, and the window's centre; all of the window is inside.
+    window = [
+      2 * max(1, round(share * side / 2)) for share, side in zip(self.erase_size, self.image_size)
+    ]
+    room = tf.constant([side - size + 1 for side, size in zip(self.image_size, window)], tf.float32)
+    corner = tf.cast(tf.floor(draws[:, 1:] * room), tf.int32)
+    centre = corner + tf.constant(window) // 2
+    erased = _tensorflow_addons().image.cutout(images, window, centre, MEAN_PIXEL)
+    return tf.where((draws[:, 0] < self.erase)[:, None, None, None], erased, images)
+
+  def _size(self, split: Split) -> int:
+    """Bytes that the cached images of a split take."""
+    return len(split) * int(np.prod(self.image_shape))
+
+  def _free(self) -> int:
+    """Bytes of the cache that are still free."""
+    taken = sum(len(images) * int(np.prod(self.image_shape)) for images in self._cached.values())
+    return int(self.cache_gib * 2**30) - taken
+
+
+def _pair(name: str, value: Sequence) -> tuple:
+  """`value` as a tuple of two."""
+  if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) != 2:
+    raise ValueError(f'{name} is (height, width), not {value!r}.')
+  return tuple(value)
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+  """Raises ValueError unless `value` is a whole number of at least `least`."""
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+    raise ValueError(f'{name} must be a whole number of at least {least}, not {value!r}.')
+
+
+def _key(split: Split) -> str:
+  """Digest of the paths of a split."""
+  return hashlib.sha256('\0'.join(map(str, split.paths)).encode()).hexdigest()
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+  """An uninitialised uint8 array at an address that is a multiple of 64, as tensors need it."""
+  size = int(np.prod(shape))
+  memory = np.empty(size + 64, np.uint8)
+  start = -memory.ctypes.data % 64
+  return memory[start : start + size].reshape(shape)
+
+
+def _reason(path: str) -> str:
+  """Why a file cannot be decoded, in a few words."""
+  try:
+    contents = tf.io.read_file(str(path))
+  except tf.errors.NotFoundError:
+    return 'there is no such file'
+  except tf.errors.OpError:
+    return 'the file cannot be read'
+  start = contents.numpy()[:8]
+  if not start:
+    return 'the file is empty'
+  if start.startswith((b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM')):
+    return 'the image is truncated or damaged'
+  return f'it is not an image (it starts with {start!r})'
+
+
+def _tensorflow_addons():
+  """The module, imported where it is used and without its end-of-life warning.
+
+  Its import takes a second, and 0.23 says at each that it is the last release. That is known:
+  it is why TensorFlow is pinned to 2.15.
+  """
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    import tensorflow_addons
+  return tensorflow_addons
