@@ -1,0 +1,55 @@
+# Every goal sets up what it needs by itself: a virtual environment with the pinned dependencies
+# (tools/bootstrap.sh), made at the first call and renewed when they change.
+#
+#   make demo PYTHON=/path/to/python3.10     with an interpreter of your choice
+#   make test ARGS='tests/data -k market'    ARGS goes to the program that the goal runs
+
+# Only the command line sets these: a PYTHON or VENV in the caller's environment means something else.
+PYTHON =
+VENV = .venv
+EXTRAS = test,report,serve
+ARGS =
+
+RUN = $(VENV)/bin/python
+SOURCES = tfreid tools tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo tables test test-fast lint format bench clean
+
+help:  ## this list
+	@echo 'tfreid: a description in words, a ranked list of person crops'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo 'PYTHON=path forces the interpreter (3.9, 3.10 or 3.11), VENV=folder the environment,'
+	@echo 'EXTRAS=test,report,serve,gpu what is installed, ARGS=... goes to the program that is run.'
+
+setup:  ## the virtual environment with the pinned dependencies
+	@PYTHON='$(PYTHON)' VENV='$(VENV)' EXTRAS='$(EXTRAS)' sh tools/bootstrap.sh
+
+demo: setup  ## the main job on synthetic people: draw, train, evaluate, export, search
+	@$(RUN) tools/demo.py $(ARGS)
+
+tables: setup  ## the paper's comparison of methods, on synthetic people
+	@$(RUN) tools/compare.py $(ARGS)
+
+test: setup  ## all tests
+	@$(RUN) -m pytest $(ARGS)
+
+test-fast: setup  ## the tests that take seconds
+	@$(RUN) -m pytest -m 'not slow' $(ARGS)
+
+lint: setup  ## formatter and linter, changing nothing
+	@$(RUN) -m ruff format --check $(SOURCES)
+	@$(RUN) -m ruff check $(SOURCES)
+
+format: setup  ## formats the code and mends what the linter can mend
+	@$(RUN) -m ruff check --fix-only --quiet $(SOURCES)
+	@$(RUN) -m ruff format $(SOURCES)
+
+bench: setup  ## speed of training, input, evaluation and retrieval, into bench/
+	@$(RUN) benchmarks/run.py $(ARGS)
+
+clean:  ## removes the environment and caches; keeps runs, datasets, saved models and bench
+	rm -rf $(VENV) build dist tfreid.egg-info .pytest_cache .ruff_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

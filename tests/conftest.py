@@ -1,0 +1,59 @@
+"""What all tests share: TensorFlow's surroundings, the real annotation files, a tiny data set."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ANNOTATIONS = ('market_attribute.mat', 'duke_attribute.mat', 'PETA.mat')
+
+# Before anything imports TensorFlow. On the CPU, unless the caller names a GPU, and with as many
+# threads on each machine: the order of a parallel sum is a part of its result.
+os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '2')
+os.environ.setdefault('TF_NUM_INTEROP_THREADS', '2')
+
+
+def _split_cpu():
+  import tensorflow as tf
+
+  cpu = tf.config.list_physical_devices('CPU')[0]
+  if len(tf.config.get_logical_device_configuration(cpu) or ()) < 2:
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+def pytest_collection_finish(session):
+  """Splits the CPU in two before the first test starts the TensorFlow runtime."""
+  if 'tensorflow' in sys.modules and not session.config.option.collectonly:
+    _split_cpu()
+
+
+@pytest.fixture(scope='session')
+def two_devices() -> list[str]:
+  """Names of two logical CPUs, for tests of replicas in one process."""
+  import tensorflow as tf
+
+  _split_cpu()
+  return [device.name for device in tf.config.list_logical_devices('CPU')]
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> Path:
+  """Folder of the real annotation files of Market-1501, DukeMTMC-reID and PETA.
+
+  They stand in ../shared/data beside the checkout, not in it: their licences do not let the project
+  ship them. Without them the tests that need them are skipped.
+  """
+  shared = ROOT.parent / 'shared'
+  missing = [name for name in ANNOTATIONS if not (shared / 'data' / name).is_file()]
+  if missing:
+    reason = f'no {", ".join(missing)} in {shared / "data"}'
+    if os.environ.get('CI') and shared.is_dir():
+      pytest.fail(f'{reason}, though {shared} is there: its tests must not be skipped silently')
+    pytest.skip(reason)
+  return shared / 'data'
