@@ -323,7 +323,7 @@ class AttributeTable:
     twice = frame.index[frame.index.duplicated()]
     if len(twice):
       raise ValueError(f"{source}: person '{twice[0]}' is annotated {len(twice) + 1} times.")
-    frame = frame[list(schema.raw_values)].astype(np.int64)
+    frame = frame[list(schema.raw_values)]
     for raw, legal in schema.raw_values.items():
       bad = frame.index[~frame[raw].isin(legal)]
       if len(bad):
@@ -332,7 +332,7 @@ class AttributeTable:
           f'legal values are {", ".join(map(str, legal))}. ({len(bad)} people have such a value.)'
         )
     self.schema = schema
-    self.frame = frame
+    self.frame = frame.astype(np.int64)
 
   def __len__(self) -> int:
     return len(self.frame)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ def read_mat(path: str | os.PathLike, variable: str) -> np.ndarray:
     raise ValueError(
       f"'{path}' is a MATLAB 7.3 file, which cannot be read here. Save it again with '-v7'."
     ) from error
-  except (ValueError, TypeError, KeyError, IndexError, EOFError, OSError, zlib.error) as error:
+  except Exception as error:  # scipy's parser raises whatever it stumbles over in a damaged file
     raise ValueError(
       f"'{path}' is not a readable MATLAB file ({error}). Copy or download it again."
     ) from error

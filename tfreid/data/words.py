@@ -68,7 +68,9 @@ def phrases(schema: AttributeSchema) -> dict[str, tuple[str, str]]:
   table: dict[str, tuple[str, str]] = {}
 
   def add(phrase: str, attribute: str, value: str) -> None:
-    phrase = ' '.join(_tokens(phrase))
+    spelled, phrase = phrase, ' '.join(_tokens(phrase))
+    if not phrase:
+      raise ValueError(f"The schema of {schema.name} has a phrase without a word: '{spelled}'.")
     if table.setdefault(phrase, (attribute, value)) != (attribute, value):
       raise ValueError(
         f"The schema of {schema.name} uses the phrase '{phrase}' both for "
