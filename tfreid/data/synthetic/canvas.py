@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Callable, Union
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 from tfreid.data.synthetic import palette
 
@@ -61,6 +62,11 @@ def tube(start: Point, end: Point, start_radius: float, end_radius: float) -> np
   """Returns the outline of an open sleeve or trouser leg: as `limb`, but flat at its end."""
   outline = limb(start, end, start_radius, end_radius)
   return np.concatenate([outline[:9], outline[[9, 17]]])
+
+
+@functools.lru_cache(maxsize=32)
+def _darkness(shade: float) -> list:
+  return [int((255 - v) * shade) for v in range(256)]
 
 
 class Canvas:
@@ -136,7 +142,8 @@ class Canvas:
     blurred = mask.filter(ImageFilter.BoxBlur(reach))
     shifted = Image.new('L', mask.size)
     shifted.paste(blurred, (-int(round(reach)), -int(round(0.6 * reach))))
-    rim = ImageChops.invert(shifted).point(lambda v: int(v * shade))
+    # Inverted and scaled in one look-up.
+    rim = shifted.point(_darkness(shade))
     cloth.paste((0, 0, 0), (0, 0), rim)
 
   def line(self, points, width: float, paint: palette.Color) -> None:

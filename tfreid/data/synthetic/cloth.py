@@ -39,7 +39,7 @@ def cloth(ground, accents, pattern, *, top: float, bottom: float, view: str) -> 
   def stripes(draw, pixels, unit):
     step = 0.034 + 0.02 * variety
     for y in np.arange(top + step, bottom, step):
-      _rectangle(draw, pixels, -0.4, y, 0.4, y + 0.24 * step, accents[1])
+      _rectangle(draw, pixels, -0.4, y, 0.4, y + 0.19 * step, accents[1])
 
   def pinstripes(draw, pixels, unit):
     step = 0.022 + 0.012 * variety
@@ -54,7 +54,7 @@ def cloth(ground, accents, pattern, *, top: float, bottom: float, view: str) -> 
     _rectangle(draw, pixels, -size, middle - 0.7 * size, size, middle + 0.7 * size, accents[1])
 
   def raglan(draw, pixels, unit):
-    _rectangle(draw, pixels, -0.4, top - 0.1, 0.4, top + 0.16 * height, accents[1])
+    _rectangle(draw, pixels, -0.4, top - 0.1, 0.4, top + 0.10 * height, accents[1])
 
   def open_(draw, pixels, unit):
     if view != 'front':
@@ -68,7 +68,7 @@ def cloth(ground, accents, pattern, *, top: float, bottom: float, view: str) -> 
     _rectangle(draw, pixels, -0.004, top - 0.1, 0.004, bottom, accents[0])
 
   def collar(draw, pixels, unit):
-    _rectangle(draw, pixels, -0.075, top - 0.1, 0.075, top + 0.035, accents[1])
+    _rectangle(draw, pixels, -0.055, top - 0.1, 0.055, top + 0.012, accents[1])
 
   def hem(draw, pixels, unit):
     _rectangle(draw, pixels, -0.4, bottom - 0.11 * height, 0.4, bottom + 0.1, accents[1])

@@ -48,14 +48,13 @@ def draw_person(
   factor = _oversampling(height)
   size = (width * factor, height * factor)
   picture = scene.background(camera, size, rng, difficulty)
-  mask = _paste_figure(picture, attributes, identity, view, rng, difficulty)
-  del mask
+  _paste_figure(picture, attributes, identity, view, rng, difficulty)
   scene.occlude(picture, rng, difficulty)
   return scene.expose(picture, camera, rng, size=(width, height), difficulty=difficulty)
 
 
-def _paste_figure(picture, attributes, identity, view, rng, difficulty) -> Image.Image:
-  """Draws the person into the picture; returns the mask of where."""
+def _paste_figure(picture, attributes, identity, view, rng, difficulty) -> None:
+  """Draws the person into the picture."""
   width, height = picture.size
   pose = Pose(
     phase=float(rng.uniform(0, 2 * np.pi)) if difficulty.pose > 0 else 0.9,
@@ -75,7 +74,6 @@ def _paste_figure(picture, attributes, identity, view, rng, difficulty) -> Image
   figure.draw(canvas)
   scene.cast_shadow(picture, (middle, feet), 0.16 * unit)
   picture.paste(scene.drape(canvas.image, rng, difficulty), (0, 0), canvas.mask)
-  return canvas.mask
 
 
 def draw_junk(

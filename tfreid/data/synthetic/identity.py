@@ -55,10 +55,10 @@ _BUILDS = {
     0.68, 0.210, 0.104, 0.084, 0.092, 0.41, 0.031, 0.046, 0.062, 0.0, 0.014, 0.0
   ),
   ('teenager', 'male'): Build(
-    0.93, 0.150, 0.108, 0.074, 0.076, 0.485, 0.026, 0.042, 0.054, 0.0, 0.0, 0.0
+    0.91, 0.156, 0.104, 0.070, 0.074, 0.485, 0.026, 0.042, 0.054, 0.0, 0.0, 0.0
   ),
   ('teenager', 'female'): Build(
-    0.90, 0.152, 0.092, 0.062, 0.084, 0.490, 0.023, 0.041, 0.050, 0.016, 0.0, 0.0
+    0.88, 0.157, 0.089, 0.060, 0.080, 0.490, 0.023, 0.041, 0.050, 0.016, 0.0, 0.0
   ),
   ('adult', 'male'): Build(
     1.02, 0.128, 0.134, 0.104, 0.098, 0.475, 0.037, 0.054, 0.072, 0.0, 0.020, 0.0
@@ -67,10 +67,10 @@ _BUILDS = {
     0.97, 0.132, 0.112, 0.082, 0.112, 0.475, 0.031, 0.054, 0.060, 0.030, 0.008, 0.0
   ),
   ('old', 'male'): Build(
-    0.93, 0.140, 0.118, 0.106, 0.098, 0.45, 0.031, 0.046, 0.070, 0.0, 0.026, 0.30
+    0.93, 0.140, 0.118, 0.106, 0.098, 0.45, 0.031, 0.046, 0.070, 0.0, 0.026, 0.15
   ),
   ('old', 'female'): Build(
-    0.89, 0.142, 0.106, 0.100, 0.108, 0.44, 0.030, 0.047, 0.068, 0.018, 0.026, 0.32
+    0.89, 0.142, 0.106, 0.100, 0.108, 0.44, 0.030, 0.047, 0.068, 0.018, 0.026, 0.16
   ),
 }
 
@@ -123,8 +123,13 @@ class Identity:
   cane: bool
 
 
-_UPPER_PATTERNS = ('stripes', 'pinstripes', 'print', 'raglan', 'open', 'buttons', 'collar', 'hem')
-_LOWER_PATTERNS = ('side', 'faded', 'checks', 'hem', 'pinstripes')
+# Young people wear other tops and shoes than grown-ups: weak marks of age, beside the build.
+_YOUNG_PATTERNS = ('stripes', 'print', 'print', 'raglan', 'hem')
+_GROWN_PATTERNS = ('pinstripes', 'stripes', 'open', 'buttons', 'collar')
+_YOUNG_SHOES = ('white', 'red', 'blue', 'white', 'green', 'white', 'black', 'yellow')
+_GROWN_SHOES = ('black', 'brown', 'black', 'gray', 'black', 'brown', 'white', 'black')
+_TROUSER_PATTERNS = ('side', 'faded', 'checks', 'hem', 'pinstripes')
+_SKIRT_PATTERNS = ('checks', 'hem', 'pinstripes')
 # People whose clothes have no colour column wear several colours at once, or one of these.
 _UPPER_OTHERS = ('orange', 'brown')
 _LOWER_OTHERS = ('orange', 'red')
@@ -136,13 +141,22 @@ def sample_identity(
   difficulty: Difficulty,
 ) -> Identity:
   """Returns random looks of a person with these attributes."""
+  grown = attributes.age in ('adult', 'old')
   build = _vary(_BUILDS[attributes.age, attributes.gender], rng)
   spread = difficulty.shade_spread
   upper, upper_accents, upper_pattern = _garment(
-    attributes.upper_color, _UPPER_PATTERNS, _UPPER_OTHERS, rng, difficulty
+    attributes.upper_color,
+    _GROWN_PATTERNS if grown else _YOUNG_PATTERNS,
+    _UPPER_OTHERS,
+    rng,
+    difficulty,
   )
   lower, lower_accents, lower_pattern = _garment(
-    attributes.lower_color, _LOWER_PATTERNS, _LOWER_OTHERS, rng, difficulty
+    attributes.lower_color,
+    _SKIRT_PATTERNS if attributes.lower == 'dress' else _TROUSER_PATTERNS,
+    _LOWER_OTHERS,
+    rng,
+    difficulty,
   )
   one_piece = (
     attributes.lower == 'dress'
@@ -152,7 +166,7 @@ def sample_identity(
   )
   if one_piece:
     lower, lower_accents = upper, upper_accents
-    lower_pattern = upper_pattern if upper_pattern in ('pinstripes',) else None
+    lower_pattern = upper_pattern if upper_pattern == 'pinstripes' else None
   hairs = palette.GRAY_HAIRS if attributes.age == 'old' else palette.HAIRS
   if attributes.hair == 'long':
     style = 'tail' if rng.random() < 0.25 else 'loose'
@@ -163,7 +177,6 @@ def sample_identity(
   hair_index = int(rng.integers(len(hairs)))
   skin_index = int(rng.integers(len(palette.SKINS)))
   hat_away = (hairs[hair_index], palette.SKINS[skin_index])
-  grown = attributes.age in ('adult', 'old')
   draws = rng.random(8)
   return Identity(
     build=build,
@@ -180,10 +193,8 @@ def sample_identity(
     lower_pattern=lower_pattern,
     one_piece=bool(one_piece),
     hem=0.035 + 0.03 * float(draws[2]),
-    shoe=palette.shade(
-      ('white', 'black', 'gray', 'red', 'blue', 'brown', 'black', 'white')[int(8 * draws[3])], rng
-    ),
-    sock=bool(draws[4] < 0.4),
+    shoe=palette.shade((_GROWN_SHOES if grown else _YOUNG_SHOES)[int(8 * draws[3])], rng),
+    sock=bool(draws[4] < (0.15 if grown else 0.5)),
     hat=('cap', 'beanie', 'brim')[int(3 * draws[5])],
     hat_color=palette.contrasting(rng, hat_away, ('red', 'blue', 'green', 'yellow', 'white')),
     bag_color=palette.contrasting(rng, (upper, lower), least=120.0),
@@ -221,7 +232,7 @@ def _garment(name, patterns, others, rng, difficulty):
   ground = palette.shade(name, rng, difficulty.shade_spread)
   accent = palette.contrasting(rng, (ground,), least=90.0)
   # A mark in another shade of the same colour, and one in another colour.
-  lightness = 0.6 if sum(ground) > 240 else 1.35
+  lightness = 0.68 if sum(ground) > 240 else 1.22
   accents = (palette.scale(ground, lightness), accent)
   pattern = None
   if rng.random() < difficulty.pattern:
