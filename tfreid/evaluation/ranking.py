@@ -21,15 +21,16 @@ the number of gallery scores above it, plus the number of equal scores at a smal
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-# Enough for a bucket to hold few of a gallery's scores, few enough for the first-level cache.
-_BUCKETS = 4096
+# Up to so many scores are compared with the matches' scores one by one; from there on a histogram
+# of at least so many buckets, which stays in the cache, sorts out those that need not be.
+_FEW = 4096
+# From so many scores that matches share with other items on, one sort is cheaper than a pass each.
+_TIED_LEVELS = 32
 
 
 class Matches(NamedTuple):
@@ -84,19 +85,16 @@ def matches_by_id(query_ids: np.ndarray, gallery_ids: np.ndarray) -> Matches:
   return Matches(order[np.repeat(first, counts) + within].astype(np.int64), offsets)
 
 
-def match_ranks(
-  similarity: np.ndarray, matches: Matches, *, workers: int | None = None
-) -> np.ndarray:
+def match_ranks(similarity: np.ndarray, matches: Matches) -> np.ndarray:
   """The 0-based rank of every match when the gallery is ordered by (-similarity, index).
 
-  Neither sorts a row nor makes an index matrix: the work per query is a few passes over its row,
-  and the memory per worker a few times that of one row.
+  Makes no index matrix: the work per query is a few passes over its row, and the memory a few times
+  that of one row. One thread: the passes over a row of usual length are so short that two threads
+  mostly wait for each other at the interpreter lock.
 
   Args:
     similarity: [Q, N], larger is better. Infinities are allowed, NaN is not.
     matches: the right answers of the Q queries.
-    workers: number of threads (numpy releases the interpreter lock in the passes); all the
-      process may use if None.
 
   Returns:
     int64 [M], laid out by `matches.offsets`, ascending within a query.
@@ -118,28 +116,10 @@ def match_ranks(
     )
   ranks = np.empty(len(matches.indices), np.int64)
 
-  def rank_rows(rows: Sequence[int]) -> None:
-    for q in rows:
-      span = slice(matches.offsets[q], matches.offsets[q + 1])
-      if span.stop > span.start:
-        ranks[span] = _row_ranks(similarity[q], matches.indices[span])
-
-  workers = min(workers or available_cpus(), num_queries)
-  if workers <= 1:
-    rank_rows(range(num_queries))
-  else:
-    # Interleaved, many more parts than workers: rows differ in cost with their number of matches.
-    parts = min(num_queries, 8 * workers)
-    with ThreadPoolExecutor(workers) as pool:
-      list(pool.map(rank_rows, [range(p, num_queries, parts) for p in range(parts)]))
+  for q in np.flatnonzero(matches.counts):
+    span = slice(matches.offsets[q], matches.offsets[q + 1])
+    ranks[span] = _row_ranks(similarity[q], matches.indices[span])
   return ranks
-
-
-def available_cpus() -> int:
-  """Number of CPUs this process may run on, which in a container is less than the machine's."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def _checked_similarity(similarity: np.ndarray) -> np.ndarray:
@@ -169,54 +149,72 @@ def _checked_similarity(similarity: np.ndarray) -> np.ndarray:
 def _row_ranks(row: np.ndarray, matches: np.ndarray) -> np.ndarray:
   """Ranks of one query's matches (R >= 1 of them), ascending. int64 [R].
 
-  The distinct scores of the matches are the levels t_1 < ... < t_m. For each level the scores at
-  or above it are counted: a histogram places most of the row far from every level, and only the
-  scores that share a bucket with a level are looked up among the levels.
+  The distinct scores of the matches are the levels t_1 < ... < t_m, and what is wanted is the
+  number of scores at or above each.
   """
-  levels, sizes = np.unique(row[matches], return_counts=True)  # [m], ascending
-  near = row[row >= levels[0]]  # what is below the last match moves no match
-  above = 0
-  if near.size > _BUCKETS:
-    with np.errstate(over='ignore', divide='ignore', invalid='ignore'):
-      scale = row.dtype.type((_BUCKETS - 1) / (near.max() - levels[0]))
-    # Zero, infinite or NaN for a span that is infinite or too small: then no histogram.
-    if 0 < scale < np.inf:
-      # Rounding is monotone, so a score in a higher bucket is a higher score.
-      bucket = ((near - levels[0]) * scale).astype(np.intp)
-      level_bucket = ((levels - levels[0]) * scale).astype(np.intp)
-      shared = np.zeros(_BUCKETS, bool)
-      shared[level_bucket] = True
-      histogram = np.bincount(bucket, minlength=_BUCKETS)
-      histogram[level_bucket] = 0
-      above = histogram[::-1].cumsum()[::-1][level_bucket]
-      near = near[shared[bucket]]
-  slot = levels.searchsorted(near, 'right')  # t_slot <= score < t_(slot + 1)
-  at_least = above + np.bincount(slot, minlength=len(levels) + 1)[:0:-1].cumsum()[::-1]
-  if np.count_nonzero(levels[slot - 1] == near) == len(matches):
-    # Only matches are on the levels: whatever is at or above a level and no match of it, is above.
-    return _consecutive((at_least - sizes)[::-1], sizes[::-1])
-  return _tied_row_ranks(row, matches, levels, at_least)
+  scores = row[matches]
+  levels, sizes = np.unique(scores, return_counts=True)  # [m], ascending
+  near, above = _near_levels(row, levels)
+  slot = levels.searchsorted(near, 'right') - 1  # t_slot <= score < t_(slot + 1)
+  at_least = above + np.bincount(slot, minlength=len(levels))[::-1].cumsum()[::-1]
+  equal = np.bincount(slot[levels[slot] == near], minlength=len(levels))
+  tied = np.flatnonzero(equal > sizes)  # levels that an item other than the matches is on
+  if len(tied) > _TIED_LEVELS:
+    return _tied_row_ranks(row, matches, levels)
+  # The matches of an untied level follow each other, behind what is above.
+  first = (at_least - equal)[::-1]
+  sizes = sizes[::-1]
+  offsets = np.cumsum(sizes) - sizes
+  ranks = np.repeat(first - offsets, sizes) + np.arange(len(matches))
+  for level in len(levels) - 1 - tied:
+    score = levels[len(levels) - 1 - level]
+    own = np.flatnonzero(row == score).searchsorted(matches[scores == score])
+    ranks[offsets[level] : offsets[level] + sizes[level]] = first[level] + own
+  return ranks
 
 
-def _consecutive(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-  """starts[0], starts[0] + 1, ... (sizes[0] of them), starts[1], ... int64 [sum of sizes]."""
-  return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+def _tied_row_ranks(row: np.ndarray, matches: np.ndarray, levels: np.ndarray) -> np.ndarray:
+  """`_row_ranks` where many matches tie with other items: sorts the row, coarsened to the levels.
 
-
-def _tied_row_ranks(
-  row: np.ndarray, matches: np.ndarray, levels: np.ndarray, at_least: np.ndarray
-) -> np.ndarray:
-  """`_row_ranks` where a match ties with another item: the items on a level, in index order."""
-  on_level = np.flatnonzero(row >= levels[0])
-  slot = levels.searchsorted(row[on_level], 'right') - 1
-  equal = levels[slot] == row[on_level]
-  on_level, slot = on_level[equal], slot[equal]
-  sizes = np.bincount(slot, minlength=len(levels))
-  in_order = on_level[np.argsort(-slot, kind='stable')]
-  ranks = _consecutive((at_least - sizes)[::-1], sizes[::-1])
+  What lies between two levels has no match, so its own order is of no concern, and the sort is one
+  of small integers.
+  """
+  slot = levels.searchsorted(row, 'right')  # 0 for scores below the first level
+  key = 2 * (len(levels) - slot) + (levels[slot - 1] == row)
+  if 2 * len(levels) <= np.iinfo(np.uint16).max:
+    key = key.astype(np.uint16)  # numpy's stable sort of 16 bits is a radix sort
   is_match = np.zeros(len(row), bool)
   is_match[matches] = True
-  return ranks[is_match[in_order]]
+  return np.flatnonzero(is_match[np.argsort(key, kind='stable')])
+
+
+def _near_levels(row: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray | int]:
+  """The few scores that must be compared with the levels one by one.
+
+  A histogram of the scores places most of them in a bucket without a level; those need only be
+  counted. Scores below the first level count nowhere and are left out.
+
+  Returns:
+    The scores that share a bucket with a level; and for each level, int64 [m], the number of scores
+    in higher buckets that hold no level.
+  """
+  lowest = levels[0]
+  near = row[row >= lowest]
+  if len(near) <= _FEW:
+    return near, 0
+  buckets = min(max(_FEW, 32 * len(levels)), len(row))
+  with np.errstate(over='ignore', divide='ignore', invalid='ignore'):
+    scale = row.dtype.type((buckets - 1) / (near.max() - lowest))
+  if not 0 < scale < np.inf:  # the span is infinite, or too small to be divided
+    return near, 0
+  # Rounding is monotone, so a score in a higher bucket is a higher score.
+  bucket = ((near - lowest) * scale).astype(np.intp)
+  level_bucket = ((levels - lowest) * scale).astype(np.intp)
+  shared = np.zeros(buckets, bool)
+  shared[level_bucket] = True
+  histogram = np.bincount(bucket, minlength=buckets)
+  histogram[level_bucket] = 0
+  return near[shared[bucket]], histogram[::-1].cumsum()[::-1][level_bucket]
 
 
 class QueryMetrics(NamedTuple):
@@ -284,20 +282,17 @@ def metrics_from_ranks(ranks: np.ndarray, offsets: np.ndarray) -> QueryMetrics:
   )
 
 
-def query_metrics(
-  similarity: np.ndarray, matches: Matches, *, workers: int | None = None
-) -> QueryMetrics:
+def query_metrics(similarity: np.ndarray, matches: Matches) -> QueryMetrics:
   """The metrics of each query from its similarities to the gallery.
 
   Args:
     similarity: [Q, N], larger is better, no NaN.
     matches: the right answers of the Q queries.
-    workers: number of threads, all the process may use if None.
 
   Raises:
     ValueError: as `match_ranks`.
   """
-  return metrics_from_ranks(match_ranks(similarity, matches, workers=workers), matches.offsets)
+  return metrics_from_ranks(match_ranks(similarity, matches), matches.offsets)
 
 
 class Summary(NamedTuple):
