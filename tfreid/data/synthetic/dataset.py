@@ -22,7 +22,7 @@ from tfreid.data.synthetic.figure import VIEWS
 from tfreid.data.synthetic.identity import Identity, sample_identity
 
 # Raised whenever the same parameters would give other files than before.
-VERSION = 2
+VERSION = 3
 MARKER = 'synthetic.json'
 FOLDERS = ('bounding_box_train', 'bounding_box_test', 'query')
 ANNOTATION = 'market_attribute.mat'

@@ -4,6 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 
+# Field -> the values that make sense.
+_RANGES = {
+  'color_cast': (0.0, 0.5),
+  'exposure': (0.0, 0.5),
+  'shade_spread': (0.0, 1.0),
+  'pattern': (0.0, 1.0),
+  'tail': (0.0, 4.0),
+  'pose': (0.0, 1.0),
+  'clutter': (0.0, 50.0),
+  'texture': (0.0, 1.0),
+  'occlusion': (0.0, 1.0),
+  'occlusion_size': (0.0, 1.0),
+  'crop_jitter': (0.0, 0.5),
+  'min_resolution': (0.05, 1.0),
+  'blur': (0.0, 20.0),
+  'noise': (0.0, 100.0),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Difficulty:
@@ -49,25 +67,18 @@ class Difficulty:
 
   def __post_init__(self):
     # A list from a gin or json file is as good as a tuple, and must compare equal to it.
-    object.__setattr__(self, 'jpeg_quality', tuple(self.jpeg_quality))
-    for name in ('shade_spread', 'pattern', 'pose', 'texture', 'occlusion', 'occlusion_size'):
-      if not 0.0 <= getattr(self, name) <= 1.0:
-        raise ValueError(f'Difficulty.{name} must be in [0, 1], not {getattr(self, name)}.')
-    for name in ('color_cast', 'exposure', 'crop_jitter'):
-      if not 0.0 <= getattr(self, name) <= 0.5:
-        raise ValueError(f'Difficulty.{name} must be in [0, 0.5], not {getattr(self, name)}.')
-    for name in ('tail', 'clutter', 'blur', 'noise'):
-      if getattr(self, name) < 0.0:
-        raise ValueError(f'Difficulty.{name} must not be negative, not {getattr(self, name)}.')
-    if not 0.05 <= self.min_resolution <= 1.0:
-      raise ValueError(
-        f'Difficulty.min_resolution must be in [0.05, 1], not {self.min_resolution}.'
-      )
+    if isinstance(self.jpeg_quality, list):
+      object.__setattr__(self, 'jpeg_quality', tuple(self.jpeg_quality))
+    for name, (low, high) in _RANGES.items():
+      value = getattr(self, name)
+      if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f'Difficulty.{name} must be a number in [{low}, {high}], not {value!r}.')
     quality = self.jpeg_quality
-    if len(quality) != 2 or not 1 <= quality[0] <= quality[1] <= 100:
+    whole = isinstance(quality, tuple) and all(isinstance(q, int) for q in quality)
+    if not whole or len(quality) != 2 or not 1 <= quality[0] <= quality[1] <= 100:
       raise ValueError(
-        f'Difficulty.jpeg_quality must be (lowest, highest) with 1 <= lowest <= highest <= 100, '
-        f'not {quality}.'
+        'Difficulty.jpeg_quality must be whole numbers (lowest, highest) with 1 <= lowest <= '
+        f'highest <= 100, not {quality!r}.'
       )
 
 
@@ -131,6 +142,6 @@ def as_difficulty(difficulty: Difficulty | str) -> Difficulty:
   """Returns a Difficulty from one, or from the name of a level ('easy', 'default', 'hard')."""
   if isinstance(difficulty, Difficulty):
     return difficulty
-  if difficulty not in LEVELS:
+  if not isinstance(difficulty, str) or difficulty not in LEVELS:
     raise ValueError(f'Unknown difficulty {difficulty!r}; expected one of {", ".join(LEVELS)}.')
   return LEVELS[difficulty]

@@ -158,9 +158,8 @@ class Population(NamedTuple):
 
 def _choose(rng: np.random.Generator, rates: dict, tail: float):
   """Returns a key of `rates`, drawn with probability proportional to rate ** tail."""
-  weights = np.asarray(list(rates.values()), np.float64)
-  weights = np.where(weights > 0, np.maximum(weights, 1e-12) ** tail, 0.0)
-  return list(rates)[int(rng.choice(len(weights), p=weights / weights.sum()))]
+  bounds = np.cumsum([rate**tail if rate > 0 else 0.0 for rate in rates.values()])
+  return list(rates)[int(np.searchsorted(bounds, rng.random() * bounds[-1], side='right'))]
 
 
 def _happens(rng: np.random.Generator, rate: float, tail: float) -> bool:
