@@ -99,11 +99,14 @@ def crop(images: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
   """
   batch, height, width = tf.unstack(tf.shape(images)[:3])
   size = tf.cast(tf.stack([height, width]), tf.float32)
-  start = boxes[:, :2] * size
-  stop = start + boxes[:, 2:] * size - 1.0
-  corners = tf.concat([start, stop], axis=1) / tf.tile(tf.maximum(size - 1.0, 1.0), [2])
-  # Rounding must not carry the last row or column beyond the image, where zeros would be read.
-  corners = tf.clip_by_value(corners, 0.0, 1.0)
+  start, share = boxes[:, :2], boxes[:, 2:]
+  # The op's 0 and 1 are the centres of the first and the last pixel.
+  span = tf.maximum(size - 1.0, 1.0)
+  first, last = start * size / span, ((start + share) * size - 1.0) / span
+  # By rounding a last row could come to lie beyond the image, where the op reads zeros. A
+  # millionth is more than its rounding and far less than a pixel; the whole image needs it not.
+  last = tf.where(share < 1.0, tf.minimum(last, 1.0 - 1e-6), 1.0)
+  corners = tf.concat([first, last], axis=1)
   cropped = tf.image.crop_and_resize(images, corners, tf.range(batch), [height, width])
   return tf.ensure_shape(cropped, images.shape)
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import numbers
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
@@ -33,7 +34,8 @@ def decode_image(contents: tf.Tensor, image_size: Sequence[int]) -> tf.Tensor:
   training, evaluation and serving.
 
   Args:
-    contents: string scalar, the bytes of a JPEG, PNG or BMP file (of a GIF, its first frame).
+    contents: string scalar, the bytes of a JPEG, PNG or BMP (without palette) file; of a GIF the
+      first frame counts, of a transparent PNG the colours.
     image_size: (height, width).
 
   Returns:
@@ -127,6 +129,8 @@ class Pipeline:
         raise ValueError(f'{name} is a share in [0, 1], not {getattr(self, name)}.')
     if not all(0.0 < share <= 1.0 for share in self.erase_size):
       raise ValueError(f'erase_size is two shares in (0, 1], not {self.erase_size}.')
+    if not cache_gib > 0:
+      raise ValueError(f'cache_gib must be positive, not {cache_gib}.')
     if on_bad_image not in ('error', 'skip'):
       raise ValueError(f"on_bad_image is 'error' or 'skip', not {on_bad_image!r}.")
     self._cached: dict[str, tf.Tensor] = {}
@@ -170,8 +174,8 @@ class Pipeline:
       )
 
     The parts, one behind the other, are the batch that a single worker would read. That function
-    expects batches of the size of a replica, hence the `rebatch`; `experimental_distribute_dataset`
-    cuts batches itself and is enough for one worker.
+    expects batches of the size of a replica, hence the `rebatch`. With one worker,
+    `strategy.experimental_distribute_dataset(pipeline.training(...))` does the same.
 
     Args:
       split: the examples.
@@ -288,8 +292,8 @@ class Pipeline:
     if needed > free:
       raise ValueError(
         f'Caching {len(split)} images of {self.image_size[0]}x{self.image_size[1]} takes '
-        f'{needed / 2**30:.2f} GiB, but of Pipeline.cache_gib={self.cache_gib:g} only '
-        f'{free / 2**30:.2f} GiB are left. Raise it if the machine has the memory, or set '
+        f'{needed / 2**30:.2g} GiB, but of Pipeline.cache_gib={self.cache_gib:g} only '
+        f'{free / 2**30:.2g} GiB are left. Raise it if the machine has the memory, or set '
         'Pipeline.cache to False.'
       )
     images = _aligned((len(split), *self.image_shape))
@@ -302,7 +306,7 @@ class Pipeline:
           progress(done, len(split))
     except tf.errors.OpError as error:
       raise self.explain(error, split) from error
-    _log.info('Keeping %d images in memory, %.2f GiB.', len(split), needed / 2**30)
+    _log.info('Keeping %d images in memory, %.2g GiB.', len(split), needed / 2**30)
     # The tensor shares the array's memory; a constant would be a second copy of it.
     self._cached[key] = tf.experimental.dlpack.from_dlpack(images.__dlpack__())
     return self._cached[key]
@@ -442,8 +446,9 @@ class Pipeline:
     dataset = dataset.map(function, num_parallel_calls=self._parallel, deterministic=True)
     options = tf.data.Options()
     options.deterministic = True
-    # `training` shards by itself, exactly.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    # If unsharded batches are given to several workers by `experimental_distribute_dataset`, each
+    # keeps its part of each batch: the same examples, but each worker decodes them all.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     if images is not None:
       # TensorFlow's graph optimiser would hash the cache at each epoch: seconds per GiB.
       options.experimental_optimization.apply_default_optimizations = False
@@ -532,9 +537,15 @@ def _reason(path: str) -> str:
   start = contents.numpy()[:8]
   if not start:
     return 'the file is empty'
-  if start.startswith((b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM')):
-    return 'the image is truncated or damaged'
-  return f'it is not an image (it starts with {start!r})'
+  if not start.startswith((b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM')):
+    return f'it is not an image (it starts with {start!r})'
+  try:
+    tf.io.decode_image(contents, channels=3, expand_animations=False)
+  except tf.errors.OpError as error:
+    # Without the names of ops that TensorFlow puts around its sentence.
+    said = re.sub(r'\{\{.*?\}\}|\[Op:.*?\]|name:', '', error.message).strip()
+    return f'the image is truncated or damaged ({said.splitlines()[0]})'
+  return 'it cannot be resized'
 
 
 def _tensorflow_addons():
