@@ -124,7 +124,12 @@ _ATTRIBUTES = (
   _yes_no('headphones', 'accessoryHeadphone', 'headphone'),
   _yes_no('hair_band', 'accessoryHairBand', 'hairband'),
   _yes_no('kerchief', 'accessoryKerchief'),
-  _yes_no('no_accessory', 'accessoryNothing', 'no accessories'),
+  Attribute(
+    name='no_accessory',
+    values=('no', 'yes'),
+    columns=(('accessoryNothing', 1),),
+    words={'yes': ('no accessories',), 'no': ('accessory', 'accessories')},
+  ),
   _yes_no('backpack', 'carryingBackpack', 'rucksack'),
   _yes_no('messenger_bag', 'carryingMessengerBag'),
   _yes_no('plastic_bags', 'carryingPlasticBags', 'plastic bag'),

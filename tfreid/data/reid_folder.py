@@ -55,10 +55,11 @@ def check_root(root: str | os.PathLike, *, name: str) -> Path:
   return root
 
 
-def _listing(folder: Path, limit: int = 8) -> str:
-  names = sorted(entry.name for entry in folder.iterdir())
-  shown = ', '.join(f"'{name}'" for name in names[:limit]) or 'nothing'
-  return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'
+def _listing(folder: Path, limit: int = 5) -> str:
+  # Folders first: among them is what the user meant.
+  entries = sorted(folder.iterdir(), key=lambda entry: (not entry.is_dir(), entry.name))
+  shown = ', '.join(f"'{entry.name}'" for entry in entries[:limit]) or 'nothing'
+  return shown if len(entries) <= limit else f'{shown} and {len(entries) - limit} more'
 
 
 def scan(

@@ -66,6 +66,7 @@ def phrases(schema: AttributeSchema) -> dict[str, tuple[str, str]]:
     ValueError: the schema uses one phrase for two things.
   """
   table: dict[str, tuple[str, str]] = {}
+  things = _things(schema)
 
   def add(phrase: str, attribute: str, value: str) -> None:
     spelled, phrase = phrase, ' '.join(_tokens(phrase))
@@ -84,7 +85,7 @@ def phrases(schema: AttributeSchema) -> dict[str, tuple[str, str]]:
       for word in words:
         add(word, attribute.name, value)
     name = attribute.name.replace('_', ' ')
-    if attribute.values == ('no', 'yes'):
+    if attribute.name in things:
       made.append((name, (attribute.name, 'yes')))
     else:
       made += [
@@ -95,10 +96,10 @@ def phrases(schema: AttributeSchema) -> dict[str, tuple[str, str]]:
   for phrase, said in made:
     table.setdefault(' '.join(_tokens(phrase)), said)
   for phrase, (name, value) in list(table.items()):
-    if phrase.split()[0] not in _NEGATIONS and not _implied(phrase, table):
+    if phrase.split()[0] not in _NEGATIONS and not _implied(phrase, table, things):
       for negation in _NEGATIONS:
         table.setdefault(f'{negation} {phrase}', (name, _negated(schema, name, value)))
-    if schema.attribute(name).values == ('no', 'yes') and value == 'yes':
+    if name in things and value == 'yes':
       table.setdefault(f'with {phrase}', (name, value))
   return table
 
@@ -107,8 +108,8 @@ def parse(text: str, schema: AttributeSchema) -> dict[str, str]:
   """What a description says, attribute by attribute.
 
   Understands settings ('gender=female, hat!=yes') and phrases ('woman with a red shirt and blue
-  jeans, no hat'), mixed as one likes, separated by commas or semicolons. A phrase says all that
-  its ending says too: 'white skirt' is a white lower body and a skirt.
+  jeans, no hat'), mixed as one likes, separated by commas or semicolons. What is said of a thing
+  says the thing too: 'white skirt' is a white lower body and a skirt.
 
   Args:
     text: the description.
@@ -159,7 +160,8 @@ def parse(text: str, schema: AttributeSchema) -> dict[str, str]:
 
 
 def _tokens(text: str) -> list[str]:
-  return _TOKEN.findall(text.lower())
+  """The words of a text, lower case, without articles."""
+  return [token for token in _TOKEN.findall(text.lower()) if token not in _ARTICLES]
 
 
 def _setting(name: str, value: str) -> str:
@@ -206,7 +208,8 @@ def _read_phrases(
   unknown: list[str],
 ) -> None:
   """Appends what one comma-separated part says to `said`, and what is not known to `unknown`."""
-  tokens = [token for token in _tokens(part) if token not in _ARTICLES]
+  tokens = _tokens(part)
+  things = _things(schema)
   longest = max(len(phrase.split()) for phrase in table)
   position = 0
   run: list[str] = []  # of unknown words, reported together
@@ -254,13 +257,23 @@ def _read_phrases(
       denied = phrase
     else:
       denied = None
-      said += _implied(phrase, table)
+      said += _implied(phrase, table, things)
     position += len(phrase.split())
   end_run()
 
 
-def _implied(phrase: str, table: Mapping[str, tuple[str, str]]) -> list[tuple[str, str, str]]:
+def _things(schema: AttributeSchema) -> frozenset[str]:
+  """Names of the attributes that a person has or has not, such as a backpack."""
+  return frozenset(a.name for a in schema.attributes if a.values == ('no', 'yes'))
+
+
+def _implied(
+  phrase: str, table: Mapping[str, tuple[str, str]], things: frozenset[str]
+) -> list[tuple[str, str, str]]:
   """What the endings of a phrase say of other attributes."""
+  if table[phrase][0] in things:
+    # The name of a thing is one: a plastic bag need not be what the schema means by a bag.
+    return []
   words = phrase.split()
   names = {table[phrase][0]}
   implied = []
