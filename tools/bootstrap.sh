@@ -23,6 +23,16 @@ python=$VENV/bin/python
 unset PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
+pip=''
+throwaway=''
+# A process in the background of a script does not hear Ctrl-C by itself.
+clean_up() {
+  if [ -n "$pip" ]; then kill "$pip" 2>/dev/null || true; fi
+  if [ -n "$throwaway" ]; then rm -rf "$throwaway"; fi
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM HUP
+
 say() { printf '%s\n' "$*"; }
 fail() {
   say "$*" >&2
@@ -54,9 +64,9 @@ PROBE
 candidates() {
   for version in 3.11 3.10 3.9; do
     say "python$version"
-    for folder in "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin /usr/local/bin /usr/bin \
-      /opt/homebrew/bin /opt/local/bin "/Library/Frameworks/Python.framework/Versions/$version/bin" \
-      "/opt/python$version/bin" "$HOME/.local/bin"; do
+    for folder in "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin "$HOME/.local/bin" \
+      /opt/homebrew/bin /opt/local/bin \
+      "/Library/Frameworks/Python.framework/Versions/$version/bin"; do
       if [ -x "$folder/python$version" ]; then say "$folder/python$version"; fi
     done
   done
@@ -64,7 +74,7 @@ candidates() {
   say python
 }
 
-# Sets `base` to a supported interpreter, or to ''; then `seen` says what was found instead.
+# Sets `base` to a supported interpreter, or to '' and `seen` to what was found instead.
 find_python() {
   base=''
   seen=''
@@ -83,34 +93,46 @@ CANDIDATES
   seen=${seen#, }
 }
 
-# Sets `uv` to a uv that can make environments, or to ''. One that is not installed comes from the
-# package index, into a throwaway folder, by whichever newer Python is there.
-find_uv() {
-  for uv in uv "$HOME/.local/bin/uv" "$HOME/.cargo/bin/uv"; do
-    if "$uv" --version >/dev/null 2>&1; then return; fi
-  done
-  uv=''
-  for newer in python3 python3.14 python3.13 python3.12 python; do
-    if "$newer" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 8))' 2>/dev/null
-    then
-      say "No Python 3.9-3.11 found ($seen); asking uv for one."
-      throwaway=$(mktemp -d)
-      if "$newer" -m venv "$throwaway" && "$throwaway/bin/python" -m pip install -q uv; then
-        uv=$throwaway/bin/uv
-      fi >"$throwaway/log" 2>&1
-      return
+# Sets `base` to an interpreter that uv has or fetches, or to ''; then `seen` says why. A uv that is
+# not installed comes from the package index, into a throwaway folder, by a newer Python.
+find_python_by_uv() {
+  throwaway=$(mktemp -d)
+  for uv in uv "$HOME/.local/bin/uv" "$HOME/.cargo/bin/uv" "$throwaway/bin/uv"; do
+    if "$uv" --version >/dev/null 2>&1; then break; fi
+    if [ "$uv" = "$HOME/.cargo/bin/uv" ]; then
+      for newer in python3 python3.14 python3.13 python3.12 python; do
+        if "$newer" -m venv "$throwaway" >/dev/null 2>&1; then
+          "$throwaway/bin/python" -m pip install -q uv >/dev/null 2>&1 || true
+          break
+        fi
+      done
     fi
   done
+  if "$uv" --version >/dev/null 2>&1; then
+    say "No Python 3.9-3.11 found (${seen:-no Python at all}); asking uv for one"
+    export UV_PYTHON_PREFERENCE=only-managed
+    if "$uv" python install 3.11 >"$throwaway/log" 2>&1; then
+      base=$("$uv" python find 3.11)
+    else
+      seen="${seen:-no Python at all}; uv says '$(grep -m 1 . "$throwaway/log")'"
+    fi
+  fi
 }
 
 # Empties the environment's folder, but for the lock that this run holds.
 clear_environment() {
+  if [ ! -e "$VENV/pyvenv.cfg" ] && [ ! -e "$stamp" ] && [ ! -e "$unfinished" ] \
+    && [ "$(ls -A "$VENV")" != .lock ] && [ -n "$(ls -A "$VENV")" ]; then
+    fail "$VENV holds other things than a virtual environment; choose another folder with" \
+      "'make ... VENV=folder'."
+  fi
   for entry in "$VENV"/* "$VENV"/.[!.]*; do
     if [ "$entry" != "$VENV/.lock" ]; then rm -rf "$entry"; fi
   done
   : >"$unfinished"
 }
 
+# Nothing that is there is touched before an interpreter is found.
 make_environment() {
   case "$(uname -s) $(uname -m)" in
     'Linux x86_64' | 'Darwin '*) ;;
@@ -118,40 +140,31 @@ make_environment() {
       "$(uname -s) $(uname -m) (on Windows, use WSL 2)." ;;
   esac
   if [ -n "${PYTHON:-}" ]; then
-    case $(probe "$PYTHON") in
-      'yes '*) base=$(probe "$PYTHON") && base=${base#yes } ;;
+    case $wanted in
+      'yes '*) base=${wanted#yes } ;;
       '') fail "PYTHON=$PYTHON does not run; give the path of a Python 3.9, 3.10 or 3.11." ;;
       *) fail "PYTHON=$PYTHON is not a 64-bit Python 3.9, 3.10 or 3.11 with its venv module, which" \
         "TensorFlow 2.15 needs." ;;
     esac
   else
     find_python
+    if [ -z "$base" ]; then find_python_by_uv; fi
+    if [ -z "$base" ]; then
+      fail "tfreid needs Python 3.9, 3.10 or 3.11 (TensorFlow 2.15 has no wheels for others), and" \
+        "there is none here (found: ${seen:-no Python at all}) and no uv that could fetch one:" \
+        "install Python 3.11, or name one with 'make ... PYTHON=/path/to/python3.11'."
+    fi
   fi
+  say "Making the environment $VENV with $base"
   clear_environment
-  if [ -n "$base" ]; then
-    say "Making the environment $VENV with $base"
-    "$base" -m venv "$VENV" || fail "'$base -m venv $VENV' failed, as it says above."
-    return
-  fi
-  find_uv
-  # --seed: with pip in it, as the environments that Python makes itself.
-  if [ -z "$uv" ] || ! "$uv" venv --quiet --seed --allow-existing --python 3.11 "$VENV" \
-    >"$log" 2>&1; then
-    if [ -n "${throwaway:-}" ]; then rm -rf "$throwaway"; fi
-    fail "tfreid needs Python 3.9, 3.10 or 3.11 (TensorFlow 2.15 has no wheels for others), and" \
-      "there is none here (found: ${seen:-no Python}) and no uv that could fetch one: install" \
-      "Python 3.11, or name one with 'make ... PYTHON=/path/to/python3.11'."
-  fi
-  if [ -n "${throwaway:-}" ]; then rm -rf "$throwaway"; fi
-  say "Made the environment $VENV with uv."
+  "$base" -m venv "$VENV" || fail "'$base -m venv $VENV' failed, as it says above."
 }
 
 # Runs pip in the background and shows how far it is: run_pip ARGUMENTS...
 run_pip() {
-  "$python" -m pip install "$@" >>"$log" 2>&1 &
+  # Not compiled: the import below compiles the few files of TensorFlow's thousands that are used.
+  "$python" -m pip install --no-compile "$@" >"$log" 2>&1 &
   pip=$!
-  # A process in the background of a script does not hear Ctrl-C by itself.
-  trap 'kill "$pip" 2>/dev/null; printf "\n"; exit 130' INT TERM
   total=$(grep -c '==' "$constraints")
   started=$(date +%s)
   while kill -0 "$pip" 2>/dev/null; do
@@ -169,20 +182,16 @@ run_pip() {
     fi
     sleep 1
   done
-  trap - INT TERM
   if [ -t 1 ]; then printf '\r%60s\r' ''; fi
-  wait "$pip"
+  wait "$pip" && status=0 || status=$?
+  pip=''
+  return "$status"
 }
 
 install() {
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   constraints=constraints/python$version.txt
-  if [ ! -f "$constraints" ]; then
-    fail "$VENV holds Python $version, and tfreid needs 3.9, 3.10 or 3.11; delete $VENV, or choose" \
-      "another folder with 'make ... VENV=folder'."
-  fi
   say "Installing the dependencies pinned in $constraints; 2 GB, some minutes the first time"
-  : >"$log"
   # setuptools first: with it the project builds in this environment, and nothing unpinned is
   # fetched for a build of its own.
   if ! run_pip -c "$constraints" 'pip>=22' setuptools wheel \
@@ -207,8 +216,9 @@ if command -v flock >/dev/null 2>&1; then
   fi
 fi
 
-# The folder is part of the key: an environment does not survive being moved.
-key="$(cat setup.cfg constraints/*.txt | cksum) $EXTRAS $PWD/$VENV"
+key="$(cat setup.cfg constraints/*.txt | cksum) $EXTRAS"
+# An environment does not survive being moved: its programs name their interpreter by its path.
+place=$(cd "$VENV" && pwd -P)
 
 wanted=''
 if [ -n "${PYTHON:-}" ]; then wanted=$(probe "$PYTHON"); fi
@@ -218,16 +228,22 @@ if [ -x "$python" ]; then present=$(probe "$python"); fi
 if [ -f "$unfinished" ] || { [ -f "$stamp" ] && [ -z "$present" ]; }; then
   say "The environment $VENV is not whole (an interrupted set-up?); making it anew"
   make_environment
+elif [ -f "$stamp" ] && [ "$(sed -n 2p "$stamp")" != "$place" ]; then
+  say "The environment $VENV was made for $(sed -n 2p "$stamp"); making it anew"
+  make_environment
+elif [ "$present" != "${present#no }" ]; then
+  fail "$VENV holds Python ${present#no }, and tfreid needs 3.9, 3.10 or 3.11; delete $VENV, or" \
+    "choose another folder with 'make ... VENV=folder'."
 elif [ -z "$present" ] || { [ -n "${PYTHON:-}" ] && [ "$wanted" != "$present" ]; }; then
   make_environment
-elif [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then
+elif [ -f "$stamp" ] && [ "$(sed -n 1p "$stamp")" = "$key" ]; then
   exit 0
 fi
 
 : >"$unfinished"
 rm -f "$stamp"
 install
-printf '%s\n' "$key" >"$stamp.new"
+printf '%s\n' "$key" "$place" >"$stamp.new"
 mv "$stamp.new" "$stamp"
 rm -f "$unfinished"
 say "The environment $VENV is ready."

@@ -1,0 +1,279 @@
+"""The door: metadata, pinned versions, refused versions, and the environment that make sets up."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import tfreid
+
+ROOT = Path(__file__).parent.parent
+PYTHONS = ('3.9', '3.10', '3.11')
+
+
+def _requirements():
+  """All requirements of setup.cfg, those of the extras included."""
+  config = configparser.ConfigParser()
+  config.read(ROOT / 'setup.cfg')
+  groups = [config['options']['install_requires'], *config['options.extras_require'].values()]
+  lines = [line.strip() for group in groups for line in group.splitlines()]
+  return [Requirement(line) for line in lines if line and not line.startswith('#')]
+
+
+def _pins(python):
+  lines = (ROOT / 'constraints' / f'python{python}.txt').read_text().splitlines()
+  pins = [line.split('==') for line in lines if line and not line.startswith('#')]
+  return {_normal(name): Version(version) for name, version in pins}
+
+
+def _normal(name):
+  return re.sub(r'[-_.]+', '-', name).lower()
+
+
+@pytest.mark.parametrize('python', PYTHONS)
+def test_the_pinned_versions_satisfy_every_requirement(python):
+  pins = _pins(python)
+  checked = 0
+  for requirement in _requirements():
+    if requirement.marker and not requirement.marker.evaluate({'python_version': python}):
+      continue
+    assert pins[_normal(requirement.name)] in requirement.specifier, requirement
+    checked += 1
+  assert checked > 15
+
+
+def test_the_pins_name_every_python_that_the_metadata_allows():
+  config = configparser.ConfigParser()
+  config.read(ROOT / 'setup.cfg')
+  allowed = Requirement(f'python{config["options"]["python_requires"]}').specifier
+  assert [f'3.{minor}' for minor in range(20) if f'3.{minor}' in allowed] == list(PYTHONS)
+  files = sorted(path.name for path in (ROOT / 'constraints').iterdir())
+  assert files == sorted(f'python{python}.txt' for python in PYTHONS)
+
+
+def test_importing_the_package_does_not_import_tensorflow():
+  code = "import sys, tfreid; sys.exit('tensorflow' in sys.modules)"
+  assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+  ('installed', 'said'),
+  [
+    ({}, 'no TensorFlow is installed'),
+    ({'tensorflow': '2.16.1', 'keras': '3.0.5'}, 'tensorflow 2.16.1 is installed'),
+    ({'tensorflow': '2.14.0', 'keras': '2.14.0'}, 'tensorflow 2.14.0 is installed'),
+    ({'tensorflow': '2.15.1', 'keras': '3.3.2'}, 'Keras 3.3.2 is installed'),
+    ({'tensorflow-cpu': '2.15.1'}, 'no Keras is installed'),
+    ({'tensorflow': '2.15.1', 'tf-nightly': '2.18.0', 'keras': '2.15.0'}, 'tf-nightly 2.18.0'),
+  ],
+)
+def test_versions_that_cannot_work_are_refused_with_advice(installed, said):
+  with pytest.raises(ImportError, match=re.escape(said)) as error:
+    tfreid.check_versions(installed.get)
+  assert "pip install 'tensorflow>=2.15.1,<2.16' keras==2.15.0" in str(error.value)
+
+
+def test_the_versions_of_the_stack_are_accepted():
+  tfreid.check_versions({'tensorflow': '2.15.1', 'keras': '2.15.0'}.get)
+  tfreid.check_versions({'tensorflow-macos': '2.15.1', 'keras': '2.15.0'}.get)
+
+
+# The set-up. `Door` is a copy of it with an interpreter that only writes down what it is asked.
+
+INTERPRETER = """\
+  #!/bin/sh
+  case "$1 $2" in
+    '- ') cat >/dev/null; printf '%s\\n' "$ANSWER" ;;
+    '-m venv')
+      echo venv >>"$ASKED"
+      mkdir -p "$3/bin" && : >"$3/pyvenv.cfg" && cp "$0" "$3/bin/python" ;;
+    '-m pip') echo pip >>"$ASKED"; exit "$PIP_STATUS" ;;
+    '-c import sys'*) echo 3.11 ;;
+  esac
+  """
+COMMANDS = (
+  'sh cat cksum cp date dirname find flock grep ls mkdir mktemp mv pwd rm sed sleep tail uname wc'
+)
+
+
+class Door:
+  """A copy of the set-up, in a world whose only programs are COMMANDS and those of `bin`."""
+
+  def __init__(self, root):
+    self.root = root / 'project'
+    self.bin = root / 'bin'
+    self.asked = root / 'asked'
+    self.venv = self.root / '.venv'
+    self.stamp = self.venv / 'tfreid-installed'
+    self.bin.mkdir()
+    for name in COMMANDS.split():
+      if shutil.which(name):
+        (self.bin / name).symlink_to(shutil.which(name))
+    shutil.copytree(ROOT / 'constraints', self.root / 'constraints')
+    shutil.copy(ROOT / 'setup.cfg', self.root)
+    (self.root / 'tools').mkdir()
+    shutil.copy(ROOT / 'tools' / 'bootstrap.sh', self.root / 'tools')
+
+  def add_interpreter(self, name):
+    path = self.bin / name
+    path.write_text(textwrap.dedent(INTERPRETER))
+    path.chmod(0o755)
+    return path
+
+  def open(self, answer='', pip_status=0, **environment):
+    """Runs the set-up and returns (exit status, what it said, what interpreters were asked for)."""
+    self.asked.write_text('')
+    done = subprocess.run(
+      ['sh', str(self.root / 'tools' / 'bootstrap.sh')],
+      env={
+        'PATH': str(self.bin),
+        'HOME': str(self.root),
+        'ASKED': str(self.asked),
+        'ANSWER': answer or f'yes {self.bin / "python3.11"}',
+        'PIP_STATUS': str(pip_status),
+        **environment,
+      },
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      text=True,
+      check=False,
+      timeout=60,
+    )
+    return done.returncode, done.stdout + done.stderr, self.asked.read_text().split()
+
+
+@pytest.fixture
+def door(tmp_path):
+  return Door(tmp_path)
+
+
+def test_without_any_python_one_sentence_says_what_to_do(door):
+  status, said, _ = door.open()
+  assert status == 1
+  assert said.count('\n') == 1
+  assert 'needs Python 3.9, 3.10 or 3.11' in said
+  assert 'found: no Python at all' in said
+  assert 'PYTHON=/path/to/python3.11' in said
+  assert not door.stamp.exists()
+
+
+def test_an_unsupported_python_is_named(door):
+  door.add_interpreter('python3')
+  status, said, _ = door.open(answer='no 3.13.0', pip_status=1)
+  assert status == 1
+  assert 'found: python3 is 3.13.0' in said
+  assert not (door.venv / 'bin').exists()
+
+
+def test_where_no_python_is_found_uv_is_asked_for_one(door):
+  managed = door.add_interpreter('managed-python')
+  uv = door.bin / 'uv'
+  uv.write_text(f'#!/bin/sh\nif [ "$1 $2" = "python find" ]; then echo {managed}; fi\n')
+  uv.chmod(0o755)
+  status, said, asked = door.open()
+  assert (status, asked) == (0, ['venv', 'pip', 'pip'])
+  assert f'Making the environment .venv with {managed}' in said
+
+
+def test_where_uv_cannot_fetch_a_python_the_sentence_quotes_it(door):
+  uv = door.bin / 'uv'
+  uv.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "error: no network"\nexit 2\n')
+  uv.chmod(0o755)
+  status, said, _ = door.open()
+  assert status == 1
+  assert "uv says 'error: no network'" in said
+  assert 'install Python 3.11' in said
+
+
+def test_the_environment_is_made_once(door):
+  door.add_interpreter('python3.11')
+  status, said, asked = door.open()
+  assert (status, asked) == (0, ['venv', 'pip', 'pip'])
+  assert said.endswith('The environment .venv is ready.\n')
+  assert door.open() == (0, '', [])
+
+
+def test_changed_pins_are_installed_into_the_same_environment(door):
+  door.add_interpreter('python3.11')
+  door.open()
+  with open(door.root / 'constraints' / 'python3.11.txt', 'a') as file:
+    file.write('another==1.0\n')
+  status, _, asked = door.open()
+  assert (status, asked) == (0, ['pip', 'pip'])
+  assert door.open()[2] == []
+
+
+def test_other_extras_are_installed_into_the_same_environment(door):
+  door.add_interpreter('python3.11')
+  door.open()
+  assert door.open(EXTRAS='test')[2] == ['pip', 'pip']
+
+
+def test_an_interrupted_install_does_not_look_finished(door):
+  door.add_interpreter('python3.11')
+  status, said, asked = door.open(pip_status=1)
+  assert (status, asked) == (1, ['venv', 'pip'])
+  assert 'Installing failed' in said
+  assert not door.stamp.exists()
+  # What pip left may be half a package, so the next run begins with an empty environment.
+  left = door.venv / 'lib' / 'half-a-package'
+  left.parent.mkdir()
+  left.touch()
+  status, _, asked = door.open()
+  assert (status, asked) == (0, ['venv', 'pip', 'pip'])
+  assert not left.exists()
+
+
+def test_an_interrupted_renewal_does_not_look_finished(door):
+  door.add_interpreter('python3.11')
+  door.open()
+  assert door.open(EXTRAS='test', pip_status=1)[0] == 1
+  assert door.open()[2] == ['venv', 'pip', 'pip']
+
+
+def test_a_moved_project_gets_a_new_environment(door):
+  door.add_interpreter('python3.11')
+  door.open()
+  moved = door.root.with_name('moved')
+  door.root.rename(moved)
+  door.root = moved
+  status, said, asked = door.open()
+  assert (status, asked) == (0, ['venv', 'pip', 'pip'])
+  assert 'was made for' in said
+
+
+def test_a_forced_interpreter_that_does_not_fit_leaves_the_environment_alone(door):
+  door.add_interpreter('python3.11')
+  door.open()
+  status, said, asked = door.open(PYTHON='/nowhere/python3.10')
+  assert (status, asked) == (1, [])
+  assert 'PYTHON=/nowhere/python3.10 does not run' in said
+  assert door.open() == (0, '', [])
+
+
+def test_a_folder_of_other_things_is_not_emptied(door):
+  door.add_interpreter('python3.11')
+  precious = door.root / 'precious'
+  precious.mkdir()
+  (precious / 'thesis.tex').touch()
+  status, said, _ = door.open(VENV=str(precious))
+  assert status == 1
+  assert 'holds other things' in said
+  assert (precious / 'thesis.tex').exists()
+
+
+def test_make_without_a_goal_lists_the_goals():
+  if not shutil.which('make'):
+    pytest.skip('no make here')
+  said = subprocess.run(['make'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+  for goal in ('demo', 'tables', 'test', 'test-fast', 'lint', 'format', 'bench', 'clean'):
+    assert f'  make {goal} ' in said
