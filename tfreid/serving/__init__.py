@@ -1,0 +1,1 @@
+"""Serving: retrieval by exact search, and the exported model. Floor 4."""
