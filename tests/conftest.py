@@ -57,3 +57,24 @@ def shared_data() -> Path:
       pytest.fail(f'{reason}, though {shared} is there: its tests must not be skipped silently')
     pytest.skip(reason)
   return shared / 'data'
+
+
+@pytest.fixture(scope='session')
+def tiny_market(tmp_path_factory) -> Path:
+  """Folder of drawn people in Market-1501's layout: 16 in training, 10 in test, 4 crops of each.
+
+  Also 2 false detections and 2 distractors; crops of 32x16 pixels. Not to be written to: all tests
+  of a session read it.
+  """
+  from tfreid.data.synthetic import SyntheticPeople
+
+  people = SyntheticPeople(
+    num_train_people=16,
+    num_test_people=10,
+    images_per_person=(4, 4),
+    image_size=(32, 16),
+    num_junk=2,
+    num_distractors=2,
+  )
+  folder = tmp_path_factory.mktemp('people') / 'market'
+  return Path(people.write(folder, workers=1, progress=False).directory)
