@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import io
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
 from typing import NamedTuple
 
 import numpy as np
-import scipy.io
 
 from tfreid.data.synthetic import crops, population, scene
+from tfreid.data.synthetic.annotation import annotation_file
 from tfreid.data.synthetic.difficulty import Difficulty, as_difficulty
 from tfreid.data.synthetic.figure import VIEWS
 from tfreid.data.synthetic.identity import Identity, sample_identity
+from tfreid.data.synthetic.workers import shared_out, usable_cores
 
 # Raised whenever the same parameters would give other files than before.
 VERSION = 3
@@ -247,7 +245,7 @@ class SyntheticPeople:
     if present is not None:
       return present
     if workers is None:
-      workers = _usable_cores()
+      workers = usable_cores()
     if workers < 1:
       raise ValueError(f'workers must be at least 1, not {workers}.')
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -257,7 +255,7 @@ class SyntheticPeople:
       for folder in FOLDERS:
         (part / folder).mkdir(parents=True)
       images = self._draw_all(part, workers, progress)
-      self._write_annotation(part / ANNOTATION)
+      (part / ANNOTATION).write_bytes(annotation_file(self.population))
       people = self.population
       readme = _README.format(train=len(people.train), test=len(people.test))
       (part / 'README.txt').write_text(readme, encoding='utf-8')
@@ -314,17 +312,10 @@ class SyntheticPeople:
     jobs += [('bounding_box_test', i) for i in range(len(people.test))]
     jobs.append(('strangers', 0))
     images = dict.fromkeys(FOLDERS, 0)
-    with _progress_bar(len(jobs), progress) as advance:
-      if workers == 1:
-        for job in jobs:
-          _count(images, self._draw_job(part, job))
-          advance()
-        return images
-      context = multiprocessing.get_context('spawn')
-      with context.Pool(min(workers, len(jobs)), _start_worker, (self, part)) as pool:
-        for written in pool.imap_unordered(_work, jobs, chunksize=4):
-          _count(images, written)
-          advance()
+    draw = functools.partial(self._draw_job, part)
+    for written in shared_out(draw, jobs, workers=workers, progress=progress):
+      for folder, number in written.items():
+        images[folder] += number
     return images
 
   def _draw_job(self, part: pathlib.Path, job) -> dict[str, int]:
@@ -359,31 +350,6 @@ class SyntheticPeople:
       (folder / name).write_bytes(scene.encode_jpeg(image, rng, self.difficulty))
     return {'bounding_box_test': len(kinds)}
 
-  def _write_annotation(self, path: pathlib.Path) -> None:
-    people = self.population
-    tables = np.empty((1, 1), dtype=[('test', object), ('train', object)])
-    tables['test'][0, 0] = _table(people.test, population.TEST_COLUMNS)
-    tables['train'][0, 0] = _table(people.train, population.TRAIN_COLUMNS)
-    buffer = io.BytesIO()
-    scipy.io.savemat(buffer, {'market_attribute': tables}, do_compression=True)
-    content = bytearray(buffer.getvalue())
-    # The first 116 bytes are a text for people, into which scipy writes the time of day.
-    content[:116] = b'MATLAB 5.0 MAT-file, synthetic people'.ljust(116)
-    path.write_bytes(bytes(content))
-
-
-def _table(people, columns) -> np.ndarray:
-  """Returns one split's struct: uint8 [1, P] for each column, then image_index, object [1, P]."""
-  table = np.empty((1, 1), dtype=[(name, object) for name in (*columns, 'image_index')])
-  raw = [person.attributes.raw() for person in people]
-  for name in columns:
-    table[name][0, 0] = np.array([[values[name] for values in raw]], np.uint8)
-  ids = np.empty((1, len(people)), dtype=object)
-  for i, person in enumerate(people):
-    ids[0, i] = np.array([person.person_id])
-  table['image_index'][0, 0] = ids
-  return table
-
 
 def _move_into_place(part: pathlib.Path, directory: pathlib.Path) -> None:
   """Renames `part` to `directory`; what was there goes only when the new one stands."""
@@ -398,48 +364,3 @@ def _move_into_place(part: pathlib.Path, directory: pathlib.Path) -> None:
     os.rename(old, directory)
     raise
   shutil.rmtree(old)
-
-
-def _usable_cores() -> int:
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
-def _count(images: dict[str, int], written: dict[str, int]) -> None:
-  for folder, number in written.items():
-    images[folder] += number
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int, shown: bool):
-  """Yields a function to call after each of `total` people."""
-  if not shown:
-    yield lambda: None
-    return
-  # Imported late: only whoever wants a bar needs rich.
-  import rich.console
-  import rich.progress
-
-  bar = rich.progress.Progress(
-    rich.progress.TextColumn('drawing people'),
-    rich.progress.BarColumn(),
-    rich.progress.MofNCompleteColumn(),
-    rich.progress.TimeRemainingColumn(),
-    console=rich.console.Console(stderr=True),
-  )
-  with bar:
-    task = bar.add_task('', total=total)
-    yield lambda: bar.advance(task)
-
-
-# The data set and the folder of a worker process, set once when it starts.
-_worker: dict = {}
-
-
-def _start_worker(people: SyntheticPeople, part: pathlib.Path) -> None:
-  _worker.update(people=people, part=part)
-
-
-def _work(job) -> dict[str, int]:
-  return _worker['people']._draw_job(_worker['part'], job)
