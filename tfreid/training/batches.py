@@ -56,6 +56,10 @@ class ImageBatches:
     """The images once, in order, unaugmented."""
     return self.pipeline.evaluation(self.split)
 
+  def explain(self, error: Exception) -> Exception:
+    """What to raise when reading these batches failed: names the file that cannot be read."""
+    return self.pipeline.explain(error, self.split)
+
 
 def distributed(
   dataset: tf.data.Dataset, strategy: tf.distribute.Strategy, *, workers: int = 1

@@ -20,9 +20,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfreid.data.pipeline import Pipeline
-from tfreid.methods.method import Batches, Method
+from tfreid.methods.method import Method
 from tfreid.spec import DatasetSpec
-from tfreid.training.batches import distributed
+from tfreid.training.batches import ImageBatches, distributed
 from tfreid.training.optimizers import Schedule
 from tfreid.training.trainer import NonFiniteLossError, Trainer
 
@@ -108,7 +108,7 @@ class Setting:
   Attributes:
     run_directory: where the run is written.
     spec: sizes of the data set.
-    batches: Pipeline -> Batches of the training images.
+    batches: Pipeline -> ImageBatches of the training images.
     pipeline: the input pipeline.
     strategy: distribution.
     seed: of weights, order, augmentation and everything random inside a method.
@@ -122,7 +122,7 @@ class Setting:
 
   run_directory: str
   spec: DatasetSpec
-  batches: Callable[[Pipeline], Batches]
+  batches: Callable[[Pipeline], ImageBatches]
   pipeline: Pipeline
   strategy: tf.distribute.Strategy
   seed: int = 0
@@ -193,21 +193,29 @@ def _run_stage(stage, index, directories, setting, hooks):
   else:
     for source, names in stage.carry.items():
       _carry(method, stage, source, directories[source], names)
-  pipeline = stage.pipeline() if stage.pipeline else setting.pipeline
-  batches = method.prepare(setting.batches(pipeline))
-  progress = Progress(
-    stage, method, trainer, directory, epoch=int(epoch), step=int(trainer.step)
-  )
+  images = setting.batches(stage.pipeline() if stage.pipeline else setting.pipeline)
+  try:
+    _train(stage, method, trainer, checkpoint, manager, images, setting, hooks, directory)
+  except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+    # A file that cannot be read surfaces as an op's error; say which file it is.
+    raise images.explain(error) from error
+  _write_final(checkpoint, directory, stage, method, setting, time.time() - started)
+  for old in manager.checkpoints:
+    for path in tf.io.gfile.glob(f'{old}.*'):
+      tf.io.gfile.remove(path)
+
+
+def _train(stage, method, trainer, checkpoint, manager, images, setting, hooks, directory):
+  epoch = checkpoint.epoch
+  batches = method.prepare(images)
+  progress = Progress(stage, method, trainer, directory, epoch=int(epoch), step=int(trainer.step))
   steps = int(batches.training(0).cardinality()) if stage.epochs else 0
   for hook in hooks:
     hook.stage_begins(progress, steps)
   while int(epoch) < stage.epochs:
     number = int(epoch)
     trainer.set_rate_factor(stage.schedule(number) if stage.schedule else 1.0)
-    try:
-      _run_epoch(batches, number, progress, setting, hooks)
-    except tf.errors.InvalidArgumentError as error:
-      raise pipeline.explain(error, batches) from error
+    _run_epoch(batches, number, progress, setting, hooks)
     epoch.assign_add(1)
     progress.epoch = int(epoch)
     if progress.epoch % setting.checkpoint_every == 0 and progress.epoch < stage.epochs:
@@ -217,10 +225,6 @@ def _run_stage(stage, index, directories, setting, hooks):
   method.finish(batches)
   for hook in hooks:
     hook.stage_ends(progress)
-  _write_final(checkpoint, directory, stage, method, setting, time.time() - started)
-  for old in manager.checkpoints:
-    for path in tf.io.gfile.glob(f'{old}.*'):
-      tf.io.gfile.remove(path)
 
 
 def _run_epoch(batches, number, progress, setting, hooks):
@@ -278,9 +282,19 @@ def is_finished(directory: str) -> bool:
   return os.path.isfile(os.path.join(directory, 'final.json'))
 
 
-def space_directory(directory: str) -> str:
-  """The saved joint space of a finished stage."""
-  return os.path.join(directory, 'space')
+def space_directory(directory: str, name: str = '') -> str:
+  """The saved joint space of a finished stage; with a name, that of `Method.spaces`."""
+  return os.path.join(directory, f'space-{name}' if name else 'space')
+
+
+def spaces(directory: str) -> dict[str, str]:
+  """The saved joint spaces of a finished stage: '' for its own, a name for each further one."""
+  found = {}
+  if os.path.isdir(directory):
+    for entry in sorted(os.listdir(directory)):
+      if entry == 'space' or entry.startswith('space-'):
+        found[entry[len('space-') :]] = os.path.join(directory, entry)
+  return found
 
 
 def _identity(stage: Stage, setting: Setting) -> dict[str, Any]:
@@ -370,15 +384,16 @@ def _first_line(error: Exception) -> str:
 
 
 def _write_final(checkpoint, directory, stage, method, setting, seconds):
-  base = directory if setting.chief else _worker_directory(directory, setting)
+  base = _worker_directory(directory, setting)
   os.makedirs(base, exist_ok=True)
   checkpoint.write(os.path.join(base, 'final'))
+  named = {} if method.space is None else {'': method.space, **method.spaces}
+  for name, space in named.items():
+    # Every worker saves: reading a batch norm's moving averages is a collective operation.
+    about = {**setting.space_metadata, 'stage': stage.name, 'space': name}
+    space.save(space_directory(base, name), metadata=about)
   if not setting.chief:
     return
-  if method.space is not None:
-    method.space.save(
-      space_directory(directory), metadata={**setting.space_metadata, 'stage': stage.name}
-    )
   write_json(
     os.path.join(directory, 'final.json'),
     {

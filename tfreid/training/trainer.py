@@ -117,9 +117,7 @@ class Trainer(tf.Module):
       # The optimizer sums gradients over replicas; the loss and the norm below are means.
       report[f'gradient_norm/{i}_{objective.loss}'] = tf.linalg.global_norm(mine) * replicas
       if objective.l2:
-        mine = [
-          g + objective.l2 / replicas * v for g, v in zip(mine, objective.variables)
-        ]
+        mine = [g + objective.l2 / replicas * v for g, v in zip(mine, objective.variables)]
       optimizer.apply_gradients(zip(mine, objective.variables))
     return report
 

@@ -1,0 +1,294 @@
+"""A whole experiment: data, stages, evaluation, and what is written down. Floor 5.
+
+The root that gin configures and `tools/train.py` calls. It lives in the package, not in `tools/`,
+so that a test or a notebook can call it as well.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfreid.data.benchmark import Benchmark, Split
+from tfreid.data.pipeline import Pipeline
+from tfreid.evaluation import results, retrieval
+from tfreid.joint_space import JointSpace
+from tfreid.training import stages as stages_lib
+from tfreid.training.batches import ImageBatches
+from tfreid.training.stages import Hooks, Progress, Setting, Stage
+
+_log = logging.getLogger(__name__)
+
+PRECISIONS = ('float32', 'mixed_float16', 'mixed_bfloat16')
+STRATEGIES = ('mirrored', 'multi_worker', 'one_device')
+RESULTS_FILE = 'results.jsonl'
+
+
+def train(
+  run_directory: str,
+  *,
+  dataset: Callable[[], Benchmark],
+  pipeline: Callable[[], Pipeline],
+  stages: Sequence[Stage],
+  method: str = '',
+  seed: int = 0,
+  precision: str = 'float32',
+  strategy: str = 'mirrored',
+  jit_compile: bool = False,
+  log_every: int = 20,
+  checkpoint_every: int = 1,
+  evaluate_every: int = 0,
+  config: str = '',
+  operative_config: Callable[[], str] | None = None,
+  allow_changed_config: bool = False,
+  hooks: Callable[[str, Benchmark], Sequence[Hooks]] | None = None,
+) -> dict[str, retrieval.Evaluation]:
+  """Trains the stages, evaluates every joint space they end in, and writes everything down.
+
+  The run directory gets: config.gin, operative_config.gin, schema.json, environment.json,
+  results.jsonl, and a folder per stage with its checkpoints and its space/. Calling it again
+  continues where it stopped.
+
+  Args:
+    run_directory: created if need be.
+    dataset: () -> Benchmark.
+    pipeline: () -> Pipeline.
+    stages: the recipe.
+    method: its name in the results.
+    seed: of weights, order, augmentation and everything random inside a method.
+    precision: 'float32', 'mixed_float16' or 'mixed_bfloat16'.
+    strategy: 'mirrored' (all local GPUs, or the CPU), 'multi_worker' (by TF_CONFIG) or
+      'one_device'.
+    jit_compile: compile forward and backward pass with XLA.
+    log_every: steps between reading losses from the device.
+    checkpoint_every: epochs between checkpoints.
+    evaluate_every: epochs between evaluations on the validation split, 0 for none. The test split
+      is read once, after training.
+    config: the configuration's text, kept with the run; a run directory belongs to one.
+    operative_config: () -> text of what was really used, asked for once training has begun.
+    allow_changed_config: continue a run although its configuration has changed.
+    hooks: (run directory, benchmark) -> further hooks, such as progress bars and TensorBoard.
+
+  Returns:
+    The test evaluation of each stage that has a joint space, by stage name.
+
+  Raises:
+    ValueError: bad settings, data that do not fit, or a run directory of another configuration.
+    FileNotFoundError: missing data.
+  """
+  if precision not in PRECISIONS:
+    raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not '{precision}'.")
+  # First of all: a multi-worker strategy must exist before any tensor does.
+  distribution, workers, index = _strategy(strategy)
+  chief = index == 0
+  if chief:
+    os.makedirs(run_directory, exist_ok=True)
+    _keep_config(run_directory, config, allow_changed_config)
+  tf.keras.mixed_precision.set_global_policy(precision)
+  tf.keras.utils.set_random_seed(seed)
+
+  built = pipeline()
+  benchmark = _readable(dataset(), built)
+  if chief:
+    stages_lib.write_json(os.path.join(run_directory, 'schema.json'), benchmark.schema.to_json())
+    stages_lib.write_json(os.path.join(run_directory, 'environment.json'), environment())
+  setting = Setting(
+    run_directory=run_directory,
+    spec=benchmark.spec(built.image_shape),
+    batches=lambda p: ImageBatches(
+      p, benchmark.train, benchmark.schema, seed=seed, shard=(index, workers)
+    ),
+    pipeline=built,
+    strategy=distribution,
+    seed=seed,
+    jit_compile=jit_compile,
+    log_every=log_every,
+    checkpoint_every=checkpoint_every,
+    workers=workers,
+    chief=chief,
+    space_metadata={
+      'schema': benchmark.schema.to_json(),
+      'dataset': benchmark.name,
+      'method': method,
+      'seed': seed,
+      'precision': precision,
+    },
+  )
+  attached: list[Hooks] = []
+  if chief:
+    attached += list(hooks(run_directory, benchmark)) if hooks else []
+    if operative_config:
+      attached.append(OperativeConfig(run_directory, operative_config))
+  if evaluate_every and benchmark.validation is not None:
+    # On every worker: encoding reads batch norm averages, a collective operation.
+    attached.append(Validation(benchmark, built, evaluate_every, attached))
+  stages_lib.run(stages, setting, attached)
+  if not chief:
+    return {}
+  evaluations = {}
+  # What is evaluated is what was saved, not what happens to be in memory.
+  tf.keras.mixed_precision.set_global_policy('float32')
+  for stage in stages:
+    for name, directory in stages_lib.spaces(stage.path(run_directory)).items():
+      label = stage.name if not name else f'{stage.name}/{name}'
+      evaluations[label] = _evaluate_final(
+        run_directory, benchmark, built, directory, stage, name, method, seed, config
+      )
+      for hook in attached:
+        if hasattr(hook, 'evaluated'):
+          hook.evaluated(label, directory, evaluations[label])
+  return evaluations
+
+
+def _evaluate_final(run_directory, benchmark, pipeline, directory, stage, name, method, seed, config):
+  space = JointSpace.load(directory)
+  evaluation = evaluate_split(space, benchmark, pipeline, benchmark.test)
+  results.append_result(
+    os.path.join(run_directory, RESULTS_FILE),
+    dataset=benchmark.name,
+    method=method,
+    stage=stage.name if not name else f'{stage.name}/{name}',
+    epoch=stage.epochs,
+    seed=seed,
+    split='test',
+    evaluation=evaluation,
+    config=config,
+  )
+  return evaluation
+
+
+def evaluate_split(
+  space: JointSpace, benchmark: Benchmark, pipeline: Pipeline, split: Split
+) -> retrieval.Evaluation:
+  """The protocol's evaluation of a joint space on the test or the validation split."""
+  try:
+    return retrieval.evaluate(
+      space, split, pipeline.evaluation(split), seen=benchmark.seen(split)
+    )
+  except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+    raise pipeline.explain(error, split) from error
+
+
+class Validation(Hooks):
+  """Evaluates on the validation split every so many epochs, for choosing and for curves."""
+
+  def __init__(self, benchmark, pipeline, every, others: Sequence[Hooks]):
+    self._benchmark = benchmark
+    self._pipeline = pipeline
+    self._every = every
+    self._others = others
+
+  def epoch_ends(self, progress: Progress):
+    space = progress.method.space
+    due = progress.epoch % self._every == 0 or progress.epoch == progress.stage.epochs
+    if space is None or not due:
+      return
+    evaluation = evaluate_split(
+      space, self._benchmark, self._pipeline, self._benchmark.validation
+    )
+    _log.info('Validation after epoch %d: %s', progress.epoch, evaluation.line())
+    for hook in self._others:
+      if hasattr(hook, 'validated'):
+        hook.validated(progress, evaluation)
+
+
+class OperativeConfig(Hooks):
+  """Writes gin's operative configuration, which is complete only after everything was called."""
+
+  def __init__(self, run_directory: str, text: Callable[[], str]):
+    self._path = os.path.join(run_directory, 'operative_config.gin')
+    self._text = text
+
+  def stage_begins(self, progress: Progress, steps_per_epoch: int):
+    self._write()
+
+  def stage_ends(self, progress: Progress):
+    self._write()
+
+  def _write(self):
+    _write_text(self._path, self._text())
+
+
+def _readable(benchmark: Benchmark, pipeline: Pipeline) -> Benchmark:
+  """The benchmark without unreadable images, where the pipeline is told to skip them."""
+  if pipeline.on_bad_image == 'error':
+    return benchmark
+  validation = benchmark.validation
+  return Benchmark(
+    benchmark.name,
+    benchmark.schema,
+    pipeline.check(benchmark.train),
+    pipeline.check(validation) if validation is not None else None,
+    pipeline.check(benchmark.test),
+  )
+
+
+def _strategy(name: str) -> tuple[tf.distribute.Strategy, int, int]:
+  """The strategy, the number of workers and this worker's index."""
+  if name == 'mirrored':
+    return tf.distribute.MirroredStrategy(), 1, 0
+  if name == 'one_device':
+    gpu = bool(tf.config.list_physical_devices('GPU'))
+    return tf.distribute.OneDeviceStrategy('GPU:0' if gpu else 'CPU:0'), 1, 0
+  if name != 'multi_worker':
+    raise ValueError(f"strategy is one of {', '.join(STRATEGIES)}, not '{name}'.")
+  try:
+    cluster = json.loads(os.environ.get('TF_CONFIG', '') or '{}')
+    workers = len(cluster['cluster']['worker'])
+    index = int(cluster['task']['index'])
+  except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      'strategy "multi_worker" needs the environment variable TF_CONFIG, for example '
+      '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", '
+      '"index": 0}}; '
+      + ('it is not set.' if not os.environ.get('TF_CONFIG') else f'it cannot be read: {error!r}.')
+    ) from error
+  return tf.distribute.MultiWorkerMirroredStrategy(), workers, index
+
+
+def _keep_config(run_directory: str, config: str, allow_changed: bool):
+  """A run directory belongs to one configuration."""
+  path = os.path.join(run_directory, 'config.gin')
+  if os.path.isfile(path):
+    with open(path, encoding='utf-8') as file:
+      kept = file.read()
+    if kept != config and not allow_changed:
+      old, new = set(kept.splitlines()), set(config.splitlines())
+      gone = [line for line in kept.splitlines() if line and line not in new][:5]
+      come = [line for line in config.splitlines() if line and line not in old][:5]
+      raise ValueError(
+        f"'{run_directory}' belongs to another configuration.\n  There: "
+        + '; '.join(gone or ['(nothing else)'])
+        + '\n  Here:  '
+        + '; '.join(come or ['(nothing else)'])
+        + '\nGive another --run_dir, or --allow_changed_config to continue with this one.'
+      )
+  _write_text(path, config)
+
+
+def _write_text(path: str, text: str):
+  partial = f'{path}.partial-{os.getpid()}'
+  with open(partial, 'w', encoding='utf-8') as file:
+    file.write(text)
+  os.replace(partial, path)
+
+
+def environment() -> dict[str, Any]:
+  """Versions, devices and revision: what someone would ask who cannot reproduce a number."""
+  return {
+    'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
+    'platform': platform.platform(),
+    'processors': os.cpu_count(),
+    'versions': results.versions(),
+    'devices': [device.name for device in tf.config.list_logical_devices()],
+    'code': results.code_revision(),
+    'command': sys.argv,
+  }

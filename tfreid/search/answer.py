@@ -1,0 +1,127 @@
+"""A ranked answer to one description, whoever computed it. Floor 4."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+TICK, CROSS, UNKNOWN = '✓', '✗', '·'
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+  """One ranked crop.
+
+  Attributes:
+    id: of the crop, stable.
+    score: dot product in the joint space; larger is better.
+    path: of the image file as it was when the gallery was made, or ''.
+    attributes: annotated attributes, name to value ('a+b' where several are on), or {} where
+      nobody annotated the crop.
+    metadata: whatever else is known (camera, person id, ...).
+    reasons: attribute name to the change of the score when that attribute is withdrawn from the
+      query; positive speaks for the match.
+  """
+
+  id: str
+  score: float
+  path: str = ''
+  attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  reasons: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """The ranked crops for one query.
+
+  Attributes:
+    query: attribute name to value, '!value' for "not this value".
+    hits: best first.
+    text: the description as it was given.
+    source: what was asked, for the page's footer.
+    gallery_size: number of crops searched.
+    seconds: time the search took.
+  """
+
+  query: Mapping[str, str]
+  hits: Sequence[Hit]
+  text: str = ''
+  source: str = ''
+  gallery_size: int = 0
+  seconds: float = 0.0
+
+  def table(self) -> Table:
+    """The answer for the terminal: a row per crop, a tick or cross per queried attribute."""
+    table = Table(title=f'{describe(self.query)}  -  best {len(self.hits)} of {self.gallery_size}')
+    table.add_column('rank', justify='right')
+    table.add_column('score', justify='right')
+    for name in self.query:
+      table.add_column(name, justify='center')
+    table.add_column('crop')
+    styles = {TICK: f'[green]{TICK}[/green]', CROSS: f'[red]{CROSS}[/red]', UNKNOWN: UNKNOWN}
+    for rank, hit in enumerate(self.hits, start=1):
+      marks = []
+      for name in self.query:
+        mark = styles[verdict(self.query[name], hit.attributes.get(name))]
+        if name in hit.reasons:
+          mark += f' {hit.reasons[name]:+.2f}'
+        marks.append(mark)
+      table.add_row(str(rank), f'{hit.score:.3f}', *marks, hit.id)
+    notes = [f'{TICK} annotated as asked, {CROSS} otherwise, {UNKNOWN} not annotated.']
+    if any(hit.reasons for hit in self.hits):
+      notes.append('Numbers: change of the score when the attribute is withdrawn.')
+    table.caption = ' '.join(notes)
+    return table
+
+  def to_json(self) -> dict[str, Any]:
+    """The answer as plain JSON types."""
+    return {
+      'query': dict(self.query),
+      'text': self.text,
+      'source': self.source,
+      'gallery_size': self.gallery_size,
+      'seconds': round(self.seconds, 4),
+      'hits': [
+        {
+          'rank': rank,
+          'id': hit.id,
+          'score': hit.score,
+          'path': hit.path,
+          'attributes': dict(hit.attributes),
+          'matches': {
+            name: {TICK: True, CROSS: False, UNKNOWN: None}[
+              verdict(value, hit.attributes.get(name))
+            ]
+            for name, value in self.query.items()
+          },
+          'reasons': {name: float(change) for name, change in hit.reasons.items()},
+          'metadata': dict(hit.metadata),
+        }
+        for rank, hit in enumerate(self.hits, start=1)
+      ],
+    }
+
+
+def describe(query: Mapping[str, str]) -> str:
+  """The query in words: 'gender=female, upper_color=red, hat≠yes'."""
+  return ', '.join(
+    f'{name}≠{value[1:]}' if value.startswith('!') else f'{name}={value}'
+    for name, value in query.items()
+  )
+
+
+def verdict(asked: str, annotated: str | None) -> str:
+  """TICK, CROSS or UNKNOWN: whether a crop is as the query asked.
+
+  Args:
+    asked: a value, or '!value'.
+    annotated: the crop's value, 'a+b' where several are on, or None.
+  """
+  if annotated is None:
+    return UNKNOWN
+  on = annotated.split('+')
+  return TICK if (asked.lstrip('!') in on) != asked.startswith('!') else CROSS

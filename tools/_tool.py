@@ -1,0 +1,149 @@
+"""What the tools share: finding the package, reading gin, and errors without tracebacks. Floor 5."""
+
+from __future__ import annotations
+
+import contextlib
+import logging as logging_
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+
+from absl import app, logging
+
+# So that a tool runs from a checkout, from any folder, installed or not.
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if ROOT not in sys.path:
+  sys.path.insert(0, ROOT)
+GIN_ROOT = os.path.join(ROOT, 'gin')
+
+# Read by TensorFlow when it is first imported, which the tools do late. What matters reaches Python
+# as an exception; at '2' each start prints three complaints about CUDA factories.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+_IMPORT = re.compile(r'^\s*((?:from\s+[\w.]+\s+)?import\s+[\w.]+(?:\s+as\s+\w+)?)\s*(?:#.*)?$')
+_INCLUDE = re.compile(r"""^\s*include\s+['"]([^'"]+)['"]""")
+
+
+def no_arguments(argv: Sequence[str]):
+  """Refuses arguments that are not flags: usually a value that lost its '--flag='."""
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected argument: {argv[1]!r}. Everything is a --flag=value here.')
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+  """Turns errors that are the user's to mend into one message without a traceback, exit code 1.
+
+  With --verbosity=1 (debug) the traceback is shown as well.
+  """
+  try:
+    yield
+  except (ValueError, OSError, FloatingPointError, ImportError) as error:
+    if logging.get_verbosity() >= logging.DEBUG:
+      raise
+    print(f'\nError: {error}', file=sys.stderr)
+    sys.exit(1)
+  except KeyboardInterrupt:
+    print('\nInterrupted. The same command continues from the last checkpoint.', file=sys.stderr)
+    sys.exit(130)
+
+
+def gin_path(name: str) -> str:
+  """The gin file of that name: a path, or a name below the repository's gin/ folder.
+
+  Raises:
+    FileNotFoundError: neither exists; the message lists what does.
+  """
+  for path in (name, os.path.join(GIN_ROOT, name)):
+    if os.path.isfile(path):
+      return os.path.abspath(path)
+  folder = os.path.dirname(os.path.join(GIN_ROOT, name))
+  folder = folder if os.path.isdir(folder) else GIN_ROOT
+  there = sorted(file for file in os.listdir(folder) if file.endswith('.gin'))
+  raise FileNotFoundError(
+    f"No gin file '{name}', neither here nor in {os.path.relpath(GIN_ROOT)}/. "
+    f'{os.path.relpath(folder, GIN_ROOT)}/ has: {", ".join(there)}.'
+  )
+
+
+def configure(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
+  """Parses gin files in order, then the bindings, which win.
+
+  Args:
+    files: names or paths.
+    bindings: 'name = value', with the modules that any of the files imports at hand.
+
+  Returns:
+    The configuration as text: what a run directory belongs to.
+
+  Raises:
+    ValueError: whatever gin does not understand, as gin says it.
+  """
+  import gin
+
+  # gin looks for included files here; it logs an error for each place it finds nothing in.
+  gin.add_config_file_search_path(GIN_ROOT)
+  paths = [gin_path(name) for name in files]
+  imports: dict[str, None] = {'from __gin__ import dynamic_registration': None}
+  seen: set[str] = set()
+  for path in paths:
+    _collect_imports(path, imports, seen)
+  logging_.disable(logging_.ERROR)
+  try:
+    for path in paths:
+      gin.parse_config_file(path)
+    if bindings:
+      gin.parse_config([*imports, *bindings])
+    return gin.config_str()
+  except (ValueError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError) as error:
+    raise ValueError(f'The configuration cannot be read: {_gin_message(error)}') from error
+  finally:
+    logging_.disable(logging_.NOTSET)
+
+
+def root(name: str):
+  """The configured function of that full name, e.g. 'tfreid.experiment.train'.
+
+  Calling it turns gin's own complaints into advice.
+  """
+  import gin
+
+  try:
+    function = gin.get_configurable(name)
+  except ValueError as error:
+    raise ValueError(
+      f'No gin file configures {name}. Did you pass --gin_file=methods/….gin?'
+    ) from error
+
+  def call(*args, **kwargs):
+    try:
+      return function(*args, **kwargs)
+    except RuntimeError as error:
+      required = re.search(r'[Rr]equired bindings for `(\S+?)/?(?:macro|\S+)?` not provided', str(error))
+      if 'equired bindings' not in str(error):
+        raise
+      name = required.group(1) if required else '?'
+      raise ValueError(
+        f"The configuration leaves '{name}' open, which you must give: "
+        f"--gin_bindings='{name} = …', or a gin file that binds it (DATASET comes from "
+        'datasets/*.gin, STAGES from methods/*.gin).'
+      ) from error
+
+  return call
+
+
+def _collect_imports(path: str, imports: dict[str, None], seen: set[str]):
+  if path in seen:
+    return
+  seen.add(path)
+  with open(path, encoding='utf-8') as file:
+    for line in file:
+      if match := _IMPORT.match(line):
+        imports[match.group(1)] = None
+      elif match := _INCLUDE.match(line):
+        _collect_imports(gin_path(match.group(1)), imports, seen)
+
+
+def _gin_message(error: Exception) -> str:
+  return ' '.join(str(error).split())
