@@ -41,6 +41,11 @@ def test_flip_is_the_exact_mirror_where_the_draw_is_below_a_half(images):
   assert flipped.dtype == np.uint8
 
 
+def test_nothing_and_everything_can_be_chosen(images):
+  np.testing.assert_array_equal(augmentation.flip(images, tf.ones(5)), images)
+  np.testing.assert_array_equal(augmentation.flip(images, tf.zeros(5)), images[:, :, ::-1])
+
+
 def test_crop_boxes_have_the_area_and_aspect_of_open_reid():
   """At 256x128 an aspect of 1 to 1.5 times the image's own is 2 to 3."""
   draws = augmentation.draws(0, 0, Stream.CROP, (4000, augmentation.CROP_DRAWS))

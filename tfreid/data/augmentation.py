@@ -8,7 +8,7 @@ number of threads or by the worker that reads it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -44,6 +44,25 @@ def draws(seed: int, epoch: int, stream: Stream, shape: Sequence[int]) -> tf.Ten
     return tf.random.stateless_uniform(shape, seed=key.astype(np.int64), alg='philox')
 
 
+def changed(
+  images: tf.Tensor, chosen: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
+  """Images of which the chosen ones are replaced.
+
+  Several times as fast as to change all of them and to select by `tf.where`.
+
+  Args:
+    images: [B, H, W, 3].
+    chosen: bool [B].
+    change: gets the chosen rows, int64 [M], and returns what is to stand there, [M, H, W, 3].
+
+  Returns:
+    [B, H, W, 3].
+  """
+  rows = tf.where(chosen)  # [M, 1]
+  return tf.tensor_scatter_nd_update(images, rows, change(rows[:, 0]))
+
+
 def flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
   """Images of which about half are mirrored left to right.
 
@@ -54,7 +73,7 @@ def flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
   Returns:
     [B, H, W, 3], dtype of `images`.
   """
-  return tf.where((draws < 0.5)[:, None, None, None], images[:, :, ::-1], images)
+  return changed(images, draws < 0.5, lambda rows: tf.reverse(tf.gather(images, rows), axis=[2]))
 
 
 def crop_boxes(draws: tf.Tensor, rate: float) -> tf.Tensor:
@@ -97,8 +116,8 @@ def crop(images: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
     the result, so that nothing is read outside the box; the whole image comes back as it was.
     A crop is always enlarged, which needs no antialiasing.
   """
-  batch, height, width = tf.unstack(tf.shape(images)[:3])
-  size = tf.cast(tf.stack([height, width]), tf.float32)
+  shape = tf.shape(images)[1:3]
+  size = tf.cast(shape, tf.float32)
   start, share = boxes[:, :2], boxes[:, 2:]
   # The op's 0 and 1 are the centres of the first and the last pixel.
   span = tf.maximum(size - 1.0, 1.0)
@@ -107,8 +126,13 @@ def crop(images: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
   # millionth is more than its rounding and far less than a pixel; the whole image needs it not.
   last = tf.where(share < 1.0, tf.minimum(last, 1.0 - 1e-6), 1.0)
   corners = tf.concat([first, last], axis=1)
-  cropped = tf.image.crop_and_resize(images, corners, tf.range(batch), [height, width])
-  return tf.ensure_shape(cropped, images.shape)
+
+  def enlarged(rows):
+    return tf.image.crop_and_resize(
+      images, tf.gather(corners, rows), tf.cast(rows, tf.int32), shape
+    )
+
+  return changed(tf.cast(images, tf.float32), tf.reduce_any(share < 1.0, axis=1), enlarged)
 
 
 def drop_attributes(
