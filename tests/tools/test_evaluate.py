@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfreid.data import market1501, synthetic
+from tfreid.data.pipeline import Pipeline
+from tfreid.evaluation import results, retrieval
+from tfreid.joint_space import JointSpace
+
+ROOT = Path(__file__).parents[2]
+IMAGE = (32, 16, 3)
+
+
+def evaluate(*flags):
+  return subprocess.run(
+    [sys.executable, ROOT / 'tools' / 'evaluate.py', *map(str, flags)],
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  """A small synthetic data set on disk."""
+  folder = tmp_path_factory.mktemp('data') / 'people'
+  synthetic.SyntheticPeople(
+    12, 10, (2, 4), image_size=IMAGE[:2], difficulty='easy', num_junk=1, num_distractors=1
+  ).write(folder, workers=1)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def benchmark(data):
+  return market1501.load(data)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, data, benchmark):
+  """A run directory as training leaves it, with a space of untrained encoders."""
+  folder = tmp_path_factory.mktemp('run')
+  tf.keras.utils.set_random_seed(0)
+
+  def encoder(shape):
+    given = tf.keras.Input(shape)
+    flat = tf.keras.layers.Flatten()(given)
+    return tf.keras.Model(given, tf.keras.layers.Dense(6, activation='tanh')(flat / 255.0))
+
+  JointSpace(encoder(IMAGE), encoder((benchmark.schema.size,))).save(
+    folder / 'joint' / 'space',
+    metadata={
+      'schema': benchmark.schema.to_json(),
+      'dataset': benchmark.name,
+      'method': 'a2img',
+      'stage': 'joint',
+      'seed': 5,
+    },
+  )
+  (folder / 'joint' / 'final.json').write_text(json.dumps({'epochs': 12}))
+  (folder / 'config.gin').write_text(
+    'from __gin__ import dynamic_registration\n'
+    'from tfreid.data import market1501\n'
+    f'DATA_ROOT = {str(data)!r}\n'
+    'DATASET = @market1501.load\n'
+    'market1501.load.root = %DATA_ROOT\n'
+  )
+  return folder
+
+
+@pytest.mark.slow
+def test_it_prints_and_writes_down_what_the_evaluator_finds(run, benchmark, tmp_path):
+  done = evaluate(f'--space={run}/joint/space', f'--json={tmp_path}/out.json', '--batch_size=7')
+  assert done.returncode == 0, done.stderr
+  want = retrieval.evaluate(
+    JointSpace.load(str(run / 'joint' / 'space')),
+    benchmark.test,
+    Pipeline(IMAGE[:2], 8).evaluation(benchmark.test),
+    seen=benchmark.seen(),
+  )
+  assert f'a2img on {benchmark.name}, test split' in done.stdout
+  assert f'{100 * want.overall.mAP:.2f}' in done.stdout
+  assert 'unseen queries' in done.stdout and 'bootstrap' in done.stdout
+
+  table = results.read_results(run / 'results.jsonl')
+  assert len(table) == 1
+  row = table.iloc[0]
+  assert (row['method'], row['stage'], row['epoch'], row['seed']) == ('a2img', 'joint', 12, 5)
+  assert row['config'] == (run / 'config.gin').read_text()
+  for name, value in want.scalars().items():
+    assert row[name] == pytest.approx(value, nan_ok=True)
+
+  data = json.loads((tmp_path / 'out.json').read_text())
+  precisions = np.asarray(data['metrics']['per_query']['average_precision'], float)
+  np.testing.assert_allclose(precisions, want.per_query.average_precision)
+  assert data['violations10'] == row['violations10'] >= 0
+  assert 0 <= data['nDCG10'] <= 1
+
+
+@pytest.mark.slow
+def test_the_data_may_be_named_and_the_row_be_left_out(run, data, tmp_path):
+  """A space that was moved away from its run."""
+  space = tmp_path / 'space'
+  (run / 'joint' / 'space').rename(space)
+  try:
+    done = evaluate(
+      f'--space={space}',
+      '--dataset=synthetic',
+      f'--data_root={data}',
+      '--resamples=0',
+      '--top=3',
+      '--noappend',
+    )
+  finally:
+    space.rename(run / 'joint' / 'space')
+  assert done.returncode == 0, done.stderr
+  assert 'Of the first 3 images' in done.stdout and 'bootstrap' not in done.stdout
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--space={run}/joint'], 'holds no joint space'),
+    (['--space={space}', '--split=validation'], 'VALIDATION_SHARE'),
+    (['--space={space}', "--gin_bindings=market1501.load.encoding='three_state'"], 'other ones'),
+  ],
+)
+def test_what_cannot_be_evaluated_is_one_clear_message(run, flags, message):
+  names = {'run': run, 'space': run / 'joint' / 'space'}
+  done = evaluate(*(flag.format(**names) for flag in flags))
+  assert done.returncode == 1
+  assert 'Error: ' in done.stderr and message in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.slow
+def test_an_unreadable_image_is_named(run, data, benchmark, tmp_path):
+  path = Path(benchmark.test.paths[3])
+  whole = path.read_bytes()
+  path.write_bytes(whole[:60])
+  try:
+    done = evaluate(f'--space={run}/joint/space', '--noappend')
+  finally:
+    path.write_bytes(whole)
+  assert done.returncode == 1
+  assert f'{path.name} is unreadable' in done.stderr.replace('\n', '')
+  assert 'Traceback' not in done.stderr
+
+
+def test_usage_is_told_without_tensorflow():
+  code = (
+    'import runpy, sys\n'
+    f'sys.path.insert(0, {str(ROOT / "tools")!r})\n'
+    'sys.argv = ["evaluate.py", *sys.argv[1:]]\n'
+    'try:\n'
+    f'  runpy.run_path({str(ROOT / "tools" / "evaluate.py")!r}, run_name="__main__")\n'
+    'finally:\n'
+    '  assert "tensorflow" not in sys.modules\n'
+  )
+  for flags, message in (
+    (['--help'], '--space'),
+    ([], 'Flag --space must have a value'),
+    (['--space=x', 'market1501'], "Unexpected argument: 'market1501'"),
+    (['--space=x', '--dataset=market1501'], 'give --data_root'),
+  ):
+    done = subprocess.run([sys.executable, '-c', code, *flags], capture_output=True, text=True)
+    assert message in done.stdout + done.stderr
+    assert 'AssertionError' not in done.stderr
