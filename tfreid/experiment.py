@@ -6,6 +6,7 @@ so that a test or a notebook can call it as well.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -26,6 +27,8 @@ from tfreid.training.batches import ImageBatches
 from tfreid.training.stages import Hooks, Progress, Setting, Stage
 
 _log = logging.getLogger(__name__)
+
+_PICTURES_PER_STAGE = 10
 
 PRECISIONS = ('float32', 'mixed_float16', 'mixed_bfloat16')
 STRATEGIES = ('mirrored', 'multi_worker', 'one_device')
@@ -124,57 +127,83 @@ def train(
   )
   attached: list[Hooks] = []
   if chief:
-    attached += list(hooks(run_directory, benchmark)) if hooks else []
+    # First, so that the others find the file written.
     if operative_config:
       attached.append(OperativeConfig(run_directory, operative_config))
+    attached += list(hooks(run_directory, benchmark)) if hooks else []
+  # These two on every worker: both read batch norm averages, a collective operation.
+  attached.append(Pictures(attached))
   if evaluate_every and benchmark.validation is not None:
-    # On every worker: encoding reads batch norm averages, a collective operation.
     attached.append(Validation(benchmark, built, evaluate_every, attached))
-  stages_lib.run(stages, setting, attached)
-  if not chief:
-    return {}
-  evaluations = {}
+  with contextlib.ExitStack() as ending:
+    for hook in attached:
+      ending.callback(hook.close)
+    stages_lib.run(stages, setting, attached)
+    if not chief:
+      return {}
+    return _evaluate_spaces(run_directory, benchmark, built, stages, method, seed, config, attached)
+
+
+def _evaluate_spaces(run_directory, benchmark, pipeline, stages, method, seed, config, hooks):
+  """The test evaluation of every saved space, by label, added to the results."""
   # What is evaluated is what was saved, not what happens to be in memory.
   tf.keras.mixed_precision.set_global_policy('float32')
+  evaluations = {}
   for stage in stages:
     for name, directory in stages_lib.spaces(stage.path(run_directory)).items():
       label = stage.name if not name else f'{stage.name}/{name}'
-      evaluations[label] = _evaluate_final(
-        run_directory, benchmark, built, directory, stage, name, method, seed, config
+      evaluation, embeddings = evaluate_split(
+        JointSpace.load(directory),
+        benchmark,
+        pipeline,
+        benchmark.test,
+        progress=_embedding(hooks, f'{label}, test'),
       )
-      for hook in attached:
-        if hasattr(hook, 'evaluated'):
-          hook.evaluated(label, directory, evaluations[label])
+      results.append_result(
+        os.path.join(run_directory, RESULTS_FILE),
+        dataset=benchmark.name,
+        method=method,
+        stage=label,
+        epoch=stage.epochs,
+        seed=seed,
+        split='test',
+        evaluation=evaluation,
+        config=config,
+      )
+      evaluations[label] = evaluation
+      for hook in hooks:
+        hook.evaluated(stage, label, evaluation, embeddings)
   return evaluations
 
 
-def _evaluate_final(run_directory, benchmark, pipeline, directory, stage, name, method, seed, config):
-  space = JointSpace.load(directory)
-  evaluation = evaluate_split(space, benchmark, pipeline, benchmark.test)
-  results.append_result(
-    os.path.join(run_directory, RESULTS_FILE),
-    dataset=benchmark.name,
-    method=method,
-    stage=stage.name if not name else f'{stage.name}/{name}',
-    epoch=stage.epochs,
-    seed=seed,
-    split='test',
-    evaluation=evaluation,
-    config=config,
-  )
-  return evaluation
+def _embedding(hooks, label):
+  """What tells the hooks how far embedding has come."""
+
+  def progress(done, count):
+    for hook in hooks:
+      hook.embedding(label, done, count)
+
+  return progress
 
 
 def evaluate_split(
-  space: JointSpace, benchmark: Benchmark, pipeline: Pipeline, split: Split
-) -> retrieval.Evaluation:
-  """The protocol's evaluation of a joint space on the test or the validation split."""
+  space: JointSpace,
+  benchmark: Benchmark,
+  pipeline: Pipeline,
+  split: Split,
+  *,
+  progress: retrieval.Progress | None = None,
+) -> tuple[retrieval.Evaluation, retrieval.Embeddings]:
+  """The protocol's evaluation of a joint space on the test or the validation split.
+
+  Returns:
+    The evaluation, and what it was made from, so that pictures need not embed the split again.
+  """
   try:
-    return retrieval.evaluate(
-      space, split, pipeline.evaluation(split), seen=benchmark.seen(split)
-    )
+    embeddings = retrieval.embed_split(space, split, pipeline.evaluation(split), progress=progress)
   except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
     raise pipeline.explain(error, split) from error
+  return retrieval.evaluate_embeddings(embeddings, seen=benchmark.seen(split)), embeddings
 
 
 class Validation(Hooks):
@@ -191,13 +220,33 @@ class Validation(Hooks):
     due = progress.epoch % self._every == 0 or progress.epoch == progress.stage.epochs
     if space is None or not due:
       return
-    evaluation = evaluate_split(
-      space, self._benchmark, self._pipeline, self._benchmark.validation
+    evaluation, embeddings = evaluate_split(
+      space,
+      self._benchmark,
+      self._pipeline,
+      self._benchmark.validation,
+      progress=_embedding(self._others, f'{progress.stage.name}, validation'),
     )
     _log.info('Validation after epoch %d: %s', progress.epoch, evaluation.line())
     for hook in self._others:
-      if hasattr(hook, 'validated'):
-        hook.validated(progress, evaluation)
+      hook.validated(progress, evaluation, embeddings)
+
+
+class Pictures(Hooks):
+  """Asks the method for pictures at the ends of some epochs, about ten times in a stage."""
+
+  def __init__(self, others: Sequence[Hooks]):
+    self._others = others
+
+  def epoch_ends(self, progress: Progress):
+    epochs = progress.stage.epochs
+    every = -(-epochs // _PICTURES_PER_STAGE)
+    if progress.epoch % every and progress.epoch != epochs:
+      return
+    pictures = progress.method.pictures()
+    if pictures:
+      for hook in self._others:
+        hook.pictured(progress, pictures)
 
 
 class OperativeConfig(Hooks):

@@ -85,7 +85,9 @@ class Progress:
 class Hooks:
   """What composition attaches to the loop: progress bars, TensorBoard, evaluation.
 
-  All do nothing here. The loop knows no writer and no evaluator.
+  All do nothing here. The loop calls the first four and knows no writer and no evaluator; the
+  others are called by whoever evaluates, saves pictures and ends the run. No hook may change what
+  is trained: none is asked for a random number, and none writes a variable.
   """
 
   def stage_begins(self, progress: Progress, steps_per_epoch: int):
@@ -99,6 +101,24 @@ class Hooks:
 
   def stage_ends(self, progress: Progress):
     """All epochs and `finish` are done; the final checkpoint is not yet written."""
+
+  def embedding(self, label: str, done: int, count: int):
+    """Of the images to be embedded for the evaluation called `label`, so many are done."""
+
+  def validated(self, progress: Progress, evaluation: Any, embeddings: Any):
+    """The method's space was evaluated on the validation split (both of `evaluation.retrieval`)."""
+
+  def evaluated(self, stage: Stage, label: str, evaluation: Any, embeddings: Any):
+    """A saved space of a finished stage was evaluated on the test split.
+
+    `label` is the stage's name, or <stage>/<name> for one of `Method.spaces`.
+    """
+
+  def pictured(self, progress: Progress, pictures: Mapping[str, np.ndarray]):
+    """The method drew `Method.pictures`: name -> uint8 [N, H, W, 3]."""
+
+  def close(self):
+    """The run is over, be it finished, interrupted or ended by an error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +209,7 @@ def _run_stage(stage, index, directories, setting, hooks):
   )
   if manager.latest_checkpoint:
     _restore(checkpoint, manager.latest_checkpoint, stage)
-    _log.info("Stage '%s' resumes after epoch %d.", stage.name, int(epoch))
+    _log.info("Stage '%s' resumes after epoch %d.", stage.name, int(epoch.numpy()))
   else:
     for source, names in stage.carry.items():
       _carry(method, stage, source, directories[source], names)
@@ -208,16 +228,18 @@ def _run_stage(stage, index, directories, setting, hooks):
 def _train(stage, method, trainer, checkpoint, manager, images, setting, hooks, directory):
   epoch = checkpoint.epoch
   batches = method.prepare(images)
-  progress = Progress(stage, method, trainer, directory, epoch=int(epoch), step=int(trainer.step))
+  progress = Progress(
+    stage, method, trainer, directory, epoch=int(epoch.numpy()), step=int(trainer.step.numpy())
+  )
   steps = int(batches.training(0).cardinality()) if stage.epochs else 0
   for hook in hooks:
     hook.stage_begins(progress, steps)
-  while int(epoch) < stage.epochs:
-    number = int(epoch)
+  while int(epoch.numpy()) < stage.epochs:
+    number = int(epoch.numpy())
     trainer.set_rate_factor(stage.schedule(number) if stage.schedule else 1.0)
     _run_epoch(batches, number, progress, setting, hooks)
     epoch.assign_add(1)
-    progress.epoch = int(epoch)
+    progress.epoch = int(epoch.numpy())
     if progress.epoch % setting.checkpoint_every == 0 and progress.epoch < stage.epochs:
       manager.save(progress.epoch)
     for hook in hooks:
@@ -244,7 +266,7 @@ def _run_epoch(batches, number, progress, setting, hooks):
 
 
 def _log_step(progress, report, images_per_second, hooks):
-  progress.step = int(progress.trainer.step)
+  progress.step = int(progress.trainer.step.numpy())
   progress.losses = {name: float(value) for name, value in report.items()}
   progress.images_per_second = images_per_second
   progress.learning_rates = progress.trainer.learning_rates()
@@ -258,9 +280,9 @@ def _log_step(progress, report, images_per_second, hooks):
     terms = ', '.join(f'{n} = {v:.4g}' for n, v in sorted(progress.losses.items()))
     raise NonFiniteLossError(
       f"Stage '{progress.stage.name}': {', '.join(sorted(bad))} is not finite at or shortly before "
-      f'step {progress.step} (epoch {progress.epoch + 1}). All terms: {terms}. Try a lower learning '
-      'rate or a warm-up, gradient clipping (clip_norm of the optimizer), or float32. The last '
-      'checkpoint is from before this epoch; running the same command continues from it.'
+      f'step {progress.step} (epoch {progress.epoch + 1}). All terms: {terms}. Try a lower '
+      'learning rate or a warm-up, gradient clipping (clip_norm of the optimizer), or float32. The '
+      'last checkpoint is from before this epoch; running the same command continues from it.'
     )
   for hook in hooks:
     hook.logged(progress)
@@ -400,7 +422,7 @@ def _write_final(checkpoint, directory, stage, method, setting, seconds):
       'stage': stage.name,
       'method': type(method).__name__,
       'epochs': stage.epochs,
-      'steps': int(checkpoint.step),
+      'steps': int(checkpoint.step.numpy()),
       'seconds': round(seconds, 1),
     },
   )
