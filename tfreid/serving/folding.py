@@ -1,0 +1,198 @@
+"""Inference-only encoders: batch norms folded into the convolutions before them. Floor 4.
+
+In inference mode a batch norm is an affine map per channel,
+
+    y = gamma (x - mean) / sqrt(variance + epsilon) + beta,
+
+and a convolution that nothing else reads can do it itself: with s = gamma / sqrt(variance +
+epsilon) its kernel becomes W s and its bias (b - mean) s + beta. What then remains of a ResNet
+block is what TensorFlow's graph optimiser fuses: convolution, bias, ReLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+PRECISIONS = ('float32', 'bfloat16')
+
+# The greatest relative error ||folded - original|| / ||original|| of a concept that an export
+# accepts. float32 differs by the order of operations only; bfloat16 has 8 significant bits.
+TOLERANCES = {'float32': 1e-4, 'bfloat16': 3e-2}
+
+# Exact types: a subclass may compute something else.
+_FOLDABLE = (
+  tf.keras.layers.Conv1D,
+  tf.keras.layers.Conv2D,
+  tf.keras.layers.Conv3D,
+  tf.keras.layers.DepthwiseConv2D,
+  tf.keras.layers.Dense,
+)
+# Layers whose arithmetic may be done in bfloat16. All others stay in float32: the pixel
+# normalisation, the global pooling, the concept layer, and what is not known.
+_REDUCIBLE = (
+  tf.keras.layers.Conv1D,
+  tf.keras.layers.Conv2D,
+  tf.keras.layers.Conv3D,
+  tf.keras.layers.DepthwiseConv2D,
+  tf.keras.layers.ZeroPadding2D,
+  tf.keras.layers.MaxPooling2D,
+  tf.keras.layers.Activation,
+  tf.keras.layers.ReLU,
+  tf.keras.layers.LeakyReLU,
+  tf.keras.layers.Add,
+  tf.keras.layers.Concatenate,
+)
+
+
+class FoldedEncoder(tf.Module):
+  """A Keras model for inference only, with its batch norms folded where that is possible.
+
+  Its weights are variables of its own in float32 or bfloat16, not constants of a graph; it shares
+  none with a model it changed anything about, so training on does not reach it.
+
+  Attributes:
+    precision: of the convolutions, 'float32' or 'bfloat16'. Inputs and outputs are float32.
+    num_folded: number of batch norms that were folded.
+    num_kept: number of batch norms that were not.
+  """
+
+  def __init__(self, model: tf.keras.Model, *, precision: str = 'float32'):
+    """Folds a copy of `model`.
+
+    Args:
+      model: functional or sequential, one input, one output. A layer or a pattern that is not
+        known is kept as it is.
+      precision: 'float32' or 'bfloat16'.
+
+    Raises:
+      ValueError: an unknown precision, or not a functional model with one input and output.
+    """
+    super().__init__(name='folded_encoder')
+    if precision not in PRECISIONS:
+      raise ValueError(f"Unknown precision '{precision}'; choose from {PRECISIONS}.")
+    if not _is_functional(model) or len(model.inputs) != 1 or len(model.outputs) != 1:
+      raise ValueError(
+        'Only a functional Keras model with one input and one output can be folded, not '
+        f"{type(model).__name__} '{model.name}'."
+      )
+    self.precision = precision
+    self.image_shape = tuple(model.input_shape[1:])
+    self.size = int(model.output_shape[-1])
+    folded = _folded(model, precision)
+    batch_norms = sum(map(_is_batch_norm, _layers(model)))
+    self.num_kept = sum(map(_is_batch_norm, _layers(folded)))
+    self.num_folded = batch_norms - self.num_kept
+    # The variables are tracked, the Keras layers are not: saving would trace each of them.
+    self._weights = list(folded.weights)
+    self._function = lambda images: folded(images, training=False)
+
+  def __call__(self, images: tf.Tensor) -> tf.Tensor:
+    """Image concepts, float32 [B, E], of float32 pixels 0 ... 255 [B, H, W, 3]."""
+    return tf.cast(self._function(images), tf.float32)
+
+
+def relative_errors(concepts: np.ndarray, references: np.ndarray) -> np.ndarray:
+  """||concept - reference|| / ||reference|| of each row, float64 [B], of two [B, E]."""
+  references = np.asarray(references, np.float64)
+  difference = np.linalg.norm(np.asarray(concepts, np.float64) - references, axis=-1)
+  return difference / np.maximum(np.linalg.norm(references, axis=-1), 1e-12)
+
+
+def _is_functional(layer) -> bool:
+  return isinstance(layer, tf.keras.Model) and getattr(layer, '_is_graph_network', False)
+
+
+def _is_batch_norm(layer) -> bool:
+  # Synchronisation over replicas is a matter of training.
+  return type(layer) in (
+    tf.keras.layers.BatchNormalization,
+    tf.keras.layers.experimental.SyncBatchNormalization,
+  )
+
+
+def _layers(model) -> Iterator[tf.keras.layers.Layer]:
+  """All layers, those of nested models too."""
+  for layer in model.layers:
+    if isinstance(layer, tf.keras.Model):
+      yield from _layers(layer)
+    else:
+      yield layer
+
+
+def _folded(model: tf.keras.Model, precision: str) -> tf.keras.Model:
+  """A copy of the model in which foldable pairs are one layer and an identity."""
+  folding = {producer.name: norm for producer, norm in _pairs(model)}
+  identities = {norm.name for norm in folding.values()}
+  kernels = {}
+
+  def clone(layer):
+    if layer.name in identities:
+      return tf.keras.layers.Activation('linear', name=layer.name, dtype=precision)
+    if _is_functional(layer):
+      return _folded(layer, precision)
+    reduced = precision == 'bfloat16' and type(layer) in _REDUCIBLE
+    if layer.name not in folding and not reduced:
+      # A fresh layer of the same weights: the original must not get new nodes in its graph.
+      copy = layer.__class__.from_config(layer.get_config())
+      kernels[copy] = layer.get_weights()
+      return copy
+    config = layer.get_config()
+    config['dtype'] = precision if reduced else 'float32'
+    if layer.name in folding:
+      config['use_bias'] = True
+      weights = _fold(layer, folding[layer.name])
+    else:
+      weights = layer.get_weights()
+    copy = layer.__class__.from_config(config)
+    kernels[copy] = weights
+    return copy
+
+  copied = tf.keras.models.clone_model(model, clone_function=clone)
+  for layer, weights in kernels.items():
+    for variable, value in zip(layer.weights, weights):
+      variable.assign(tf.cast(value, variable.dtype))
+  return copied
+
+
+def _pairs(model) -> Iterator[tuple[tf.keras.layers.Layer, tf.keras.layers.Layer]]:
+  """The layers that can take over the batch norm behind them, with that batch norm."""
+  outputs = {id(tensor) for tensor in model.outputs}
+  nodes = {id(node) for depth in model._nodes_by_depth.values() for node in depth}
+
+  def uses(all_nodes):
+    return [node for node in all_nodes if id(node) in nodes]
+
+  for norm in model.layers:
+    if not _is_batch_norm(norm) or len(uses(norm.inbound_nodes)) != 1:
+      continue
+    producer = uses(norm.inbound_nodes)[0].inbound_layers
+    if isinstance(producer, list) or type(producer) not in _FOLDABLE:
+      continue
+    if (
+      len(uses(producer.inbound_nodes)) == 1
+      and len(uses(producer.outbound_nodes)) == 1
+      and id(producer.output) not in outputs
+      and producer.activation is tf.keras.activations.linear
+      and getattr(producer, 'data_format', 'channels_last') == 'channels_last'
+      and list(norm.axis) == [len(norm.input_shape) - 1]
+    ):
+      yield producer, norm
+
+
+def _fold(layer, norm) -> list[np.ndarray]:
+  """Kernel and bias of `layer` with `norm` in them, computed in float64."""
+  kernel, *bias = (np.asarray(weight, np.float64) for weight in layer.get_weights())
+  bias = bias[0] if bias else 0.0
+  mean = norm.moving_mean.numpy().astype(np.float64)
+  scale = 1.0 / np.sqrt(norm.moving_variance.numpy().astype(np.float64) + norm.epsilon)
+  if norm.scale:
+    scale = scale * norm.gamma.numpy()
+  shift = norm.beta.numpy() if norm.center else 0.0
+  # A depthwise kernel is [height, width, channels, multiplier]; the channels of its output are the
+  # last two, together. Any other kernel ends in the output's channels.
+  is_depthwise = isinstance(layer, tf.keras.layers.DepthwiseConv2D)
+  per_kernel = scale.reshape(kernel.shape[-2:]) if is_depthwise else scale
+  return [kernel * per_kernel, (bias - mean) * scale + shift]
