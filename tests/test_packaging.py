@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -49,6 +50,28 @@ def test_the_pinned_versions_satisfy_every_requirement(python):
     assert pins[_normal(requirement.name)] in requirement.specifier, requirement
     checked += 1
   assert checked > 15
+
+
+def test_everything_that_is_installed_with_the_package_is_pinned():
+  """Follows the requirements of what is installed here, so it speaks of this Python."""
+  pins = _pins(f'{sys.version_info.major}.{sys.version_info.minor}')
+  open_, seen = [(requirement, '') for requirement in _requirements()], set()
+  while open_:
+    requirement, extra = open_.pop()
+    name = _normal(requirement.name)
+    if requirement.marker and not requirement.marker.evaluate({'extra': extra}):
+      continue
+    try:
+      needed = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+      continue  # of an extra that is not installed here
+    for option in ('', *requirement.extras):
+      if (name, option) not in seen:
+        seen.add((name, option))
+        open_ += [(Requirement(line), option) for line in needed]
+  installed = {name for name, _ in seen}
+  assert len(installed) > 40
+  assert installed - set(pins) == set()
 
 
 def test_the_pins_name_every_python_that_the_metadata_allows():
