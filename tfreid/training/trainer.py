@@ -154,7 +154,10 @@ class Trainer(tf.Module):
 
 
 def check_objectives(method: Method):
-  """Every trainable variable of the method's networks must be in exactly one objective.
+  """Every trainable variable of a method must be in exactly one objective.
+
+  That holds for its `networks` and for whatever else it holds: a network that it forgot to list
+  would stay as it was initialised, and nobody would notice.
 
   Raises:
     ValueError: a variable is in none, or in several, naming it.
@@ -165,13 +168,21 @@ def check_objectives(method: Method):
       raise ValueError(f"Objective {i} ('{objective.loss}') has no variables to move.")
     for variable in objective.variables:
       owners.setdefault(id(variable), []).append(f'{i}_{objective.loss}')
-  for name, network in method.networks.items():
-    for variable in network.trainable_variables:
-      mine = owners.get(id(variable), [])
-      if len(mine) != 1:
-        where = 'no objective' if not mine else f'several objectives ({", ".join(mine)})'
-        raise ValueError(
-          f"{type(method).__name__}: variable '{variable.name}' of network '{name}' is in {where}; "
-          'each trainable variable must be moved by exactly one. Freeze a network that nobody '
-          'moves with `network.trainable = False`.'
-        )
+  layers = [m for m in method.submodules if isinstance(m, tf.keras.layers.Layer)]
+  held = [(f"network '{name}'", network) for name, network in method.networks.items()]
+  held += [(f"'{layer.name}', which is in no network", layer) for layer in layers]
+  variables = [(v, where) for where, layer in held for v in layer.trainable_variables]
+  # A layer's variable stays "trainable" when its layer is frozen.
+  of_layers = {id(v) for layer in layers for v in layer.weights}
+  variables += [
+    (v, 'the method itself') for v in method.trainable_variables if id(v) not in of_layers
+  ]
+  for variable, where in variables:
+    mine = owners.get(id(variable), [])
+    if len(mine) != 1:
+      found = 'no objective' if not mine else f'several objectives ({", ".join(mine)})'
+      raise ValueError(
+        f"{type(method).__name__}: variable '{variable.name}' of {where} is in {found}; each "
+        'trainable variable must be moved by exactly one. Freeze a network that nobody moves with '
+        '`network.trainable = False`.'
+      )
