@@ -1,4 +1,4 @@
-"""What the tools share: finding the package, reading gin, and errors without tracebacks. Floor 5."""
+"""What the tools share: the package, gin files, and errors without tracebacks. Floor 5."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ GIN_ROOT = os.path.join(ROOT, 'gin')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 _IMPORT = re.compile(r'^\s*((?:from\s+[\w.]+\s+)?import\s+[\w.]+(?:\s+as\s+\w+)?)\s*(?:#.*)?$')
+# What gin appends to every error that passes through a configured function.
+_GIN_TRAIL = re.compile(r"\n  In call to configurable '[^\n]*")
 _INCLUDE = re.compile(r"""^\s*include\s+['"]([^'"]+)['"]""")
 
 
@@ -42,7 +44,7 @@ def clear_errors() -> Iterator[None]:
   except (ValueError, OSError, FloatingPointError, ImportError) as error:
     if logging.get_verbosity() >= logging.DEBUG:
       raise
-    print(f'\nError: {error}', file=sys.stderr)
+    print(f'\nError: {_GIN_TRAIL.sub("", str(error))}', file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:
     print('\nInterrupted. The same command continues from the last checkpoint.', file=sys.stderr)
@@ -119,18 +121,33 @@ def root(name: str):
   def call(*args, **kwargs):
     try:
       return function(*args, **kwargs)
-    except RuntimeError as error:
-      required = re.search(r'[Rr]equired bindings for `(\S+?)/?(?:macro|\S+)?` not provided', str(error))
-      if 'equired bindings' not in str(error):
+    except TypeError as error:
+      advice = _left_open(str(error))
+      if not advice:
         raise
-      name = required.group(1) if required else '?'
-      raise ValueError(
-        f"The configuration leaves '{name}' open, which you must give: "
-        f"--gin_bindings='{name} = …', or a gin file that binds it (DATASET comes from "
-        'datasets/*.gin, STAGES from methods/*.gin).'
-      ) from error
+      raise ValueError(f'The configuration {advice}') from error
 
   return call
+
+
+def _left_open(message: str) -> str:
+  """Advice, if gin's TypeError means that something was left open; '' if it means anything else."""
+  macro = re.search(r"call to configurable 'macro' .* in scope '([^']+)'", message)
+  if macro:
+    name = macro.group(1)
+    todo = {
+      'DATASET': 'name a data set, for example --gin_file=datasets/market1501.gin',
+      'STAGES': 'name a method, for example --gin_file=methods/a2img.gin',
+    }.get(name, f"give --gin_bindings='{name} = …' or a gin file that binds it")
+    return f'leaves {name} open: {todo}.'
+  missing = re.match(
+    r".* missing \d+ required (?:positional|keyword-only) argument.*?: '(\w+)'", message
+  )
+  function = re.search(r"call to configurable '([^']+)'", message)
+  if missing and function:
+    name = f'{function.group(1)}.{missing.group(1)}'
+    return f"leaves {name} open: give --gin_bindings='{name} = …' or a gin file that binds it."
+  return ''
 
 
 def _collect_imports(path: str, imports: dict[str, None], seen: set[str]):
