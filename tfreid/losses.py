@@ -93,7 +93,9 @@ def multi_kernel_mmd(
   n = tf.shape(x)[0]
   pooled = tf.concat([x, y], axis=0)  # [2B, E]
   squares = tf.reduce_sum(tf.square(pooled), axis=1)
-  distances = squares[:, None] + squares[None, :] - 2.0 * tf.matmul(pooled, pooled, transpose_b=True)
+  distances = (
+    squares[:, None] + squares[None, :] - 2.0 * tf.matmul(pooled, pooled, transpose_b=True)
+  )
   distances = tf.maximum(distances, 0.0)  # [2B, 2B]; cancellation can leave -1e-7
   total = tf.cast(4 * n * n - 2 * n, distances.dtype)
   gamma = tf.stop_gradient(total / tf.maximum(tf.reduce_sum(distances), 1e-12))
@@ -134,3 +136,56 @@ def coral_loss(x: tf.Tensor, y: tf.Tensor, *, match_mean: bool = False) -> tf.Te
   if match_mean:
     loss += linear_mmd(x, y) / size
   return loss
+
+
+def weighted_attribute_loss(
+  logits: tf.Tensor, bits: tf.Tensor, *, known: tf.Tensor, rates: tf.Tensor
+) -> tf.Tensor:
+  """DeepMAR's weighted sigmoid cross-entropy (Li et al. 2015).
+
+  sum_l w_l (softplus(s_l) - s_l a_l), with w_l = exp(1 - p_l) where a_l is 1 and exp(p_l) where it
+  is 0, so that the rarer answer of each attribute weighs more.
+
+  Args:
+    logits: [B, A], s, scores whose sigmoids are probabilities.
+    bits: [B, A], a, zeros and ones.
+    known: [B, A], 0 where a is not known and does not count.
+    rates: [A], p, the share of training images with the attribute.
+
+  Returns:
+    Scalar, sum over attributes, mean over the batch.
+  """
+  weights = known * tf.exp(bits * (1.0 - rates) + (1.0 - bits) * rates)
+  losses = weights * (tf.nn.softplus(logits) - bits * logits)
+  return tf.reduce_mean(tf.reduce_sum(losses, axis=1))
+
+
+def matching_discriminator_loss(
+  real_logits: tf.Tensor,
+  wrong_logits: tf.Tensor,
+  fake_logits: tf.Tensor,
+  *,
+  exists: tf.Tensor,
+  wrong_share: float = 0.5,
+) -> tf.Tensor:
+  """Loss of the matching-aware discriminator, GAN-CLS (Reed et al. 2016, Algorithm 1).
+
+  -log D(x, a) - w log(1 - D(x', a)) - (1 - w) log(1 - D(G(z, a), a)), where x is an image of the
+  description a, x' a real image of another one, and G(z, a) a generated one. From logits.
+
+  Args:
+    real_logits: [B, 1], of D(x, a).
+    wrong_logits: [B, 1], of D(x', a).
+    fake_logits: [B, 1], of D(G(z, a), a).
+    exists: [B], 1 where there is an x', 0 where its logit does not count.
+    wrong_share: w, 0.5 in the published code.
+
+  Returns:
+    Scalar, mean over the batch.
+  """
+  wrong = exists[:, tf.newaxis] * tf.nn.softplus(wrong_logits)
+  return (
+    tf.reduce_mean(tf.nn.softplus(-real_logits))
+    + wrong_share * tf.reduce_mean(wrong)
+    + (1.0 - wrong_share) * tf.reduce_mean(tf.nn.softplus(fake_logits))
+  )

@@ -19,6 +19,7 @@ class DatasetSpec(NamedTuple):
     attribute_groups: A integers; columns of one attribute share a number ('upper_color=red' and
       'upper_color=blue'), so that a group can be dropped, normalised or explained as one.
     num_images: number of training images.
+    encoding: of the attribute vectors, 'binary' (0 / 1) or 'three_state' (-1 / 0 / +1).
   """
 
   image_shape: tuple[int, int, int]
@@ -27,6 +28,7 @@ class DatasetSpec(NamedTuple):
   attribute_rates: tuple[float, ...] = ()
   attribute_groups: tuple[int, ...] = ()
   num_images: int = 0
+  encoding: str = 'binary'
 
   @property
   def num_attributes(self) -> int:

@@ -154,6 +154,7 @@ class Benchmark:
       attribute_rates=self.schema.rates,
       attribute_groups=self.schema.groups,
       num_images=len(self.train),
+      encoding=self.schema.encoding,
     )
 
   def seen(self, split: Split | None = None) -> np.ndarray:

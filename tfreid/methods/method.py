@@ -7,9 +7,11 @@ divides: that is the trainer's one step.
 from __future__ import annotations
 
 import abc
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import tensorflow as tf
 
 from tfreid.joint_space import JointSpace
@@ -64,11 +66,14 @@ class Method(tf.Module, abc.ABC):
     networks: all that a later stage may carry over, by name.
     objectives: who descends what.
     space: the encoders, or None while there is no attribute encoder yet.
+    spaces: other joint spaces of the same trained networks by name, where a method can be read in
+      several ways. They are saved and evaluated beside `space`.
   """
 
   networks: Mapping[str, tf.keras.Model]
   objectives: Sequence[Objective]
   space: JointSpace | None = None
+  spaces: Mapping[str, JointSpace] = types.MappingProxyType({})
 
   def prepare(self, batches: Batches) -> Batches:
     """Called once before the first epoch, after networks were carried or restored.
@@ -93,5 +98,12 @@ class Method(tf.Module, abc.ABC):
       batch first (`tfreid.replicas.gather`) and is the same on every replica.
     """
 
-  def finish(self, batches: Batches):  # noqa: B027 - most methods have nothing to do here
+  def finish(self, batches: Batches):
     """Called once after the last epoch with the prepared batches, e.g. for a closing linear CCA."""
+
+  def pictures(self) -> dict[str, np.ndarray]:
+    """What the method has learnt, to look at: name -> uint8 [N, H, W, 3], RGB.
+
+    Asked for now and then during training, after `prepare`. Empty for most methods.
+    """
+    return {}

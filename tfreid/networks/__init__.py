@@ -3,6 +3,6 @@
 Importing the package registers every custom layer, so that saved encoders can be loaded.
 """
 
-from tfreid.networks import attribute, heads, image
+from tfreid.networks import attribute, attribute_scores, conditional_gan, heads, image
 
-__all__ = ['attribute', 'heads', 'image']
+__all__ = ['attribute', 'attribute_scores', 'conditional_gan', 'heads', 'image']

@@ -1,0 +1,133 @@
+"""DeepMAR, the attribute-prediction rival of Table 2. Floor 3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfreid import losses
+from tfreid.joint_space import JointSpace
+from tfreid.methods import features
+from tfreid.methods.method import Method, Objective, OptimizerBuilder
+from tfreid.networks import attribute_scores
+from tfreid.spec import DatasetSpec
+
+
+class AttributePrediction(Method):
+  """Predicts each attribute of an image and matches in attribute space (Sec. 4.4; Li et al. 2015).
+
+  "The output of the prediction model is the predicted score for each attribute"; how a score for a
+  description comes of them is left open. One reading is `space`, the others are in `spaces`:
+
+  * 'cosine': of the predicted probabilities and the description's zeros and ones;
+  * 'log_likelihood': sum_l a_l s_l - softplus(s_l), the log probability of the description;
+  * 'requested': sum over the attributes that are on of log sigmoid(s_l), as DeepMAR's authors rank
+    multi-attribute queries, less their exchange of "female" for 1 - "male".
+  """
+
+  def __init__(
+    self,
+    spec: DatasetSpec,
+    *,
+    image_encoder: Callable[..., tf.keras.Model],
+    optimizer: OptimizerBuilder,
+    frozen: bool = True,
+    layer: str = 'features',
+    batch_size: int = 0,
+    dropout: float = 0.5,
+    reading: str = 'cosine',
+    weight_decay: float = 0.0,
+  ):
+    """Builds the predictor.
+
+    Args:
+      spec: sizes of the data set, and the rates of its attributes.
+      image_encoder: image shape -> model.
+      optimizer: of all that is trained.
+      frozen: train the linear layer only, on features extracted once; otherwise the ResNet too.
+      layer: what the linear layer sees, the ResNet's 'features' or its 'concept'.
+      batch_size: with frozen features, of the global batch; 0 is the images' batch size, -1 all.
+      dropout: share of the features that are dropped in training.
+      reading: of `space`.
+      weight_decay: coupled L2 factor of all that is trained.
+
+    Raises:
+      ValueError: an unknown reading or layer, a dropout that leaves nothing, or no rates.
+    """
+    super().__init__(name='attribute_prediction')
+    if reading not in attribute_scores.READINGS:
+      raise ValueError(
+        f"reading is one of {', '.join(attribute_scores.READINGS)}, not '{reading}'."
+      )
+    if not 0.0 <= dropout < 1.0:
+      raise ValueError(f'dropout must be in [0, 1), not {dropout}.')
+    if len(spec.attribute_rates) != spec.num_attributes:
+      raise ValueError(
+        f'The weighted loss needs the training rate of each of the {spec.num_attributes} attribute '
+        f'columns, but DatasetSpec.attribute_rates has {len(spec.attribute_rates)}.'
+      )
+    self.frozen = frozen
+    self.layer = layer
+    self.batch_size = batch_size
+    self.dropout = dropout
+    self.reading = reading
+    self.encoding = spec.encoding
+    self.rates = tf.constant(spec.attribute_rates, tf.float32)
+    self.image_encoder = image_encoder(spec.image_shape)
+    self.feature_network = features.feature_network(self.image_encoder, layer)
+    self.attribute_scores = attribute_scores.attribute_scores(
+      self.feature_network.output_shape[-1], spec.num_attributes
+    )
+    self.networks = {
+      'image_encoder': self.image_encoder,
+      'attribute_scores': self.attribute_scores,
+    }
+    if frozen:
+      self.image_encoder.trainable = False
+    elif layer == 'features':
+      # Nothing that is trained passes through it.
+      self.image_encoder.get_layer('concept').trainable = False
+    variables = [
+      *self.feature_network.trainable_variables,
+      *self.attribute_scores.trainable_variables,
+    ]
+    self.objectives = [Objective('attribute_prediction', variables, optimizer(), weight_decay)]
+    readings = {name: self._read(name, spec) for name in attribute_scores.READINGS}
+    self.space = readings.pop(reading)
+    self.spaces = readings
+
+  def _read(self, reading: str, spec: DatasetSpec) -> JointSpace:
+    scores = self.attribute_scores(self.feature_network.output)
+    image = attribute_scores.ImageReading(reading, name='image_reading')(scores)
+    attributes = tf.keras.Input([spec.num_attributes], name='attributes')
+    description = attribute_scores.DescriptionReading(
+      reading, encoding=spec.encoding, rates=spec.attribute_rates, name='description_reading'
+    )(attributes)
+    return JointSpace(
+      tf.keras.Model(self.feature_network.input, image, name=f'image_{reading}'),
+      tf.keras.Model(attributes, description, name=f'attribute_{reading}'),
+    )
+
+  def prepare(self, batches):
+    """With a frozen ResNet, its features in the place of the images."""
+    if not self.frozen:
+      return batches
+    arrays = features.extract(self.image_encoder, batches, layer=self.layer)
+    return features.feature_batches(arrays, batches, batch_size=self.batch_size)
+
+  def losses(self, batch):
+    seen = batch['image']  # [B, F], what `prepare` made of the images
+    if not self.frozen:
+      seen = self.feature_network(seen, training=True)
+    if self.dropout:
+      seen = tf.nn.experimental.stateless_dropout(seen, self.dropout, seed=batch['seed'])
+    logits = self.attribute_scores(seen, training=True)  # [B, A]
+    bits, known = attribute_scores.bits_and_known(batch['attributes'], self.encoding)
+    right = known * tf.cast(tf.equal(logits > 0.0, bits > 0.5), tf.float32)
+    return {
+      'attribute_prediction': losses.weighted_attribute_loss(
+        logits, bits, known=known, rates=self.rates
+      ),
+      'attribute_accuracy': tf.reduce_sum(right) / tf.maximum(tf.reduce_sum(known), 1.0),
+    }
