@@ -3,6 +3,14 @@
 Importing the package registers every custom layer, so that saved encoders can be loaded.
 """
 
-from tfreid.networks import attribute, attribute_scores, conditional_gan, heads, image
+from tfreid.networks import (
+  attribute,
+  attribute_scores,
+  conditional_gan,
+  heads,
+  image,
+  two_way,
+  views,
+)
 
-__all__ = ['attribute', 'attribute_scores', 'conditional_gan', 'heads', 'image']
+__all__ = ['attribute', 'attribute_scores', 'conditional_gan', 'heads', 'image', 'two_way', 'views']
