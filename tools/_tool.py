@@ -27,6 +27,10 @@ _GIN_TRAIL = re.compile(r"\n  In call to configurable '[^\n]*")
 _INCLUDE = re.compile(r"""^\s*include\s+['"]([^'"]+)['"]""")
 
 
+# A person reads these lines: the message is enough.
+logging.get_absl_handler().setFormatter(logging_.Formatter('%(message)s'))
+
+
 def no_arguments(argv: Sequence[str]):
   """Refuses arguments that are not flags: usually a value that lost its '--flag='."""
   if len(argv) > 1:

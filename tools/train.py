@@ -54,13 +54,21 @@ def main(argv):
     from tfreid import reporting
 
     train = _tool.root('tfreid.experiment.train')
-    train(
+    evaluations = train(
       _RUN_DIR.value,
       config=config,
       operative_config=gin.operative_config_str,
       allow_changed_config=_ALLOW.value,
       hooks=reporting.hooks,
     )
+    _print(evaluations)
+
+
+def _print(evaluations):
+  from rich.console import Console
+
+  for label, evaluation in evaluations.items():
+    Console().print(evaluation.table(title=f'{label}, test split'))
 
 
 if __name__ == '__main__':

@@ -130,6 +130,7 @@ def load(
   root: str | os.PathLike,
   *,
   annotations: str | os.PathLike | None = None,
+  name: str = NAME,
   encoding: str = 'binary',
   validation_share: float = 0.0,
   seed: int = 0,
@@ -139,6 +140,7 @@ def load(
   Args:
     root: the folder with `bounding_box_train`, `bounding_box_test` and `query`.
     annotations: the attribute file; default `<root>/market_attribute.mat`.
+    name: of the data set in reports, where other images come in Market-1501's layout.
     encoding: of the attribute vectors, 'binary' (as in the paper) or 'three_state'.
     validation_share: share of the training semantic IDs to hold out; 0 in the paper's recipes.
     seed: of that draw.
@@ -147,13 +149,13 @@ def load(
     FileNotFoundError: a folder or the annotation file is missing.
     ValueError: a folder without crops, or annotations that do not fit.
   """
-  schema = dataclasses.replace(SCHEMA, encoding=encoding)
-  folder = reid_folder.check_root(root, name=NAME)
+  schema = dataclasses.replace(SCHEMA, name=name, encoding=encoding)
+  folder = reid_folder.check_root(root, name=name)
   source = folder / ANNOTATION_FILE if annotations is None else annotations
   return reid_folder.load_benchmark(
     folder,
     reid_folder.read_attribute_mat(source, VARIABLE),
-    name=NAME,
+    name=name,
     schema=schema,
     pattern=PATTERN,
     source=source,
