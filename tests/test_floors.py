@@ -1,7 +1,7 @@
 """The floors of the house: who may import whom, read from the sources without running them.
 
-F5  experiment, reporting              compose the rest, as tools/ and gin/ do; know everyone
-F4  training, evaluation, serving      three rooms, none imports another
+F5  experiment, reporting, comparison  compose the rest, as tools/ and gin/ do; know everyone
+F4  training, evaluation, serving, search      four rooms, none imports another
 F3  methods                            training alone sees it, and of it only methods.method
 F2  joint_space
 F1  networks, data                     two rooms that do not know each other
@@ -32,8 +32,10 @@ FLOORS = {
   'tfreid.training': 4,
   'tfreid.evaluation': 4,
   'tfreid.serving': 4,
+  'tfreid.search': 4,
   'tfreid.experiment': 5,
   'tfreid.reporting': 5,
+  'tfreid.comparison': 5,
 }
 
 # Libraries that have a seat: the modules that may import them.
@@ -184,6 +186,7 @@ def test_no_import_of_the_package_breaks_the_floors():
     ('training/trainer.py', 'from tfreid.evaluation.retrieval import evaluate'),
     ('evaluation/retrieval.py', 'from tfreid.training import trainer'),
     ('serving/retriever.py', 'from tfreid.evaluation.retrieval import similarity'),
+    ('search/page.py', 'from tfreid.serving import retriever'),
     # Past the waist.
     ('training/trainer.py', 'from tfreid.methods.mmd import MMD'),
     ('training/trainer.py', 'from tfreid.methods import mmd'),
