@@ -1,10 +1,10 @@
 """The floors of the house: who may import whom, read from the sources without running them.
 
-F5  experiment, reporting, comparison  compose the rest, as tools/ and gin/ do; know everyone
-F4  training, evaluation, serving, search      four rooms, none imports another
-F3  methods                            training alone sees it, and of it only methods.method
+F5  experiment, reporting, comparison         compose the rest, as tools/ do; know everyone
+F4  training, evaluation, serving, search     four rooms, none imports another
+F3  methods                                   training alone sees it, and only methods.method
 F2  joint_space
-F1  networks, data                     two rooms that do not know each other
+F1  networks, data                            two rooms that do not know each other
 F0  losses, correlation, replicas, spec, evaluation.ranking
 """
 
