@@ -73,7 +73,7 @@ def test_every_batch_norm_of_a_residual_network_is_folded():
   model = randomise(residual_network())
   encoder = folding.FoldedEncoder(model)
   assert (encoder.num_folded, encoder.num_kept) == (6, 0)
-  assert encoder.image_shape == (32, 24, 3) and encoder.size == 6
+  assert encoder.input_shape == (32, 24, 3) and encoder.size == 6
   assert_same(model, encoder, pixels(5, 32, 24, 3), 1e-5)
 
 

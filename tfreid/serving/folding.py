@@ -57,6 +57,10 @@ class FoldedEncoder(tf.Module):
     precision: of the convolutions, 'float32' or 'bfloat16'. Inputs and outputs are float32.
     num_folded: number of batch norms that were folded.
     num_kept: number of batch norms that were not.
+    input_shape: of one input, (height, width, 3) or (A,).
+    size: E, number of outputs.
+    weights: its variables, in the order of the layers.
+    structure: its layers and their settings, as JSON.
   """
 
   def __init__(self, model: tf.keras.Model, *, precision: str = 'float32'):
@@ -79,19 +83,20 @@ class FoldedEncoder(tf.Module):
         f"{type(model).__name__} '{model.name}'."
       )
     self.precision = precision
-    self.image_shape = tuple(model.input_shape[1:])
+    self.input_shape = tuple(model.input_shape[1:])
     self.size = int(model.output_shape[-1])
     folded = _folded(model, precision)
     batch_norms = sum(map(_is_batch_norm, _layers(model)))
     self.num_kept = sum(map(_is_batch_norm, _layers(folded)))
     self.num_folded = batch_norms - self.num_kept
     # The variables are tracked, the Keras layers are not: saving would trace each of them.
-    self._weights = list(folded.weights)
-    self._function = lambda images: folded(images, training=False)
+    self.weights = list(folded.weights)
+    self.structure = folded.to_json()
+    self._function = lambda inputs: folded(inputs, training=False)
 
-  def __call__(self, images: tf.Tensor) -> tf.Tensor:
-    """Image concepts, float32 [B, E], of float32 pixels 0 ... 255 [B, H, W, 3]."""
-    return tf.cast(self._function(images), tf.float32)
+  def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
+    """Concepts, float32 [B, E], of a float32 batch of what the model takes."""
+    return tf.cast(self._function(inputs), tf.float32)
 
 
 def relative_errors(concepts: np.ndarray, references: np.ndarray) -> np.ndarray:

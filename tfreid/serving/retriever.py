@@ -1,0 +1,252 @@
+"""The model that is served: descriptions and crops in, ranked crops out. Floor 4.
+
+Built once, complete, and never changed. Stock operations only, no Python state, nothing random; the
+weights, the gallery and its ids are variables, so that nothing hits the 2 GB limit of a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfreid.data import pipeline
+from tfreid.data.attributes import AttributeSchema
+from tfreid.serving import descriptions
+from tfreid.serving.folding import FoldedEncoder
+from tfreid.serving.search import ExactSearch
+
+# A crop of a person has thousands of pixels. A small file that unfolds into billions is an attack.
+MAX_PIXELS = 2**24
+
+_JPEG, _PNG = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
+
+
+class Retriever(tf.Module):
+  """Both encoders and a gallery, as signatures of a SavedModel.
+
+  Every input and output has the batch as its leading dimension, as the row format of TF Serving's
+  REST interface and its batching need it. So the number of results K is fixed: min(top_k, N).
+
+    serving_default: attributes float32 [B, A] -> ids string [B, K], scores float32 [B, K]
+    search_words: words string [B] -> ids, scores, and string [B] understood, unknown,
+      contradictory; ids '' and scores 0 for a text of which anything was not understood
+    search_images: image_bytes string [B] -> ids, scores
+    search_concepts: concepts float32 [B, E] -> ids, scores
+    embed_images: image_bytes string [B] (JPEG or PNG) -> concepts float32 [B, E]
+    embed_attributes: attributes float32 [B, A] -> concepts float32 [B, E]
+
+  Attributes:
+    image_shape: (height, width, 3) to which crops are resized.
+    num_attributes: A.
+    size: E.
+    num_results: K.
+  """
+
+  def __init__(
+    self,
+    image_encoder: FoldedEncoder,
+    attribute_encoder: FoldedEncoder,
+    *,
+    gallery: np.ndarray,
+    ids: Sequence[str],
+    top_k: int = 100,
+    schema: AttributeSchema | None = None,
+    gallery_precision: str = 'float32',
+  ):
+    """Puts the parts together.
+
+    Args:
+      image_encoder: pixels -> concepts.
+      attribute_encoder: attribute vectors -> concepts.
+      gallery: float32 [N, E], the image concepts to search.
+      ids: N strings, all different, what an answer calls the rows of the gallery.
+      top_k: number of results at most.
+      schema: of the attributes; without it there is no search by words.
+      gallery_precision: of the scan of the gallery, 'float32' or 'bfloat16'; see `ExactSearch`.
+
+    Raises:
+      ValueError: the sizes do not fit, an id occurs twice or is empty, or the gallery is not
+        finite or empty.
+    """
+    super().__init__(name='retriever')
+    ids = np.asarray([str(name) for name in ids], dtype=object)
+    gallery = np.asarray(gallery)
+    sizes = {image_encoder.size, attribute_encoder.size, gallery.shape[-1] if gallery.ndim else 0}
+    if len(sizes) != 1:
+      raise ValueError(
+        f'The concepts of images have {image_encoder.size} numbers, those of attributes '
+        f'{attribute_encoder.size}, and the gallery has the shape {gallery.shape}; all three must '
+        'end in the same size.'
+      )
+    if len(ids) != len(gallery):
+      raise ValueError(f'{len(ids)} ids for {len(gallery)} rows of the gallery; give one for each.')
+    distinct, counts = np.unique(ids.astype(str), return_counts=True)
+    if len(distinct) != len(ids) or '' in distinct[:1]:
+      worst = distinct[counts.argmax()]
+      raise ValueError(
+        f"The id '{worst}' stands for {counts.max()} rows of the gallery. Each row needs an id of "
+        'its own, and none may be empty.'
+      )
+    if schema is not None and schema.size != attribute_encoder.input_shape[-1]:
+      raise ValueError(
+        f'The schema of {schema.name} has {schema.size} columns, the attribute encoder takes '
+        f'{attribute_encoder.input_shape[-1]}. They must belong together.'
+      )
+    self.image_encoder = image_encoder
+    self.attribute_encoder = attribute_encoder
+    self.image_shape = image_encoder.input_shape
+    self.num_attributes = int(attribute_encoder.input_shape[-1])
+    self.size = image_encoder.size
+    self.gallery = ExactSearch(gallery, precision=gallery_precision)
+    self.num_results = min(top_k, self.gallery.size)
+    self.ids = tf.Variable(list(ids), trainable=False, dtype=tf.string, name='ids')
+    # A schema is no tensor: it is tracked as little as the tables that are made of it.
+    reader = None if schema is None else descriptions.DescriptionReader(schema)
+    self._read: Callable | None = reader and (lambda texts: reader(texts))
+    # Traced once each, whatever the number of signatures that call them.
+    self._specs = {
+      'attributes': tf.TensorSpec([None, self.num_attributes], tf.float32, name='attributes'),
+      'concepts': tf.TensorSpec([None, self.size], tf.float32, name='concepts'),
+      'image_bytes': tf.TensorSpec([None], tf.string, name='image_bytes'),
+      'words': tf.TensorSpec([None], tf.string, name='words'),
+    }
+    self.search = self._traced(self.search, 'concepts')
+    self.embed_attributes = self._traced(self.embed_attributes, 'attributes')
+    self.embed_images = self._traced(self.embed_images, 'image_bytes')
+
+  def _traced(self, function: Callable, name: str):
+    return tf.function(function, input_signature=[self._specs[name]])
+
+  def embed_attributes(self, attributes: tf.Tensor) -> tf.Tensor:
+    """Attribute concepts, float32 [B, E], of attribute vectors [B, A]."""
+    return self.attribute_encoder(attributes)
+
+  def embed_images(self, image_bytes: tf.Tensor) -> tf.Tensor:
+    """Image concepts, float32 [B, E], of encoded crops, string [B].
+
+    Raises:
+      InvalidArgumentError: when it runs, for what is no JPEG or PNG, is damaged, or is larger than
+        MAX_PIXELS.
+    """
+    return self.image_encoder(decode_crops(image_bytes, self.image_shape[:2]))
+
+  def search(self, concepts: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The best K crops for concepts [B, E]: 'ids' string [B, K] and 'scores' float32 [B, K].
+
+    Scores are dot products, falling; of equal scores the lower row of the gallery comes first.
+    """
+    scores, rows = self.gallery(concepts, k=self.num_results)
+    return {'ids': tf.gather(self.ids.value(), rows), 'scores': scores}
+
+  def search_words(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The best K crops for descriptions, string [B], and how they were read.
+
+    Returns:
+      'ids' and 'scores' as `search` does; 'understood', the settings the text was read as;
+      'unknown', the words that are in no phrase; 'contradictory', the attributes about which it
+      contradicts itself. Nothing is guessed: unless all of a text was understood, its ids are ''
+      and its scores 0.
+    """
+    reading = self._read(texts)
+    found = self.search(self.embed_attributes(reading.vectors))
+    valid = reading.valid[:, tf.newaxis]
+    return {
+      'ids': tf.where(valid, found['ids'], ''),
+      'scores': tf.where(valid, found['scores'], 0.0),
+      'understood': reading.understood,
+      'unknown': reading.unknown,
+      'contradictory': reading.contradictory,
+    }
+
+  def signatures(self) -> dict[str, Callable]:
+    """The concrete functions to save, by the name of their signature."""
+    functions = {
+      'serving_default': (
+        lambda attributes: self.search(self.embed_attributes(attributes)),
+        'attributes',
+      ),
+      'search_images': (
+        lambda image_bytes: self.search(self.embed_images(image_bytes)),
+        'image_bytes',
+      ),
+      'search_concepts': (lambda concepts: self.search(concepts), 'concepts'),
+      'embed_images': (
+        lambda image_bytes: {'concepts': self.embed_images(image_bytes)},
+        'image_bytes',
+      ),
+      'embed_attributes': (
+        lambda attributes: {'concepts': self.embed_attributes(attributes)},
+        'attributes',
+      ),
+    }
+    if self._read is not None:
+      functions['search_words'] = self.search_words, 'words'
+    return {
+      signature: self._traced(function, name).get_concrete_function()
+      for signature, (function, name) in functions.items()
+    }
+
+
+def decode_crops(image_bytes: tf.Tensor, image_size: Sequence[int]) -> tf.Tensor:
+  """Encoded crops, decoded and resized as for training and evaluation.
+
+  Args:
+    image_bytes: string [B], JPEG or PNG files.
+    image_size: (height, width).
+
+  Returns:
+    float32 [B, height, width, 3], 0 ... 255.
+
+  Raises:
+    InvalidArgumentError: when it runs, for other files, damaged ones, and those of more than
+      MAX_PIXELS.
+  """
+
+  def decode(contents):
+    with tf.control_dependencies(_checks(contents)):
+      return pipeline.decode_image(tf.identity(contents), image_size)
+
+  images = tf.map_fn(
+    decode,
+    tf.ensure_shape(image_bytes, [None]),
+    fn_output_signature=tf.TensorSpec([*image_size, 3], tf.uint8),
+    parallel_iterations=4,
+  )
+  return tf.cast(images, tf.float32)
+
+
+def _checks(contents):
+  """Assertions on the header of an image, before anything is unfolded."""
+
+  def starts_with(magic):
+    return tf.strings.substr(contents, 0, len(magic)) == magic
+
+  def of_png():
+    # The first chunk of a PNG is its header: width and height are big-endian, from byte 16 on.
+    # Padded, so that a file that ends before is an error of the decoder and not of this.
+    header = tf.strings.substr(tf.strings.join([contents, tf.constant(b'\0' * 24)]), 16, 8)
+    digits = tf.cast(tf.reshape(tf.io.decode_raw(header, tf.uint8), [2, 4]), tf.int64)
+    return tf.reduce_sum(digits * tf.constant([2**24, 2**16, 2**8, 1], tf.int64), axis=1)
+
+  def of_jpeg():
+    return tf.cast(tf.io.extract_jpeg_shape(contents)[:2], tf.int64)
+
+  is_png, is_jpeg = starts_with(_PNG), starts_with(_JPEG)
+  known = tf.debugging.Assert(
+    is_png | is_jpeg,
+    [
+      'An image is neither a JPEG nor a PNG file. Its number of bytes:',
+      tf.strings.length(contents),
+    ],
+  )
+  with tf.control_dependencies([known]):
+    size = tf.cond(is_png, of_png, of_jpeg)
+  # Each side first: the product of two sides of 2^32 pixels would not fit.
+  fits = tf.reduce_all(size <= MAX_PIXELS) & (tf.reduce_prod(size) <= MAX_PIXELS)
+  return [
+    tf.debugging.Assert(
+      fits, [f'An image has more than {MAX_PIXELS} pixels. Send the crop only. Its size:', size]
+    )
+  ]
