@@ -195,7 +195,7 @@ def export(
   if version is None:
     version = next_version(directory)
   final = os.path.join(directory, str(version))
-  _check_version(directory, version)
+  check_version(directory, version)
   if rows is not None and len(rows) != len(ids):
     raise ValueError(f'{len(rows)} rows of facts for {len(ids)} ids; give one for each.')
   if not crops:
@@ -259,12 +259,12 @@ def export(
     warmup.write(extra, name, _warmup_requests(examples))
     _flush(partial)
     # Again: another export may have been faster. (A rename onto a folder with files in it fails.)
-    _check_version(directory, version)
+    check_version(directory, version)
     try:
       os.rename(partial, final)
     except OSError as error:
       if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-        _check_version(directory, version)
+        check_version(directory, version)
       raise
     _flush_directory(directory)
   finally:
@@ -283,7 +283,13 @@ def next_version(directory: str) -> int:
   return max(versions(directory), default=0) + 1
 
 
-def _check_version(directory, version):
+def check_version(directory: str, version: int):
+  """Refuses a version that cannot be written.
+
+  Raises:
+    ValueError: it is no positive whole number.
+    FileExistsError: it exists.
+  """
   if not isinstance(version, int) or version < 1:
     raise ValueError(f'A version is a positive whole number, not {version!r}.')
   if version in versions(directory):
