@@ -33,6 +33,7 @@ FLOORS = {
   'tfreid.evaluation': 4,
   'tfreid.serving': 4,
   'tfreid.search': 4,
+  'tfreid.comparison': 5,
   'tfreid.experiment': 5,
   'tfreid.reporting': 5,
   'tfreid.comparison': 5,

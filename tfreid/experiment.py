@@ -169,6 +169,8 @@ def _evaluate_spaces(run_directory, benchmark, pipeline, stages, method, seed, c
         split='test',
         evaluation=evaluation,
         config=config,
+        # What a paired comparison with another run needs.
+        more={'per_query': evaluation.to_json(per_query=True)['per_query']},
       )
       evaluations[label] = evaluation
       for hook in hooks:

@@ -1,0 +1,517 @@
+from __future__ import annotations
+
+import html.parser
+import json
+import math
+import re
+import statistics
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfreid.comparison import document, paper, plan, report, scores
+from tfreid.comparison.plan import PARAMETER, PRETRAIN, TABLE, UNTRAINED, Clock, Leg, Run
+
+QUERIES, GALLERY, MATCHES = 60, 300, 5
+PRE = Leg(PRETRAIN, 'image_classification.ImageClassification', 10, 64)
+JOINT = Leg('joint', 'joint_concepts.JointConcepts', 5, 64)
+DCCA = Leg('dcca', 'correlation.DeepCCA', 100, 512, frozen=True)
+
+
+def row(system, seed, first_rank, *, role=TABLE, label='joint', primary=True, weights=None, **more):
+  """A row of the results file whose queries' first match is at `first_rank`, alone at that rank."""
+  first_rank = np.asarray(first_rank)
+  precision = 1.0 / first_rank
+  seen = np.arange(len(first_rank)) % 3 == 0
+
+  def part(chosen):
+    return {
+      'queries': int(chosen.sum()),
+      'skipped': 0,
+      'gallery': GALLERY,
+      **{f'rank{k}': float(np.mean(first_rank[chosen] <= k)) for k in (1, 5, 10)},
+      'mAP': float(np.mean(precision[chosen])),
+      'chance_rank1': MATCHES / GALLERY,
+    }
+
+  folder = {TABLE: f'runs/{system}', UNTRAINED: f'untrained/{system}'}.get(
+    role, f'figure3/{weights}'
+  )
+  return {
+    'role': role,
+    'system': system,
+    'kind': 'JointConcepts',
+    'seed': seed,
+    'weights': weights,
+    'run': f'{folder}/seed-{seed}',
+    'label': label,
+    'primary': primary,
+    'dataset': 'Market-1501',
+    'metrics': {'all': part(seen | True), 'seen': part(seen), 'unseen': part(~seen)},
+    'per_query': {
+      'query_ids': list(range(len(first_rank))),
+      'num_matches': [MATCHES] * len(first_rank),
+      'first_rank': first_rank.tolist(),
+      'average_precision': precision.tolist(),
+      'average_precision_trapz': precision.tolist(),
+      'inverse_negative_penalty': precision.tolist(),
+      'is_seen': seen.tolist(),
+    },
+    'seconds': 100.0,
+    'attempts': 1,
+    'peak_bytes': 2**31,
+    'stages': {label: {'epochs': 5, 'steps': 90, 'seconds': 50.0}},
+    **more,
+  }
+
+
+def ranks(share, seed=0):
+  """Ranks of the first match: 1 for so many of the queries, 7 for the others."""
+  found = np.full(QUERIES, 7)
+  found[: round(share * QUERIES)] = 1
+  return np.random.default_rng(seed).permutation(found)
+
+
+def right(*queries_ranked_first):
+  found = np.full(QUERIES, 7)
+  found[list(queries_ranked_first)] = 1
+  return found
+
+
+@pytest.fixture
+def rows():
+  """Ours is far ahead of w/o adv, and one query ahead of mmd."""
+  found = []
+  for seed in (0, 1, 2):
+    found.append(row('a2img', seed, right(*range(40 + seed)), weights=[0.001, 0.5]))
+    found.append(row('mmd', seed, right(*range(39 + seed))))
+    found.append(row('without_adversarial', seed, right(*range(10 + seed))))
+  found.append(row('without_adversarial', 0, right(0), role=UNTRAINED))
+  return found
+
+
+# The plan.
+
+
+def test_each_seed_begins_with_its_pretraining_and_the_first_has_the_untrained_networks():
+  recipes = {'mmd': [PRE, JOINT], 'a2img': [PRE, JOINT], 'dcca': [PRE, DCCA]}
+  runs = plan.table_runs(list(recipes), [3, 4], recipes=recipes)
+  assert [run.name for run in runs] == [
+    'pretrain/seed-3',
+    'runs/mmd/seed-3',
+    'runs/a2img/seed-3',
+    'runs/dcca/seed-3',
+    # mmd and a2img have the same networks.
+    'untrained/mmd/seed-3',
+    'untrained/dcca/seed-3',
+    'pretrain/seed-4',
+    'runs/mmd/seed-4',
+    'runs/a2img/seed-4',
+    'runs/dcca/seed-4',
+  ]
+
+
+def test_a_seed_named_twice_is_refused():
+  with pytest.raises(ValueError, match='seed 1 is named twice'):
+    plan.table_runs(['mmd'], [1, 1], untrained=False)
+
+
+def test_figure_3_sweeps_one_weight_at_a_time_and_repeats_no_point():
+  left = {run.weights for run in plan.generator_runs([0])}
+  assert left == {(weight, 1.0) for weight in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)}
+  right_half = plan.discriminator_runs([0], 1e-2)
+  assert {run.weights for run in right_half} == {(1e-2, weight) for weight in (0.1, 0.2, 0.5, 2.0)}
+  names = [run.name for run in plan.generator_runs([0, 1]) + plan.discriminator_runs([0, 1], 1e-2)]
+  assert len(set(names)) == len(names) == 18
+
+
+def test_the_state_of_a_run_is_what_its_record_says():
+  assert plan.state({}, 'f') == plan.NEW
+  assert plan.state({'fingerprint': 'f', 'attempts': 1}, 'f') == plan.STARTED
+  assert plan.state({'fingerprint': 'f', 'status': 0}, 'f') == plan.DONE
+  assert plan.state({'fingerprint': 'f', 'status': -9}, 'f') == plan.FAILED
+  assert plan.state({'fingerprint': 'g', 'status': 0}, 'f') == plan.CHANGED
+
+
+def test_steps_drop_the_last_partial_batch():
+  assert JOINT.steps(200) == 5 * 3
+  assert Leg('x', 'y', 7, 0).steps(200) == 7
+  assert Leg('x', 'y', 7, 512).steps(200) == 7
+  assert JOINT.steps(0) == 0
+
+
+def test_time_is_learnt_by_stage_and_for_others_by_image():
+  clock = Clock(1000)
+  assert clock.seconds([JOINT]) is None
+  record = {'status': 0, 'attempts': 1, 'seconds': 70.0, 'stages': {'joint': {'seconds': 50.0}}}
+  clock.learn([JOINT], record)
+  # 50 s for 5 epochs, and 20 s around them.
+  assert clock.seconds([JOINT._replace(epochs=10)]) == pytest.approx(120.0)
+  assert clock.seconds([PRE]) == pytest.approx(20.0 + 10 * 10.0)
+  assert clock.seconds([]) == pytest.approx(20.0)
+
+
+def test_an_interrupted_run_says_nothing_about_time():
+  clock = Clock(1000)
+  clock.learn([JOINT], {'status': 0, 'attempts': 2, 'seconds': 9.0, 'stages': {}})
+  clock.learn([JOINT], {'status': 1, 'attempts': 1, 'seconds': 9.0, 'stages': {}})
+  assert clock.is_guess
+
+
+def test_a_guessed_speed_serves_until_something_is_measured():
+  clock = Clock(1000, images_per_second=50.0)
+  assert clock.seconds([JOINT]) - clock.seconds([]) == pytest.approx(5 * 1000 / 50)
+  assert clock.is_guess
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'text'),
+  [(None, 'not known yet'), (44.6, '45 s'), (600, '10 min'), (3900 + 3600, '2 h 05 min')],
+)
+def test_durations_are_for_people(seconds, text):
+  assert plan.duration(seconds) == text
+
+
+# Collecting.
+
+
+@pytest.fixture
+def finished(tmp_path):
+  """A finished run of DeepMAR as it lies on disk, and one that failed."""
+  run = Run(TABLE, 'deepmar', 0)
+  directory = tmp_path / 'runs' / 'deepmar' / 'seed-0'
+  record = {'fingerprint': 'f', 'status': 0, 'seconds': 9.5, 'attempts': 1, 'peak_bytes': 5}
+  plan.write_record(str(directory), {**record, 'stages': {}})
+  lines = []
+  for stage, share in (('deepmar', 0.5), ('deepmar/requested', 0.25), ('deepmar', 0.75)):
+    whole = row('deepmar', 0, ranks(share))
+    lines.append({'stage': stage, 'split': 'test', 'config': 'long', **{
+      name: whole[name] for name in ('dataset', 'metrics', 'per_query')
+    }})  # fmt: skip
+  lines.append({'stage': 'deepmar', 'split': 'validation', 'metrics': {}})
+  # A later evaluation that did not keep its queries.
+  lines.append({'stage': 'deepmar', 'split': 'test', 'metrics': {'all': {'rank1': 0.1}}})
+  text = '\n'.join(map(json.dumps, lines))
+  (directory / 'results.jsonl').write_text(text + '\n{"stage": "torn')
+  plan.write_record(str(tmp_path / 'runs' / 'mmd' / 'seed-0'), {'fingerprint': 'f', 'status': 1})
+  return tmp_path, [run, Run(TABLE, 'mmd', 0), Run(TABLE, 'both', 0)]
+
+
+def test_collecting_takes_the_latest_whole_row_of_each_space_of_each_finished_run(finished):
+  out, runs = finished
+  found = scores.collect(str(out), runs, kinds={'deepmar': 'AttributePrediction'})
+  assert [(r['system'], r['label'], r['primary']) for r in found] == [
+    ('deepmar', 'deepmar', True),
+    ('deepmar', 'deepmar/requested', False),
+  ]
+  assert found[0]['metrics']['all']['rank1'] == 0.75
+  assert found[0]['seconds'] == 9.5
+  assert found[0]['kind'] == 'AttributePrediction'
+  assert 'config' not in found[0]
+
+
+def test_the_last_stage_with_a_space_is_the_result(tmp_path):
+  directory = tmp_path / 'runs' / 'image_gan' / 'seed-0'
+  plan.write_record(str(directory), {'fingerprint': 'f', 'status': 0})
+  lines = [
+    {'stage': stage, 'split': 'test', 'metrics': row('x', 0, ranks(0.5))['metrics']}
+    for stage in ('gan', 'gan_classified')
+  ]
+  (directory / 'results.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  found = scores.collect(str(tmp_path), [Run(TABLE, 'image_gan', 0)], kinds={})
+  assert [(r['label'], r['primary']) for r in found] == [('gan', False), ('gan_classified', True)]
+
+
+def test_the_results_file_is_read_as_it_was_written(tmp_path, rows):
+  path = str(tmp_path / 'results.jsonl')
+  scores.write_rows(path, rows)
+  assert scores.read_rows(path) == rows
+  found = scores.results(scores.read_rows(path))[0]
+  np.testing.assert_array_equal(found.per_query.first_rank, right(*range(40)))
+  assert found.weights == (0.001, 0.5)
+
+
+# Aggregation.
+
+
+def test_a_score_is_mean_and_sample_deviation_over_seeds(rows):
+  found = scores.score([r for r in scores.results(rows) if r.system == 'a2img'], 'rank1')
+  values = [100 * n / QUERIES for n in (40, 41, 42)]
+  assert found.mean == pytest.approx(statistics.mean(values))
+  assert found.deviation == pytest.approx(statistics.stdev(values))
+  assert found.seeds == 3
+
+
+def test_one_seed_has_no_deviation(rows):
+  assert math.isnan(scores.score(scores.results(rows)[:1], 'mAP').deviation)
+
+
+def test_vectors_average_to_the_metrics_of_their_part(rows):
+  found = scores.results(rows)[0]
+  for metric in scores.METRICS:
+    for part in ('all', 'seen', 'unseen'):
+      assert found.vector(metric, part).mean() == pytest.approx(found.value(metric, part))
+
+
+def test_chance_is_the_share_of_matches(rows):
+  luck = scores.chance(scores.results(rows)[0])
+  assert luck['rank1'] == pytest.approx(100 * MATCHES / GALLERY)
+  # None of five drawn without replacement is one of the matches.
+  missed = math.comb(GALLERY - MATCHES, 5) / math.comb(GALLERY, 5)
+  assert luck['rank5'] == pytest.approx(100 * (1 - missed))
+
+
+def test_a_large_difference_is_real_and_one_query_is_not(rows):
+  found = report._by_system(scores.results(rows), TABLE)
+  verdicts = scores.compare(found, found['a2img'], 'rank1', resamples=500)
+  assert set(verdicts) == {'mmd', 'without_adversarial'}
+  far, near = verdicts['without_adversarial'], verdicts['mmd']
+  assert far.is_real and far.difference.mean == pytest.approx(-50.0)
+  assert far.difference.high < 0
+  assert (far.agreeing, far.seeds) == (3, 3)
+  assert not near.is_real and near.difference.mean == pytest.approx(-100 / QUERIES)
+
+
+def test_only_seeds_that_both_have_are_compared():
+  own = scores.results([row('mmd', seed, right(*range(30))) for seed in (0, 1)])
+  other = scores.results([row('a2img', 1, right(*range(10))), row('a2img', 2, right())])
+  verdict = scores.compare({'mmd': own}, other, 'rank1', resamples=200)['mmd']
+  assert verdict.difference.mean == pytest.approx(100 * 20 / QUERIES)
+  assert (verdict.agreeing, verdict.seeds) == (1, 1)
+
+
+def test_systems_of_different_test_splits_are_not_compared(rows):
+  other = row('mmd', 0, right(0))
+  other['per_query']['query_ids'][0] = 99
+  found = scores.results([rows[0], other])
+  with pytest.raises(ValueError, match='different test splits'):
+    scores.compare({'mmd': found[1:]}, found[:1], 'rank1')
+
+
+def test_a_run_without_its_queries_is_left_out_of_comparisons(rows):
+  bare = {**row('mmd', 0, right(0)), 'per_query': None}
+  found = scores.results([rows[0], bare])
+  assert scores.compare({'mmd': found[1:]}, found[:1], 'rank1') == {}
+
+
+def test_holm_multiplies_by_how_many_are_left_and_never_descends():
+  """Sorted .01 .02 .03 times 3 2 1 is .03 .04 .03, and the last may not fall below the second."""
+  assert scores.holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+  assert scores.holm([0.9, 0.8]) == [1.0, 1.0]
+  assert scores.holm([]) == []
+
+
+def test_the_table_run_is_a_point_of_the_curve_with_the_seeds_of_the_sweep(rows):
+  swept = [
+    row('a2img', 0, right(*range(n)), role=PARAMETER, weights=weights)
+    for n, weights in ((20, (1e-4, 1.0)), (30, (1e-3, 1.0)), (25, (1e-2, 1.0)), (12, (1e-3, 0.1)))
+  ]
+  left, right_half, best = scores.parameter_curves(scores.results(rows + swept))
+  assert best == 1e-3
+  assert {w: value.mean for w, value in left.items()} == pytest.approx(
+    {1e-4: 100 * 20 / 60, 1e-3: 50.0, 1e-2: 100 * 25 / 60}
+  )
+  # 0.5 is seed 0 of the table: 40 queries, not the mean of three seeds.
+  assert {w: value.mean for w, value in right_half.items()} == pytest.approx(
+    {0.1: 20.0, 0.5: 100 * 40 / 60, 1.0: 50.0}
+  )
+  assert list(right_half) == [0.1, 0.5, 1.0]
+
+
+def test_without_a_sweep_there_is_no_curve(rows):
+  assert scores.parameter_curves(scores.results(rows)) == ({}, {}, None)
+
+
+# The paper's figures.
+
+
+def test_tables_2_and_3_of_the_paper_agree_to_their_rounding():
+  """Table 3 repeats two rows of Table 2; for w/o adv on PETA the paper prints 36.34 and 36.5."""
+  for name in ('a2img', 'without_adversarial'):
+    system = paper.BY_NAME[name]
+    for column, rank1 in system.table3.items():
+      tolerance = 0.17 if (name, column) == ('without_adversarial', 'PETA') else 0.051
+      assert abs(system.table2[column][0] - rank1) < tolerance
+
+
+def test_cmc_figures_of_the_paper_never_fall():
+  figures = [values for system in paper.SYSTEMS for values in system.table2.values()]
+  assert len(figures) == 8 * 3
+  for rank1, rank5, rank10, _ in figures:
+    assert rank1 < rank5 < rank10
+
+
+# The page.
+
+
+class Reader(html.parser.HTMLParser):
+  """The text of a page by table row, and whatever it would load."""
+
+  def __init__(self):
+    super().__init__()
+    self.rows, self.open, self.loads, self.bold = [], [], [], set()
+
+  def handle_starttag(self, tag, attributes):
+    given = dict(attributes)
+    if tag not in ('meta', 'br', 'img', 'link', 'path', 'use', 'rect'):
+      self.open.append(tag)
+    if tag in ('script', 'link', 'iframe', 'img', 'object'):
+      self.loads.append(tag)
+    if tag == 'tr':
+      self.rows.append([])
+    if tag in ('td', 'th'):
+      self.rows[-1].append('')
+      if 'best' in (given.get('class') or '').split():
+        self.bold.add((len(self.rows) - 1, len(self.rows[-1]) - 1))
+
+  def handle_endtag(self, tag):
+    if tag in self.open:
+      while self.open.pop() != tag:
+        pass
+
+  def handle_data(self, data):
+    if self.rows and self.open and {'td', 'th'} & set(self.open):
+      self.rows[-1][-1] += data
+
+
+@pytest.fixture
+def written(tmp_path, rows):
+  """The page of fabricated results, with ranked results of one run."""
+  out = tmp_path / 'out'
+  folder = out / 'runs' / 'a2img' / 'seed-0' / 'joint' / 'ranked_results'
+  folder.mkdir(parents=True)
+  for number, color in enumerate(('red', 'blue'), start=1):
+    Image.new('RGB', (30, 10 * number), color).save(folder / f'{number:02d}.png')
+  swept = [
+    row('a2img', 0, right(*range(n)), role=PARAMETER, weights=weights)
+    for n, weights in ((20, [1e-4, 1.0]), (30, [1e-3, 1.0]), (12, [1e-3, 0.1]))
+  ]
+  other = row('mmd', 0, ranks(0.2), label='joint/other', primary=False)
+  about = {
+    'dataset': 'synthetic',
+    'command': 'tools/compare.py --gin_bindings=\'X = "<1>"\'',
+    'failed': {'Both, seed 0': 'exit status 1: out of <memory>'},
+    'machine': {'cores': '2'},
+  }
+  page = report.write(
+    [*rows, *swept, other], about, str(tmp_path / 'report'), out=str(out), resamples=200
+  )
+  reader = Reader()
+  text = (tmp_path / 'report' / 'index.html').read_text()
+  assert page == str(tmp_path / 'report' / 'index.html')
+  reader.feed(text)
+  return tmp_path / 'report', text, reader
+
+
+def test_the_page_needs_no_other_file_and_no_script(written):
+  _, text, reader = written
+  assert reader.loads == []
+  assert not re.search(r'(src|href)\s*=\s*["\']?(https?:)?//', text)
+  assert 'url(http' not in text and '@import' not in text
+  assert 'out of &lt;memory&gt;' in text and '<memory>' not in text
+
+
+def test_table_2_has_means_deviations_and_the_papers_own_figures(written):
+  _, _, reader = written
+  table = [r for r in reader.rows if len(r) == 12]
+  assert table[0][1:5] == ['rank-1', 'rank-5', 'rank-10', 'mAP']
+  assert table[0][8:] == [f'paper: {m}' for m in ('rank-1', 'rank-5', 'rank-10', 'mAP')]
+  named = {r[0]: r for r in table[1:]}
+  values = [100 * n / QUERIES for n in (40, 41, 42)]
+  assert named['ours (A2Img)'][1] == f'{values[1]:.2f} ± {statistics.stdev(values):.2f}'
+  assert named['ours (A2Img)'][8:] == ['40.26', '49.21', '58.61', '20.67']
+  assert named['ours w/o adv'][5].startswith('▼ -50.0 [')
+  assert named['ours w/o adv'][5].endswith('3/3')
+  assert named['ours w/o adv + MMD'][5].startswith('≈ -1.7 [')
+  assert named['ours (A2Img)'][5] == 'reference'
+  # Market's figures beside data that are not Market's are said to be of other data.
+  assert named['chance'][1] == f'{100 * MATCHES / GALLERY:.2f}'
+
+
+def test_the_best_of_a_column_is_bold_and_nothing_else_of_it(written):
+  _, _, reader = written
+  start = next(i for i, r in enumerate(reader.rows) if len(r) == 12)
+  bold = {(r, c) for r, c in reader.bold if len(reader.rows[r]) == 12}
+  assert {c for _, c in bold} == {1, 2, 3, 4}
+  for r, c in bold:
+    assert r > start
+    # At equal means (rank-10 is 100 % for all) the first of the table is named.
+    means = [float(reader.rows[i][c].split(' ')[0]) for i in range(start + 1, start + 4)]
+    assert float(reader.rows[r][c].split(' ')[0]) == max(means)
+
+
+def test_the_lead_says_who_wins_and_what_is_not_told_apart(written):
+  _, text, _ = written
+  assert 'Highest rank-1: ours (A2Img), 68.33 ± 1.67 %' in text
+  assert 'Not clearly behind it (paired bootstrap over queries): ours w/o adv + MMD.' in text
+  assert 'clearly worse are ours w/o adv' in text
+
+
+def test_seen_and_unseen_queries_stand_apart(written):
+  _, text, reader = written
+  assert '20 seen and 40 unseen queries' in text
+  header = next(r for r in reader.rows if 'seen: rank-1' in r)
+  assert 'unseen: mAP' in header
+
+
+def test_the_untrained_reference_and_the_costs_are_told(written):
+  _, text, reader = written
+  assert 'Every system is clearly better than an untrained network of its kind.' in text
+  cost = next(r for r in reader.rows if r[0] == 'ours (A2Img)' and len(r) == 6 and r[1] == 'joint')
+  assert cost[2:] == ['5', '10.00', '100', '2.00']
+
+
+def test_figure_3_is_drawn_inside_the_page_and_told_in_words(written):
+  _, text, _ = written
+  assert text.count('<svg ') == 1
+  assert 'rank-1 by lambda_G is 0.0001: 33.3, 0.001: 50.0' in text
+  assert re.search(r'<svg [^>]*role="img"', text)
+
+
+def test_a_name_leads_to_ranked_results_that_are_there(written):
+  directory, text, _ = written
+  assert '<a href="ranked/a2img.png">ours (A2Img)</a>' in text
+  with Image.open(directory / 'ranked' / 'a2img.png') as sheet:
+    assert sheet.size == (30, 30)
+    assert sheet.convert('RGB').getpixel((5, 5)) == (255, 0, 0)
+    assert sheet.convert('RGB').getpixel((5, 25)) == (0, 0, 255)
+  assert 'ranked/mmd.png' not in text
+
+
+def test_failures_and_other_readings_are_told(written):
+  _, text, reader = written
+  assert ['Both, seed 0', 'exit status 1: out of <memory>'] in reader.rows
+  assert any(r[:2] == ['ours w/o adv + MMD', 'joint/other'] for r in reader.rows)
+
+
+def test_markdown_has_the_same_tables(written):
+  directory, _, reader = written
+  text = (directory / 'tables.md').read_text()
+  line = next(x for x in text.splitlines() if x.startswith('| [ours (A2Img)](') and '40.26' in x)
+  cells = [cell.strip().strip('*') for cell in line.strip('|').split('|')]
+  assert cells[1:] == next(r for r in reader.rows if len(r) == 12 and r[0] == 'ours (A2Img)')[1:]
+  assert '**68.33 ± 1.67**' in text
+
+
+def test_a_page_can_be_written_before_anything_has_finished(tmp_path):
+  text = document.to_html(report.build([], {'dataset': 'synthetic', 'unfinished': ['a', 'b']}))
+  assert 'No run has finished yet.' in text and 'Not done yet: a, b.' in text
+
+
+def test_a_single_system_of_the_users_own_has_a_page():
+  made = report.build([row('mine', 0, ranks(0.5))], {'dataset': 'mine'}, resamples=200)
+  text = document.to_markdown(made)
+  assert 'mine' in text and '50.00' in text
+
+
+def test_a_system_no_better_than_untrained_is_named():
+  bad = [row('mmd', 0, ranks(0.1, 1)), row('mmd', 0, ranks(0.1, 2), role=UNTRAINED)]
+  text = document.to_markdown(report.build(bad, {'dataset': 'x'}, resamples=200))
+  assert 'Not clearly better than untrained: ours w/o adv + MMD.' in text
+
+
+def test_a_vertical_bar_does_not_break_a_markdown_table():
+  table = document.Table([document.Cell('a|b')], [document.Row([document.Cell('c')])])
+  text = document.to_markdown(document.Document('t', [], [document.Section('s', [table])]))
+  assert '| a\\|b |' in text

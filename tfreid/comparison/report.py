@@ -1,0 +1,656 @@
+"""The page of a comparison: who wins, by how much, and what it cost. Floor 5."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from tfreid.comparison import document, figure, paper, plan, scores
+from tfreid.comparison.document import Cell, Code, Document, Figure, Row, Section, Table
+from tfreid.comparison.scores import Result
+
+PAGE, MARKDOWN = 'index.html', 'tables.md'
+SHEETS = 'ranked'
+
+_HEADINGS = {'rank1': 'rank-1', 'rank5': 'rank-5', 'rank10': 'rank-10', 'mAP': 'mAP'}
+_SHOWN_QUERIES = 8
+_GIB = 2.0**30
+
+
+def write(
+  rows: Sequence[Mapping[str, Any]],
+  about: Mapping[str, Any],
+  directory: str,
+  *,
+  out: str = '',
+  resamples: int = 2000,
+) -> str:
+  """Writes the page, its Markdown and the ranked-result sheets it links to.
+
+  Args:
+    rows: of the comparison's results file.
+    about: 'dataset' and, where known, 'command', 'settings' (text by title), 'machine', 'seeds',
+      'failed' (title -> what went wrong), 'unfinished' (titles).
+    directory: to write to.
+    out: folder of the comparison's runs, whose ranked results are copied; '' keeps what is there.
+    resamples: draws of each bootstrap.
+
+  Returns:
+    The path of the page.
+
+  Raises:
+    ValueError: systems that were evaluated on different test splits.
+  """
+  os.makedirs(directory, exist_ok=True)
+  found = scores.results(rows)
+  sheets = copy_sheets(found, out, directory)
+  made = build(rows, about, sheets=sheets, resamples=resamples)
+  page = os.path.join(directory, PAGE)
+  plan.write_text(page, document.to_html(made))
+  plan.write_text(os.path.join(directory, MARKDOWN), document.to_markdown(made, page=PAGE))
+  return page
+
+
+def build(
+  rows: Sequence[Mapping[str, Any]],
+  about: Mapping[str, Any],
+  *,
+  sheets: Mapping[str, str] | None = None,
+  resamples: int = 2000,
+) -> Document:
+  """The page's content.
+
+  Args:
+    rows: of the comparison's results file.
+    about: as `write` takes it.
+    sheets: system -> address of its ranked results.
+    resamples: draws of each bootstrap.
+  """
+  return _Report(rows, about, sheets or {}, resamples).document()
+
+
+def copy_sheets(found: Sequence[Result], out: str, directory: str) -> dict[str, str]:
+  """One picture of ranked results per system, beside the page: system -> relative address.
+
+  Of each system the first seed's. Pictures that an earlier call copied stay where the run is gone.
+  """
+  addresses = {}
+  for result in found:
+    if result.role != plan.TABLE or not result.primary or result.system in addresses:
+      continue
+    address = f'{SHEETS}/{result.system}.png'
+    path = os.path.join(directory, SHEETS, f'{result.system}.png')
+    folder = os.path.join(out, *result.row['run'].split('/'), result.label, 'ranked_results')
+    if out and os.path.isdir(folder):
+      _stack(folder, path)
+    if os.path.isfile(path):
+      addresses[result.system] = address
+  return addresses
+
+
+def _stack(folder: str, path: str):
+  """The pictures of a folder below one another, in one file."""
+  names = sorted(name for name in os.listdir(folder) if name.endswith('.png'))[:_SHOWN_QUERIES]
+  if not names:
+    return
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  if len(names) == 1:
+    shutil.copyfile(os.path.join(folder, names[0]), path)
+    return
+  pictures = []
+  for name in names:
+    with Image.open(os.path.join(folder, name)) as picture:
+      pictures.append(picture.convert('RGB'))
+  sheet = Image.new(
+    'RGB', (max(p.width for p in pictures), sum(p.height for p in pictures)), 'white'
+  )
+  top = 0
+  for picture in pictures:
+    sheet.paste(picture, (0, top))
+    top += picture.height
+  partial = f'{path}.partial-{os.getpid()}'
+  # 256 colours: a third of the size, and nobody judges a gradient here.
+  sheet.quantize(256).save(partial, 'PNG', optimize=True)
+  os.replace(partial, path)
+
+
+class _Report:
+  def __init__(self, rows, about, sheets, resamples):
+    self.rows = rows
+    self.about = about
+    self.sheets = sheets
+    self.resamples = resamples
+    self.found = scores.results(rows)
+    primary = [result for result in self.found if result.primary]
+    self.systems = _by_system(primary, plan.TABLE)
+    self.untrained = _by_system(primary, plan.UNTRAINED)
+    self.column = paper.column(about.get('dataset', ''))
+    self.same_data = about.get('dataset', '') in paper.COLUMNS
+    self.best = scores.best(self.systems)
+
+  def document(self) -> Document:
+    dataset = self.about.get('dataset', 'a data set')
+    title = f'Attribute-based person search: the systems of the paper on {dataset}'
+    sections = []
+    if self.systems:
+      sections.append(Section('At a glance', [self._glance()]))
+      sections.append(Section('Table 2', self._table2()))
+      sections.append(Section('Table 3', self._table3()))
+      sections.append(Section('Seen and unseen descriptions', self._seen()))
+      sections.append(Section('Against an untrained network and chance', self._references()))
+      sections += self._figure3()
+      sections += self._readings()
+    sections.append(Section('Time and memory', [self._costs()]))
+    sections += self._troubles()
+    sections.append(Section('How this was made', self._made()))
+    return Document(title, self._lead(), sections)
+
+  def _lead(self) -> list[str]:
+    if not self.systems:
+      return ['No run has finished yet.']
+    winner = scores.score(self.systems[self.best], 'rank1')
+    behind = self._against(self.best, 'rank1')
+    close = [paper.label(name) for name, verdict in behind.items() if not verdict.is_real]
+    lines = [
+      f'Highest rank-1: {paper.label(self.best)}, {_plus_minus(winner)} %.'
+      + (
+        f' Not clearly behind it (paired bootstrap over queries): {", ".join(close)}.'
+        if close
+        else ' Every other system is clearly behind it.'
+        if behind
+        else ''
+      )
+    ]
+    if paper.OURS in self.systems:
+      verdicts = self._against(paper.OURS, 'rank1')
+      by = {
+        word: [paper.label(n) for n, v in verdicts.items() if _verdict(v) == word]
+        for word in ('better', 'worse', 'no clear difference')
+      }
+      told = [
+        f'{phrase} {", ".join(by[word])}'
+        for word, phrase in (
+          ('better', 'clearly better are'),
+          ('worse', 'clearly worse are'),
+          ('no clear difference', 'not told apart are'),
+        )
+        if by[word]
+      ]
+      if told:
+        lines.append(f'Against {paper.label(paper.OURS)}: {"; ".join(told)}.')
+    lines.append(self._order())
+    return [line for line in lines if line]
+
+  def _order(self) -> str:
+    """Both orders by rank-1, where the paper's table has at least two of the systems."""
+    printed = {name: _printed(name, self.column) for name in self.systems}
+    shared = [name for name in self.systems if printed[name] is not None]
+    if len(shared) < 2:
+      return ''
+    here = sorted(shared, key=lambda name: -scores.score(self.systems[name], 'rank1').mean)
+    there = sorted(shared, key=lambda name: -printed[name])
+    return (
+      f'Order by rank-1 here: {" > ".join(map(paper.label, here))}. '
+      f"The paper's on {self.column}: {' > '.join(map(paper.label, there))}."
+    )
+
+  def _against(self, reference, metric, part='all'):
+    return scores.compare(
+      self.systems, self.systems[reference], metric, part, resamples=self.resamples
+    )
+
+  def _glance(self) -> Table:
+    ranked = sorted(self.systems, key=lambda name: -scores.score(self.systems[name], 'rank1').mean)
+    top = max(1e-9, scores.score(self.systems[self.best], 'rank1').mean)
+    rows = []
+    for name in ranked:
+      value = scores.score(self.systems[name], 'rank1')
+      rows.append(
+        Row(
+          [
+            self._name(name, best=name == self.best),
+            Cell(f'{_plus_minus(value)} %', best=name == self.best, bar=value.mean / top),
+          ]
+        )
+      )
+    luck = scores.chance(next(iter(self.systems.values()))[0])['rank1']
+    rows.append(Row([Cell('chance'), Cell(f'{luck:.2f} %', bar=luck / top)], muted=True))
+    return Table(
+      [Cell('system'), Cell('rank-1, best first')],
+      rows,
+      'Mean ± standard deviation over seeds, all queries.'
+      + (' A name leads to ranked results of its first seed.' if self.sheets else ''),
+    )
+
+  def _table2(self):
+    order = [system.name for system in paper.SYSTEMS if system.table2]
+    known = {system.name for system in paper.SYSTEMS}
+    names = [name for name in order if name in self.systems]
+    names += [name for name in self.systems if name not in known]
+    best = {
+      metric: scores.best({name: self.systems[name] for name in names}, metric)
+      for metric in scores.METRICS
+    }
+    reference = paper.OURS if paper.OURS in self.systems else self.best
+    to_reference = self._against(reference, 'rank1')
+    to_reference_map = self._against(reference, 'mAP')
+    to_best = self._against(self.best, 'rank1')
+    headings = [
+      Cell('system'),
+      *(Cell(_HEADINGS[metric]) for metric in scores.METRICS),
+      Cell(f'rank-1 against {paper.label(reference)}'),
+      Cell(f'mAP against {paper.label(reference)}'),
+      Cell('rank-1 against the best'),
+      *(Cell(f'paper: {_HEADINGS[metric]}', tone='paper') for metric in scores.METRICS),
+    ]
+    rows = []
+    for name in names:
+      printed = paper.BY_NAME[name].table2.get(self.column) if name in paper.BY_NAME else None
+      rows.append(
+        Row(
+          [
+            self._name(name),
+            *(
+              Cell(_plus_minus(scores.score(self.systems[name], metric)), best[metric] == name)
+              for metric in scores.METRICS
+            ),
+            _difference(to_reference.get(name), own=name == reference),
+            _difference(to_reference_map.get(name), own=name == reference),
+            _difference(to_best.get(name), own=name == self.best),
+            *(
+              Cell('–' if printed is None else f'{value:.2f}', tone='paper')
+              for value in printed or [math.nan] * 4
+            ),
+          ]
+        )
+      )
+    rows.append(self._chance_row(7))
+    return [Table(headings, rows, self._caption())]
+
+  def _table3(self):
+    names = [name for name in paper.TABLE3_ORDER if name in self.systems]
+    if not names:
+      return ['None of its systems was run.']
+    best = scores.best({name: self.systems[name] for name in names})
+    best_map = scores.best({name: self.systems[name] for name in names}, 'mAP')
+    reference = paper.OURS if paper.OURS in self.systems else best
+    verdicts = self._against(reference, 'rank1')
+    rows = []
+    for name in names:
+      printed = paper.BY_NAME[name].table3
+      rows.append(
+        Row(
+          [
+            self._name(name),
+            Cell(_plus_minus(scores.score(self.systems[name], 'rank1')), name == best),
+            Cell(_plus_minus(scores.score(self.systems[name], 'mAP')), name == best_map),
+            _difference(verdicts.get(name), own=name == reference),
+            *(Cell(f'{printed[column]:.1f}', tone='paper') for column in printed),
+          ]
+        )
+      )
+    headings = [
+      Cell('system'),
+      Cell('rank-1'),
+      Cell('mAP'),
+      Cell(f'rank-1 against {paper.label(reference)}'),
+      *(Cell(f'paper: {c} rank-1', tone='paper') for c in paper.COLUMNS.values()),
+    ]
+    return [
+      Table(
+        headings,
+        rows,
+        'Mean ± standard deviation over seeds, in percent. Bold: best of the column. '
+        "The paper's columns are its own figures, single runs.",
+      )
+    ]
+
+  def _seen(self):
+    first = next(iter(self.systems.values()))[0]
+    if 'seen' not in first.metrics:
+      return ['Which queries occur in training is not known for this data set.']
+    counts = {part: first.value('queries', part) for part in ('seen', 'unseen')}
+    parts = [part for part in counts if counts[part] > 0]
+    headings = [Cell('system')]
+    columns = [(part, metric) for part in parts for metric in ('rank1', 'mAP')]
+    headings += [Cell(f'{part}: {_HEADINGS[metric]}') for part, metric in columns]
+    reference = paper.OURS if paper.OURS in self.systems else self.best
+    headings += [Cell(f'{part}: rank-1 against {paper.label(reference)}') for part in parts]
+    best = {(part, metric): scores.best(self.systems, metric, part) for part, metric in columns}
+    verdicts = {part: self._against(reference, 'rank1', part) for part in parts}
+    rows = []
+    for name in self._ordered():
+      own = self.systems[name]
+      cells = [self._name(name)]
+      cells += [
+        Cell(_plus_minus(scores.score(own, metric, part)), best[part, metric] == name)
+        for part, metric in columns
+      ]
+      cells += [_difference(verdicts[part].get(name), own=name == reference) for part in parts]
+      rows.append(Row(cells))
+    luck = {part: scores.chance(first, part) for part in parts}
+    cells = [Cell('chance')]
+    cells += [Cell(_number(luck[part][metric])) for part, metric in columns]
+    rows.append(Row([*cells, *(Cell('') for _ in parts)], muted=True))
+    told = ' and '.join(f'{counts[part]:.0f} {part}' for part in parts)
+    return [
+      Table(
+        headings,
+        rows,
+        f'{told} queries; seen means that the same combination of attributes occurs in training. '
+        'The gallery is the whole one for both.',
+      )
+    ]
+
+  def _references(self):
+    """Each system against an untrained network of its kind."""
+    if not self.untrained:
+      return ['No untrained networks were evaluated.']
+    luck = scores.chance(next(iter(self.systems.values()))[0])
+    method = {
+      result.system: result.row.get('kind')
+      for result in self.found
+      if result.role in (plan.TABLE, plan.UNTRAINED)
+    }
+    rows, weak = [], []
+    for name in self._ordered():
+      twin = next(
+        (other for other in self.untrained if method.get(other) == method.get(name)), None
+      )
+      if twin is None:
+        continue
+      own, fresh = self.systems[name], self.untrained[twin]
+      verdict = scores.compare({name: own}, fresh, 'mAP', resamples=self.resamples).get(name)
+      value, floor = scores.score(own, 'mAP'), scores.score(fresh, 'mAP')
+      if verdict is None or _verdict(verdict) != 'better':
+        weak.append(paper.label(name))
+      rows.append(
+        Row(
+          [
+            self._name(name),
+            Cell(_plus_minus(scores.score(own, 'rank1'))),
+            Cell(_plus_minus(scores.score(fresh, 'rank1')), tone='muted'),
+            Cell(_plus_minus(value)),
+            Cell(_plus_minus(floor), tone='muted'),
+            _difference(verdict),
+          ]
+        )
+      )
+    headings = [
+      Cell('system'),
+      Cell('rank-1'),
+      Cell('untrained: rank-1'),
+      Cell('mAP'),
+      Cell('untrained: mAP'),
+      Cell('mAP against untrained'),
+    ]
+    caption = (
+      'An untrained network has the same layers with the weights it was born with (0 epochs, no '
+      'pre-training), one seed. DeepCCA and DeepCCAE still fit their closing linear CCA, which '
+      'reads the training data. '
+      f'Chance: rank-1 {_number(luck["rank1"])}, mAP {_number(luck["mAP"])}.'
+    )
+    told = (
+      f'Not clearly better than untrained: {", ".join(weak)}.'
+      if weak
+      else 'Every system is clearly better than an untrained network of its kind.'
+    )
+    return [told, Table(headings, rows, caption)]
+
+  def _figure3(self):
+    left, right, best = scores.parameter_curves(self.found)
+    if best is None:
+      return []
+    seeds = sorted({r.seed for r in self.found if r.role == plan.PARAMETER})
+    plain = None
+    if 'without_adversarial' in self.systems:
+      own = [r for r in self.systems['without_adversarial'] if r.seed in seeds]
+      plain = scores.score(own, 'rank1').mean if own else None
+    svg = figure.sensitivity(
+      left,
+      right,
+      best=best,
+      fixed=paper.FIXED_DISCRIMINATOR_WEIGHT,
+      ours=None if plain is None or math.isnan(plain) else plain,
+    )
+    table = Table(
+      [Cell('weight'), Cell('rank-1')],
+      [
+        Row([Cell(f'{name} = {weight:g}, {given}'), Cell(_plus_minus(value), weight == top)])
+        for name, given, points, top in (
+          ('λ_G', f'λ_D = {paper.FIXED_DISCRIMINATOR_WEIGHT:g}', left, best),
+          ('λ_D', f'λ_G = {best:g}', right, max(right, key=lambda w: right[w].mean)),
+        )
+        for weight, value in points.items()
+      ],
+      'Bold: best of its half.',
+    )
+    caption = (
+      f'Rank-1 of {paper.label(paper.OURS)} against its two weights, '
+      f'{"seed" if len(seeds) == 1 else "seeds"} {", ".join(map(str, seeds))}. '
+      'The paper found {:g} and {:g} best (Duke); it prints no figures for the points. '.format(
+        *paper.BEST_WEIGHTS
+      )
+      + 'The curve shows the test split and chose nothing: the tables use the weights of the gin '
+      'file. The best λ_G of the left half only says where the right half is drawn.'
+    )
+    return [Section('Figure 3', [Figure(svg, caption), table])]
+
+  def _readings(self):
+    """Scores that the tables leave out: other readings of a score, earlier stages."""
+    grouped: dict[tuple[str, str], list[Result]] = {}
+    for result in self.found:
+      if result.role == plan.TABLE and not result.primary:
+        grouped.setdefault((result.system, result.label), []).append(result)
+    if not grouped:
+      return []
+    rows = []
+    shown = set()
+    for (name, label), own in grouped.items():
+      if name not in shown and name in self.systems:
+        shown.add(name)
+        rows.append(self._reading(name, self.systems[name][0].label, self.systems[name], True))
+      rows.append(self._reading(name, label, own, False))
+    headings = [Cell('system'), Cell('evaluated'), *(Cell(_HEADINGS[m]) for m in scores.METRICS)]
+    return [
+      Section(
+        'Other readings',
+        [
+          Table(
+            headings,
+            rows,
+            'Further scores of one training, and earlier stages. Bold: what the tables above show.',
+          )
+        ],
+      )
+    ]
+
+  def _reading(self, name, label, own, shown):
+    return Row(
+      [
+        Cell(paper.label(name)),
+        Cell(label, shown),
+        *(Cell(_plus_minus(scores.score(own, metric)), shown) for metric in scores.METRICS),
+      ]
+    )
+
+  def _costs(self) -> Table:
+    grouped: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in self.rows:
+      if row['role'] in (plan.PRETRAIN, plan.TABLE):
+        grouped.setdefault((row['role'], row['system']), {})[row['run']] = row
+    rows = []
+    for (role, name), runs in grouped.items():
+      peak = [row['peak_bytes'] / _GIB for row in runs.values() if row.get('peak_bytes')]
+      whole = [row['seconds'] for row in runs.values() if row.get('attempts') == 1]
+      stages: dict[str, list[Mapping[str, Any]]] = {}
+      for row in runs.values():
+        for stage, cost in (row.get('stages') or {}).items():
+          stages.setdefault(stage, []).append({**cost, 'whole': row.get('attempts') == 1})
+      for index, (stage, costs) in enumerate(stages.items() or [('–', [])]):
+        first = index == 0
+        per_epoch = [c['seconds'] / c['epochs'] for c in costs if c['epochs'] and c['whole']]
+        rows.append(
+          Row(
+            [
+              Cell(('shared pre-training' if role == plan.PRETRAIN else paper.label(name)) * first),
+              Cell(stage),
+              Cell(', '.join(str(e) for e in sorted({c['epochs'] for c in costs})) or '–'),
+              Cell(_mean(per_epoch, 2)),
+              Cell(_mean(whole, 0) if first else ''),
+              Cell((f'{max(peak):.2f}' if peak else '–') if first else ''),
+            ]
+          )
+        )
+    headings = ['system', 'stage', 'epochs', 's per epoch', 's per run', 'peak memory, GiB']
+    return Table(
+      [Cell(heading) for heading in headings],
+      rows,
+      'Seconds per epoch: the whole stage, with extraction of frozen features and closing steps, '
+      'over its epochs; mean over seeds. Seconds per run: from start to exit, with loading and '
+      'evaluation, without the shared pre-training. Peak memory: largest resident size of the '
+      'process over seeds (host memory, not that of a GPU). Interrupted runs say nothing about '
+      'time and are left out of it.',
+    )
+
+  def _troubles(self):
+    parts = []
+    failed = self.about.get('failed') or {}
+    if failed:
+      parts.append(
+        Table(
+          [Cell('run that failed'), Cell('how')],
+          [Row([Cell(title), Cell(what)]) for title, what in failed.items()],
+        )
+      )
+    unfinished = self.about.get('unfinished') or []
+    if unfinished:
+      parts.append(f'Not done yet: {", ".join(unfinished)}.')
+    changed = sorted({row['run'] for row in self.rows if row.get('changed')})
+    if changed:
+      parts.append(f'Made with another configuration than the rest: {", ".join(changed)}.')
+    wanting = sorted({r.row['run'] for r in self.found if r.per_query is None})
+    if wanting:
+      parts.append(
+        'Without the scores of each query, so left out of the comparisons: '
+        f'{", ".join(wanting)}. Evaluate these runs again to have them.'
+      )
+    return [Section('What is missing', parts)] if parts else []
+
+  def _made(self):
+    parts = []
+    facts = []
+    first = self.found[0] if self.found else None
+    if first is not None:
+      facts.append(('queries', f'{first.value("queries"):.0f}'))
+      facts.append(('gallery', f'{first.value("gallery"):.0f} images'))
+      facts.append(('protocol', str(first.row.get('protocol', '–'))))
+    seeds = sorted({r.seed for r in self.found if r.role == plan.TABLE})
+    facts.append(('seeds', ', '.join(map(str, seeds)) or '–'))
+    facts += [(name, str(value)) for name, value in (self.about.get('machine') or {}).items()]
+    versions, revisions = {}, set()
+    for row in self.rows:
+      versions.update(row.get('versions') or {})
+      if row.get('revision'):
+        revisions.add(row['revision'][:12] + (' with changes' if row.get('dirty') else ''))
+    if versions:
+      facts.append(('versions', ', '.join(f'{k} {v}' for k, v in versions.items())))
+    if revisions:
+      facts.append(('code', ', '.join(sorted(revisions))))
+    parts.append(
+      Table([Cell('what'), Cell('')], [Row([Cell(name), Cell(value)]) for name, value in facts])
+    )
+    parts.append(
+      'A difference is called clear if a paired bootstrap over queries rejects equality at the 5 % '
+      'level, corrected for the number of systems in the column (Holm). Queries are averaged over '
+      'seeds first. The bracket is the 95 % interval of the difference in percent points without '
+      'that correction; behind it stands in how many seeds the difference has the same sign.'
+    )
+    if self.about.get('command'):
+      parts.append(Code('Command', self.about['command']))
+    parts += [Code(title, text) for title, text in (self.about.get('settings') or {}).items()]
+    return parts
+
+  def _caption(self) -> str:
+    text = (
+      'Percent, mean ± standard deviation over seeds. Bold: best of the column. Differences: '
+      'percent points with their 95 % interval; ▲ clearly better, ▼ clearly worse, ≈ no clear '
+      'difference. '
+      f"In italics the paper's own figures for {self.column}, single runs"
+    )
+    if self.same_data:
+      return f'{text}.'
+    return f'{text}: other people and other images, so only the order can be compared.'
+
+  def _ordered(self) -> list[str]:
+    order = [system.name for system in paper.SYSTEMS]
+    known = [name for name in order if name in self.systems]
+    return known + [name for name in self.systems if name not in order]
+
+  def _name(self, name, best=False) -> Cell:
+    return Cell(paper.label(name), best, link=self.sheets.get(name, ''))
+
+  def _chance_row(self, blanks) -> Row:
+    luck = scores.chance(next(iter(self.systems.values()))[0])
+    cells = [Cell('chance'), *(Cell(_number(luck[metric])) for metric in scores.METRICS)]
+    return Row([*cells, *(Cell('') for _ in range(blanks))], muted=True)
+
+
+def _by_system(found: Sequence[Result], role: str) -> dict[str, list[Result]]:
+  grouped: dict[str, list[Result]] = {}
+  for result in found:
+    if result.role == role:
+      grouped.setdefault(result.system, []).append(result)
+  return grouped
+
+
+def _printed(name: str, column: str) -> float | None:
+  """The paper's rank-1 of a system, from Table 2 or else Table 3."""
+  system = paper.BY_NAME.get(name)
+  if system is None:
+    return None
+  if column in system.table2:
+    return system.table2[column][0]
+  return system.table3.get(column)
+
+
+def _verdict(verdict: scores.Verdict) -> str:
+  if not verdict.is_real:
+    return 'no clear difference'
+  return 'better' if verdict.difference.mean > 0 else 'worse'
+
+
+def _difference(verdict: scores.Verdict | None, *, own: bool = False) -> Cell:
+  """What a system's difference from a reference says, in words, figures and colour."""
+  if own:
+    return Cell('reference', tone='muted')
+  if verdict is None:
+    return Cell('–', tone='muted')
+  word = _verdict(verdict)
+  sign, tone = {'better': ('▲', 'good'), 'worse': ('▼', 'bad')}.get(word, ('≈', 'even'))
+  difference = verdict.difference
+  text = f'{sign} {difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]' + (
+    f' {verdict.agreeing}/{verdict.seeds}' if verdict.seeds > 1 else ''
+  )
+  return Cell(text, tone=tone, note=f'{word}, corrected p = {verdict.p_value:.3g}')
+
+
+def _plus_minus(value: scores.Score) -> str:
+  if not value.seeds:
+    return '–'
+  if math.isnan(value.deviation):
+    return f'{value.mean:.2f}'
+  return f'{value.mean:.2f} ± {value.deviation:.2f}'
+
+
+def _number(value: float) -> str:
+  return '–' if math.isnan(value) else f'{value:.2f}'
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+  return f'{sum(values) / len(values):.{digits}f}' if values else '–'

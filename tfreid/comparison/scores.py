@@ -1,0 +1,390 @@
+"""From the results of many runs to means over seeds, and to which differences are real. Floor 5."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfreid.comparison import paper, plan
+from tfreid.evaluation import ranking, significance
+from tfreid.evaluation.ranking import QueryMetrics
+
+_log = logging.getLogger(__name__)
+
+RESULTS_FILE = 'results.jsonl'
+METRICS = ('rank1', 'rank5', 'rank10', 'mAP')
+LEVEL = 0.05  # of the tests, after correction for their number
+
+# Of a run's results row, what the comparison's keeps; the configuration's text stays with the run.
+_KEPT = (
+  'dataset', 'stage', 'epoch', 'split', 'protocol', 'metrics', 'per_query', 'time', 'revision',
+  'dirty', 'versions', 'config_sha256',
+)  # fmt: skip
+
+
+class Result(NamedTuple):
+  """One evaluation of one run.
+
+  Attributes:
+    role: of the run, as in `plan`.
+    system: its name.
+    seed: of the run.
+    weights: (lambda_G, lambda_D) where the run has them.
+    label: the stage, or <stage>/<reading>.
+    primary: whether it is the system's result, not one of another reading or an earlier stage.
+    metrics: part ('all', 'seen', 'unseen') -> metric -> value in [0, 1] or None.
+    per_query: of each query, None where the run did not keep it.
+    query_ids: int64 [Q], or None.
+    is_seen: bool [Q], or None.
+    row: everything that was written down.
+  """
+
+  role: str
+  system: str
+  seed: int
+  weights: tuple[float, float] | None
+  label: str
+  primary: bool
+  metrics: Mapping[str, Mapping[str, float | None]]
+  per_query: QueryMetrics | None
+  query_ids: np.ndarray | None
+  is_seen: np.ndarray | None
+  row: Mapping[str, Any]
+
+  def value(self, metric: str, part: str = 'all') -> float:
+    """A metric in [0, 1], NaN where it is not known."""
+    value = self.metrics.get(part, {}).get(metric)
+    return math.nan if value is None else float(value)
+
+  def vector(self, metric: str, part: str = 'all') -> np.ndarray:
+    """float64 [queries of the part], what `value` is the mean of."""
+    values = _vector(self.per_query, metric)
+    if part == 'all':
+      return values
+    return values[self.is_seen if part == 'seen' else ~self.is_seen]
+
+
+class Score(NamedTuple):
+  """A metric over seeds, in percent.
+
+  Attributes:
+    mean: over seeds.
+    deviation: sample standard deviation over seeds, NaN for a single one.
+    seeds: how many.
+  """
+
+  mean: float
+  deviation: float
+  seeds: int
+
+
+class Verdict(NamedTuple):
+  """Whether a system differs from a reference, in percent points.
+
+  Attributes:
+    difference: system - reference, with the 95 % paired bootstrap interval over queries.
+    p_value: two-sided, corrected for the number of systems compared (Holm).
+    agreeing: seeds in which the difference has this sign.
+    seeds: seeds that both have.
+  """
+
+  difference: significance.Interval
+  p_value: float
+  agreeing: int
+  seeds: int
+
+  @property
+  def is_real(self) -> bool:
+    """Whether it is more than the choice of queries explains."""
+    return self.p_value < LEVEL
+
+
+def collect(
+  out: str,
+  runs: Sequence[plan.Run],
+  *,
+  kinds: Mapping[str, str],
+  weights: tuple[float, float] | None = None,
+  changed: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+  """The rows of the comparison: each evaluation of each finished run, and what the run cost.
+
+  Args:
+    out: folder of the comparison.
+    runs: whose results are wanted.
+    kinds: system -> what its networks are, `plan.kind`.
+    weights: (lambda_G, lambda_D) of the recipe of `paper.OURS`.
+    changed: names of runs that are of another configuration than the rest.
+
+  Returns:
+    JSON-able rows. A run that evaluates nothing has one without metrics.
+  """
+  rows = []
+  for run in runs:
+    directory = run.directory(out)
+    record = plan.read_record(directory)
+    if record.get('status') != 0:
+      continue
+    own = weights if run.role == plan.TABLE and run.system == paper.OURS else None
+    about = {
+      'role': run.role,
+      'system': run.system,
+      'kind': kinds.get(run.system, ''),
+      'seed': run.seed,
+      'weights': run.weights or own,
+      'run': run.name,
+      **{name: record.get(name) for name in ('seconds', 'attempts', 'peak_bytes', 'stages')},
+      'changed': bool(record.get('changed')) or run.name in changed,
+    }
+    latest: dict[str, dict[str, Any]] = {}
+    for row in read_rows(os.path.join(directory, RESULTS_FILE)):
+      if row.get('split') == 'test':
+        # A row that a later evaluation adds without its queries does not replace one with them.
+        if 'per_query' in row or 'per_query' not in latest.get(row['stage'], {}):
+          latest[row['stage']] = row
+    own_stages = [label for label in latest if '/' not in label]
+    for label, row in latest.items():
+      kept = {name: row[name] for name in _KEPT if name in row}
+      primary = bool(own_stages) and label == own_stages[-1]
+      rows.append({**about, 'label': label, 'primary': primary, **kept})
+    if not latest:
+      rows.append({**about, 'label': '', 'primary': False, 'metrics': {}})
+  return rows
+
+
+def write_rows(path: str, rows: Sequence[Mapping[str, Any]]):
+  """Writes the comparison's results file, a JSON object per line."""
+  plan.write_text(
+    path, ''.join(f'{json.dumps(row, ensure_ascii=False, allow_nan=False)}\n' for row in rows)
+  )
+
+
+def read_rows(path: str) -> list[dict[str, Any]]:
+  """The rows of a results file, none where there is no file; torn lines are logged and left out."""
+  if not os.path.isfile(path):
+    return []
+  rows = []
+  with open(path, 'rb') as file:
+    for number, line in enumerate(file, start=1):
+      if not line.strip():
+        continue
+      try:
+        row = json.loads(line)
+      except ValueError:  # JSONDecodeError and UnicodeDecodeError are such
+        row = None
+      if isinstance(row, dict):
+        rows.append(row)
+      else:
+        _log.warning('%s: line %d is torn and left out.', path, number)
+  return rows
+
+
+def results(rows: Sequence[Mapping[str, Any]]) -> list[Result]:
+  """The evaluations among the rows of a comparison."""
+  found = []
+  for row in rows:
+    if not row['metrics']:
+      continue
+    vectors = row.get('per_query')
+    found.append(
+      Result(
+        role=row['role'],
+        system=row['system'],
+        seed=row['seed'],
+        weights=tuple(row['weights']) if row.get('weights') else None,
+        label=row['label'],
+        primary=row['primary'],
+        metrics=row['metrics'],
+        per_query=_query_metrics(vectors) if vectors else None,
+        query_ids=np.asarray(vectors['query_ids'], np.int64) if vectors else None,
+        is_seen=np.asarray(vectors['is_seen'], bool) if vectors and 'is_seen' in vectors else None,
+        row=row,
+      )
+    )
+  return found
+
+
+def score(found: Sequence[Result], metric: str, part: str = 'all') -> Score:
+  """A metric over the seeds of one system."""
+  values = np.array([100 * result.value(metric, part) for result in found])
+  values = values[~np.isnan(values)]
+  if not len(values):
+    return Score(math.nan, math.nan, 0)
+  deviation = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+  return Score(float(values.mean()), deviation, len(values))
+
+
+def chance(found: Result, part: str = 'all') -> dict[str, float]:
+  """What a random ranking would score on the same queries and gallery, in percent, by metric."""
+  gallery = int(found.value('gallery'))
+  if found.per_query is None:
+    known = {'rank1': 'chance_rank1', 'mAP': 'chance_mAP'}
+    return {
+      metric: 100 * found.value(known[metric], part) if metric in known else math.nan
+      for metric in METRICS
+    }
+  matches = found.per_query.num_matches
+  if part != 'all':
+    matches = matches[found.is_seen if part == 'seen' else ~found.is_seen]
+  matches = matches[matches > 0]
+  if not len(matches):
+    return dict.fromkeys(METRICS, math.nan)
+  values = {f'rank{k}': ranking.chance_hits(matches, gallery, k=k).mean() for k in (1, 5, 10)}
+  values['mAP'] = ranking.chance_average_precision(matches, gallery).mean()
+  return {metric: 100 * float(values[metric]) for metric in METRICS}
+
+
+def compare(
+  systems: Mapping[str, Sequence[Result]],
+  reference: Sequence[Result],
+  metric: str,
+  part: str = 'all',
+  *,
+  resamples: int = 2000,
+) -> dict[str, Verdict]:
+  """How each system differs from a reference: paired bootstrap over queries.
+
+  Each query's value is first averaged over the seeds that both have (all of each where they share
+  none), so the test asks whether other queries could turn the order; how far seeds agree is
+  counted beside it. p-values are corrected for the number of systems (Holm 1979).
+
+  Args:
+    systems: name -> its results, one per seed. The reference itself may be among them and is left
+      out of the answer.
+    reference: results of the other side.
+    metric: one of METRICS.
+    part: 'all', 'seen' or 'unseen'.
+    resamples: draws of the bootstrap.
+
+  Returns:
+    system -> verdict, of those that kept what their queries scored.
+
+  Raises:
+    ValueError: two systems were evaluated on different queries.
+  """
+  others = [result for result in reference if result.per_query is not None]
+  verdicts = {}
+  for name, own in systems.items():
+    own = [result for result in own if result.per_query is not None]
+    if not own or not others or own[0].row is others[0].row:
+      continue
+    verdicts[name] = _verdict(name, own, others, metric, part, resamples)
+  adjusted = holm([verdict.p_value for verdict in verdicts.values()])
+  return {
+    name: verdict._replace(p_value=p_value)
+    for (name, verdict), p_value in zip(verdicts.items(), adjusted)
+  }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+  """p-values corrected for their number by Holm's step-down method, in their order."""
+  order = np.argsort(p_values, kind='stable')
+  adjusted = [1.0] * len(p_values)
+  largest = 0.0
+  for position, index in enumerate(order):
+    largest = max(largest, min(1.0, (len(p_values) - position) * p_values[index]))
+    adjusted[index] = largest
+  return adjusted
+
+
+def best(systems: Mapping[str, Sequence[Result]], metric: str = 'rank1', part: str = 'all') -> str:
+  """The system of the highest mean; '' if none has any result."""
+  means = {name: score(found, metric, part).mean for name, found in systems.items()}
+  means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+  return max(means, key=means.get) if means else ''
+
+
+def parameter_curves(
+  found: Sequence[Result], metric: str = 'rank1'
+) -> tuple[dict[float, Score], dict[float, Score], float | None]:
+  """The two halves of Figure 3.
+
+  Where the table's own run has the weights of a point, it is that point; then only its seeds that
+  the other points have too are taken, so that all points are means over the same seeds.
+
+  Returns:
+    lambda_G -> score at lambda_D = 1; lambda_D -> score at the best lambda_G; that lambda_G, None
+    while the left half is empty.
+  """
+  swept = [result for result in found if result.role == plan.PARAMETER and result.primary]
+  seeds = {result.seed for result in swept}
+  swept += [
+    result
+    for result in found
+    if result.role == plan.TABLE and result.primary and result.weights and result.seed in seeds
+  ]
+  points: dict[tuple[float, float], dict[int, Result]] = {}
+  for result in swept:
+    points.setdefault(result.weights, {}).setdefault(result.seed, result)
+  scores = {weights: score(list(each.values()), metric) for weights, each in points.items()}
+  left = {
+    generator: value
+    for (generator, discriminator), value in sorted(scores.items())
+    if discriminator == paper.FIXED_DISCRIMINATOR_WEIGHT
+  }
+  if not left:
+    return {}, {}, None
+  # Of equals the smaller weight, which disturbs the classification least.
+  chosen = max(left, key=lambda weight: (left[weight].mean, -weight))
+  right = {
+    discriminator: value
+    for (generator, discriminator), value in sorted(scores.items())
+    if generator == chosen
+  }
+  return left, right, chosen
+
+
+def _verdict(name, own, others, metric, part, resamples):
+  shared = sorted({r.seed for r in own} & {r.seed for r in others})
+  if shared:
+    own = [next(r for r in own if r.seed == seed) for seed in shared]
+    others = [next(r for r in others if r.seed == seed) for seed in shared]
+  first = own[0]
+  for other in (*own, *others):
+    same = np.array_equal(first.query_ids, other.query_ids) and np.array_equal(
+      first.per_query.num_matches, other.per_query.num_matches
+    )
+    if not same:
+      raise ValueError(
+        f'The runs of {paper.label(name)} and {paper.label(other.system)} '
+        f'({first.row["run"]}, {other.row["run"]}) were evaluated on different test splits, so '
+        'they cannot be compared. Run all systems on one data set.'
+      )
+  mine = np.mean([result.vector(metric, part) for result in own], axis=0)
+  theirs = np.mean([result.vector(metric, part) for result in others], axis=0)
+  comparison = significance.paired_bootstrap(mine, theirs, resamples=resamples)
+  difference = comparison.difference
+  signs = [
+    np.sign(a.value(metric, part) - b.value(metric, part)) for a, b in zip(own, others) if shared
+  ]
+  return Verdict(
+    significance.Interval(*(100 * value for value in difference)),
+    comparison.p_value if not math.isnan(comparison.p_value) else 1.0,
+    sum(sign == np.sign(difference.mean) for sign in signs),
+    len(shared),
+  )
+
+
+def _vector(metrics: QueryMetrics, metric: str) -> np.ndarray:
+  if metric == 'mAP':
+    return metrics.average_precision
+  return metrics.hits(int(metric[len('rank') :]))
+
+
+def _query_metrics(vectors: Mapping[str, Sequence[Any]]) -> QueryMetrics:
+  counts = {'num_matches', 'first_rank'}
+  return QueryMetrics(
+    **{
+      field: np.array(
+        [math.nan if value is None else value for value in vectors[field]],
+        np.int64 if field in counts else np.float64,
+      )
+      for field in QueryMetrics._fields
+    }
+  )

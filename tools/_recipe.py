@@ -1,0 +1,167 @@
+"""What a recipe will cost and what it depends on, read from gin files unexecuted. Floor 5.
+
+Importing what a recipe names takes TensorFlow and seconds; planning dozens of runs needs neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import _tool
+
+_STAGES = 'STAGES'
+
+
+class Reference(NamedTuple):
+  """@name or @name() in a gin file."""
+
+  name: str
+
+
+class Macro(NamedTuple):
+  """%name in a gin file."""
+
+  name: str
+
+
+class Recipe:
+  """The bindings of gin files, the last of each name, as they would be used."""
+
+  def __init__(self, files: Sequence[str], bindings: Sequence[str] = ()):
+    """Reads the files in order, then the bindings, which win.
+
+    Args:
+      files: names or paths, as `_tool.gin_path` takes them.
+      bindings: 'name = value'.
+
+    Raises:
+      ValueError: gin could not read a file.
+      FileNotFoundError: there is none.
+    """
+    self.values: dict[str, Any] = {}
+    for name in files:
+      self._read_file(_tool.gin_path(name))
+    self._read('\n'.join(bindings))
+
+  def get(self, name: str, argument: str, default: Any = None) -> Any:
+    """What a configurable's argument is bound to in its scope, or else without one."""
+    plain = name.rpartition('/')[2]
+    for key in (f'{name}.{argument}', f'{plain}.{argument}'):
+      if key in self.values:
+        return self.resolve(self.values[key])
+    return default
+
+  def resolve(self, value: Any) -> Any:
+    """A value with its macros replaced; a macro that nothing binds stays one."""
+    seen = set()
+    while isinstance(value, Macro) and value.name in self.values and value.name not in seen:
+      seen.add(value.name)
+      value = self.values[value.name]
+    return value
+
+  def stages(self) -> list[str]:
+    """The scoped names of the recipe's stages, in order.
+
+    Raises:
+      ValueError: no file names any.
+    """
+    found = self.resolve(Macro(_STAGES))
+    if isinstance(found, (Macro, Reference)) or not isinstance(found, (list, tuple)) or not found:
+      raise ValueError('The gin files name no STAGES. Is there a method among them?')
+    return [self.resolve(stage).name for stage in found]
+
+  def legs(self):
+    """What each stage costs, a list of `plan.Leg`."""
+    from tfreid.comparison.plan import Leg
+
+    legs = []
+    for stage in self.stages():
+      method = self.get(stage, 'method')
+      if not isinstance(method, Reference):
+        raise ValueError(f"The stage '{stage}' has no method.")
+      pipeline = self.get(stage, 'pipeline', Reference('pipeline.Pipeline'))
+      batch_size = self.get(pipeline.name, 'batch_size', 0)
+      # A batch size of its own means: of features, which are extracted once.
+      own = self.get(method.name, 'batch_size')
+      frozen = own is not None and bool(self.get(method.name, 'frozen', True))
+      legs.append(
+        Leg(
+          name=self.get(stage, 'name', ''),
+          method=method.name.rpartition('/')[2],
+          epochs=int(self.get(stage, 'epochs', 0)),
+          batch_size=max(0, int(own if frozen else batch_size)),
+          frozen=frozen,
+        )
+      )
+    return legs
+
+  def fingerprint(self) -> str:
+    """A hash of what the run depends on: bindings that nothing it uses refers to do not count."""
+    used, scopes, macros = self._reachable()
+    kept = []
+    for key, value in self.values.items():
+      if key in macros:
+        kept.append((key, repr(value)))
+      elif '.' in key:
+        scope, _, rest = key.rpartition('/')
+        name = rest.rpartition('.')[0]
+        if name in used and (not scope or set(scope.split('/')) <= scopes):
+          kept.append((key, repr(value)))
+    return hashlib.sha256(repr(sorted(kept)).encode()).hexdigest()[:16]
+
+  def _reachable(self) -> tuple[set[str], set[str], set[str]]:
+    """Configurables, scopes and macros that the root refers to, directly or through others."""
+    used, scopes, macros = {'experiment.train'}, set(), {_STAGES}
+    while True:
+      before = len(used) + len(scopes) + len(macros)
+      for key, value in self.values.items():
+        name = key.rpartition('/')[2].rpartition('.')[0]
+        if key in macros or name in used:
+          for found in _mentioned(value):
+            if isinstance(found, Macro):
+              macros.add(found.name)
+            else:
+              scope, _, plain = found.name.rpartition('/')
+              used.add(plain)
+              scopes.update(part for part in scope.split('/') if part)
+      if len(used) + len(scopes) + len(macros) == before:
+        return used, scopes, macros
+
+  def _read_file(self, path: str):
+    with open(path, encoding='utf-8') as file:
+      self._read(file.read(), path)
+
+  def _read(self, text: str, path: str = 'the bindings'):
+    from gin import config_parser
+
+    class Delegate(config_parser.ParserDelegate):
+      def configurable_reference(self, scoped_configurable_name, evaluate):
+        return Reference(scoped_configurable_name)
+
+      def macro(self, macro_name):
+        return Macro(macro_name)
+
+    try:
+      for statement in config_parser.ConfigParser(text, Delegate()):
+        if isinstance(statement, config_parser.IncludeStatement):
+          self._read_file(_tool.gin_path(statement.filename))
+        elif isinstance(statement, config_parser.BindingStatement):
+          scope = f'{statement.scope}/' if statement.scope else ''
+          argument = f'.{statement.arg_name}' if statement.arg_name else ''
+          self.values[f'{scope}{statement.selector}{argument}'] = statement.value
+    except SyntaxError as error:
+      raise ValueError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
+
+
+def _mentioned(value: Any) -> Iterator[Any]:
+  """References and macros inside a value."""
+  if isinstance(value, (Reference, Macro)):
+    yield value
+  elif isinstance(value, Mapping):
+    for item in value.values():
+      yield from _mentioned(item)
+  elif isinstance(value, (list, tuple)):
+    for item in value:
+      yield from _mentioned(item)

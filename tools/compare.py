@@ -1,0 +1,619 @@
+#!/usr/bin/env python3
+"""Trains the systems of the paper's Tables 2 and 3 over several seeds and writes the tables.
+
+  tools/compare.py --dataset=market1501 --data_root=/data/market1501 --out=runs/market
+  tools/compare.py --dry_run                    the plan and its cost
+  tools/compare.py --render_only --out=runs/market
+
+Without --data_root it draws synthetic people and runs on them in a small size (gin/tables.gin).
+Each run is a process of its own; all runs of a seed share one pre-training. Running the same
+command again continues where it stopped. The page is <out>/index.html.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import app, flags
+
+import _recipe
+import _tool
+
+_DATASET = flags.DEFINE_string('dataset', 'synthetic', 'Name of a file in gin/datasets/.')
+_DATA_ROOT = flags.DEFINE_string(
+  'data_root', None, 'Where the data is. Without it, synthetic people are drawn.'
+)
+_SYSTEMS = flags.DEFINE_list(
+  'systems', None, 'Names of files in gin/methods/; default: those of Tables 2 and 3.'
+)
+_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of the runs.')
+_OUT = flags.DEFINE_string('out', os.path.join('runs', 'tables'), 'Where the runs are written.')
+_REPORT = flags.DEFINE_string('report', None, 'Where results and page are written; default: --out.')
+_GIN_FILE = flags.DEFINE_multi_string(
+  'gin_file', None, 'Overlay for all systems, repeatable; tables.gin if no --data_root is given.'
+)
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+  'gin_bindings', [], 'One more binding for all systems, repeatable; wins over the files.'
+)
+flags.DEFINE_alias('gin_param', 'gin_bindings')
+_FIGURE3 = flags.DEFINE_bool('figure3', True, 'Also run the two sweeps of Figure 3.')
+_FIGURE3_SEEDS = flags.DEFINE_integer(
+  'figure3_seeds', 1, 'Of --seeds, how many the sweeps use.', lower_bound=1
+)
+_UNTRAINED = flags.DEFINE_bool(
+  'untrained', True, 'Also evaluate one untrained network of each kind.'
+)
+_SPEED = flags.DEFINE_float(
+  'images_per_second',
+  None,
+  'Speed of training to estimate times with until a run is finished.',
+  lower_bound=1e-3,
+)
+_RESAMPLES = flags.DEFINE_integer('resamples', 2000, 'Draws of a bootstrap.', lower_bound=100)
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and its cost, run nothing.')
+_RENDER_ONLY = flags.DEFINE_bool('render_only', False, 'Write the page from what is there.')
+_ALLOW = flags.DEFINE_bool(
+  'allow_changed_config',
+  False,
+  'Keep and continue runs of another configuration; the page names them.',
+)
+
+_ABOUT = 'comparison.json'
+_LOG = 'train.log'
+_POLL = 0.5  # seconds
+
+# What is drawn where no data are given; gin/tables.gin has the recipe that goes with it.
+_PEOPLE = os.path.join('datasets', 'tables')
+_TRAIN_PEOPLE, _TEST_PEOPLE, _IMAGES_PER_PERSON = 150, 150, (6, 10)
+_SIZE = (64, 32)
+_GUESSED_SPEED = 45.0  # images per second of a ResNet-50 at that size on two cores
+
+
+def main(argv):
+  """Plans, runs what is not done, collects and writes the page."""
+  _tool.no_arguments(argv)
+  if not _RENDER_ONLY.value and _DATA_ROOT.value is None and _DATASET.value != 'synthetic':
+    raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
+  signal.signal(signal.SIGTERM, _interrupt)
+  with _tool.clear_errors():
+    if _RENDER_ONLY.value:
+      _render_only()
+      return
+    comparison = Comparison()
+    if _DRY_RUN.value:
+      comparison.print_plan()
+      return
+    failed = comparison.run()
+  sys.exit(1 if failed else 0)
+
+
+class Comparison:
+  """The plan of this command and how far it has come."""
+
+  def __init__(self):
+    """Reads the gin files and what is on disk; runs and writes nothing."""
+    from tfreid.comparison import paper, plan
+
+    self.out = _OUT.value
+    self.report = _REPORT.value or self.out
+    self.systems = _SYSTEMS.value or [system.name for system in paper.SYSTEMS]
+    self.seeds = _seeds(_SEEDS.value)
+    drawn = _DATA_ROOT.value is None
+    self.data_root = _PEOPLE if drawn else _DATA_ROOT.value
+    self.overlays = _GIN_FILE.value or (['tables.gin'] if drawn else [])
+    self.recipes = {system: self._recipe(system).legs() for system in self.systems}
+    self.kinds = {system: plan.kind(legs) for system, legs in self.recipes.items()}
+    self.runs = plan.table_runs(
+      self.systems, self.seeds, recipes=self.recipes, untrained=_UNTRAINED.value
+    )
+    # Those that start from the shared pre-training; a system may have a recipe without one.
+    self.starters = [
+      system
+      for system, legs in self.recipes.items()
+      if any(leg.name == plan.PRETRAIN for leg in legs)
+    ]
+    self._fingerprints: dict = {}
+    if not self.starters:
+      self.runs = [run for run in self.runs if run.role != plan.PRETRAIN]
+    self.weights = self._weights() if paper.OURS in self.systems else None
+    self.sweep_seeds = self.seeds[: _FIGURE3_SEEDS.value]
+    if _FIGURE3.value and self.weights:
+      self.runs += self._without_tables(plan.generator_runs(self.sweep_seeds))
+    self.failed: dict[str, str] = {}
+    self.clock = plan.Clock(
+      self._num_images(),
+      images_per_second=_SPEED.value or (_GUESSED_SPEED if drawn else None),
+    )
+    for run in self.runs:
+      if self.state(run) == plan.DONE:
+        self.clock.learn(plan.legs_of(run, self.recipes), self.record(run))
+
+  # The plan.
+
+  def files(self, run) -> list[str]:
+    """The gin files of a run."""
+    method = run.system or self.starters[0]
+    return [f'methods/{method}.gin', f'datasets/{_DATASET.value}.gin', *self.overlays]
+
+  def bindings(self, run) -> list[str]:
+    """The bindings of a run, those of the command line first."""
+    from tfreid.comparison import plan
+
+    found = [f'DATA_ROOT = {self.data_root!r}', *_GIN_BINDINGS.value, f'SEED = {run.seed}']
+    if run.role == plan.PRETRAIN:
+      return [*found, 'METHOD = "pretrain"', f'STAGES = [@{plan.PRETRAIN}/stages.Stage()]']
+    if run.role == plan.UNTRAINED:
+      recipe = self._recipe(run.system)
+      return [*found, *(f'{stage}.epochs = 0' for stage in recipe.stages())]
+    directory = os.path.join(plan.Run(plan.PRETRAIN, '', run.seed).directory(self.out), 'pretrain')
+    found.append(f'PRETRAIN_DIRECTORY = {directory!r}')
+    if run.weights is not None:
+      names = (plan.GENERATOR, plan.DISCRIMINATOR)
+      found += [
+        f'alignment.Adversarial.{name} = {weight!r}' for name, weight in zip(names, run.weights)
+      ]
+    return found
+
+  def command(self, run) -> list[str]:
+    """The command line of a run."""
+    return [
+      sys.executable,
+      os.path.join(_tool.ROOT, 'tools', 'train.py'),
+      *(f'--gin_file={name}' for name in self.files(run)),
+      *(f'--gin_bindings={binding}' for binding in self.bindings(run)),
+      f'--run_dir={run.directory(self.out)}',
+      # Whether it may continue was decided here, by what the run uses and not by every line of an
+      # overlay that serves all systems.
+      '--allow_changed_config',
+    ]
+
+  def fingerprint(self, run) -> str:
+    """A hash of what a run depends on."""
+    if run not in self._fingerprints:
+      recipe = _recipe.Recipe(self.files(run), self.bindings(run))
+      self._fingerprints[run] = recipe.fingerprint()
+    return self._fingerprints[run]
+
+  def record(self, run) -> dict:
+    """How a run went."""
+    from tfreid.comparison import plan
+
+    return plan.read_record(run.directory(self.out))
+
+  def state(self, run) -> str:
+    """Whether a run has to be done; with --allow_changed_config none is CHANGED."""
+    from tfreid.comparison import plan
+
+    record = self.record(run)
+    found = plan.state(record, self.fingerprint(run))
+    if found == plan.CHANGED and _ALLOW.value:
+      return plan.state(record, record['fingerprint'])
+    return found
+
+  def estimate(self, runs) -> float | None:
+    """Seconds that runs will take, None where nothing is known."""
+    from tfreid.comparison import plan
+
+    each = [self.clock.seconds(plan.legs_of(run, self.recipes)) for run in runs]
+    return None if None in each else sum(each)
+
+  def print_plan(self):
+    """The plan, what each run costs and the sum."""
+    import rich.console
+    import rich.table
+
+    from tfreid.comparison import paper, plan
+
+    console = rich.console.Console()
+    if not console.is_terminal:
+      console.width = max(console.width, 120)
+    table = rich.table.Table(title=f'{len(self.runs)} runs on {_DATASET.value} into {self.out}')
+    for heading in ('run', 'state'):
+      table.add_column(heading)
+    for heading in ('epochs', 'steps', 'time'):
+      table.add_column(heading, justify='right')
+    steps = 0
+    for run in self.runs:
+      legs = plan.legs_of(run, self.recipes)
+      own = sum(leg.steps(self.clock.num_images) for leg in legs)
+      steps += own
+      state = self.state(run)
+      seconds = self.clock.seconds(legs)
+      if state == plan.DONE:
+        seconds = self.record(run)['seconds']
+      table.add_row(
+        run.title,
+        state,
+        ' + '.join(str(leg.epochs) for leg in legs) or '0',
+        str(own) if self.clock.num_images else '?',
+        plan.duration(seconds),
+      )
+    console.print(table)
+    todo = [run for run in self.runs if self.state(run) != plan.DONE]
+    if any(run.role == plan.PARAMETER for run in self.runs):
+      later = len(paper.DISCRIMINATOR_WEIGHTS) - 1
+      console.print(
+        f'Then Figure 3 runs up to {later * len(self.sweep_seeds)} more: λ_D at the best λ_G, '
+        'each like those above.',
+        highlight=False,
+      )
+    images = f'{self.clock.num_images} training images' if self.clock.num_images else 'no count yet'
+    left = self.estimate(todo)
+    note = ''
+    if todo and left is None:
+      note = ': no run is finished; --images_per_second gives a guess'
+    elif todo and self.clock.is_guess:
+      note = f', guessed from {self.clock.images_per_second:g} images per second'
+    console.print(
+      f'{len(todo)} of {len(self.runs)} runs to do; {steps} steps in the whole plan ({images}). '
+      f'Time left: {plan.duration(left)}{note}.',
+      highlight=False,
+      soft_wrap=True,
+    )
+
+  # Running.
+
+  def run(self) -> dict[str, str]:
+    """Does what is not done, then writes the page.
+
+    Returns:
+      What failed: title -> how.
+    """
+    from tfreid.comparison import plan
+
+    self._refuse_changed(self.runs)
+    if _DATA_ROOT.value is None:
+      _draw_people()
+      self.clock.num_images = self._num_images()
+    try:
+      self._do(self.runs)
+      if _FIGURE3.value and self.weights:
+        more = self._second_sweep()
+        self._refuse_changed(more)
+        self.runs += more
+        self._do(more)
+    finally:
+      self.write()
+    for title, reason in self.failed.items():
+      print(f'Failed: {title}: {reason}', file=sys.stderr)
+    done = sum(self.state(run) == plan.DONE for run in self.runs)
+    print(f'{done} of {len(self.runs)} runs are done.')
+    return self.failed
+
+  def write(self, *, page: bool = True):
+    """Writes the results file and, unless told otherwise, the page."""
+    from tfreid.comparison import plan, report, scores
+
+    rows = self._rows()
+    about = {
+      'dataset': _DATASET.value,
+      'command': f'tools/compare.py {shlex.join(sys.argv[1:])}'.strip(),
+      'settings': self._settings(),
+      'machine': _machine(),
+      'failed': self.failed,
+      'unfinished': [
+        run.title
+        for run in self.runs
+        if run.title not in self.failed and self.state(run) != plan.DONE
+      ],
+    }
+    for directory in dict.fromkeys((self.out, self.report)):
+      scores.write_rows(os.path.join(directory, scores.RESULTS_FILE), rows)
+      plan.write_text(
+        os.path.join(directory, _ABOUT), json.dumps(about, indent=1, ensure_ascii=False) + '\n'
+      )
+    if page:
+      path = report.write(rows, about, self.report, out=self.out, resamples=_RESAMPLES.value)
+      print(f'Written: {path}', flush=True)
+
+  def _do(self, runs):
+    import rich.console
+    import rich.progress
+
+    from tfreid.comparison import plan
+
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(
+      rich.progress.TextColumn('{task.description}'),
+      rich.progress.BarColumn(bar_width=24),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TextColumn('{task.fields[note]}'),
+      console=console,
+      refresh_per_second=2,
+    ) as bar:
+      task = bar.add_task('runs', total=len(runs), note='')
+      last_seed = None
+      for number, run in enumerate(runs, start=1):
+        waiting = [r for r in runs[number:] if self.state(r) != plan.DONE]
+        state = self.state(run)
+        if state != plan.DONE:
+          if last_seed is not None and run.seed != last_seed:
+            self.write()
+          last_seed = run.seed
+          self._one(run, number, len(runs), waiting, bar, task, console)
+          self.write(page=False)
+        bar.update(task, completed=number, note='')
+
+  def _one(self, run, number, count, waiting, bar, task, console):
+    """Runs one process to its end, and keeps how it went."""
+    from tfreid.comparison import plan
+
+    reason = self._pretraining_failed(run)
+    if reason:
+      self.failed[run.title] = reason
+      console.print(f'[{number}/{count}] {run.title}: {reason}', markup=False, highlight=False)
+      return
+    directory = run.directory(self.out)
+    record = self.record(run)
+    fingerprint = self.fingerprint(run)
+    record = {
+      'run': run.name,
+      'fingerprint': fingerprint,
+      'changed': bool(record) and fingerprint != record.get('fingerprint'),
+      'attempts': record.get('attempts', 0) + 1,
+      'command': _shown(self.command(run)),
+    }
+    plan.write_record(directory, record)
+    rest = self.estimate(waiting)
+    expected = self.clock.seconds(plan.legs_of(run, self.recipes))
+
+    def tell(elapsed):
+      left = None
+      if rest is not None and expected is not None:
+        left = rest + max(0.0, expected - elapsed)
+      bar.update(
+        task,
+        completed=number - 1,
+        note=f'{run.title}, {plan.duration(elapsed)}; left: {plan.duration(left)}',
+      )
+
+    started = time.time()
+    log = os.path.join(directory, _LOG)
+    status, peak = _wait(self.command(run), log, tell)
+    seconds = time.time() - started
+    stages = {}
+    for leg in plan.legs_of(run, self.recipes):
+      path = os.path.join(directory, leg.name, 'final.json')
+      if os.path.isfile(path):
+        with open(path, encoding='utf-8') as file:
+          final = json.load(file)
+        stages[leg.name] = {name: final[name] for name in ('epochs', 'steps', 'seconds')}
+    record.update(
+      status=status, seconds=round(seconds, 1), peak_bytes=peak, stages=stages, ended=_now()
+    )
+    plan.write_record(directory, record)
+    if status:
+      self.failed[run.title] = f'exit status {status}: {_last_words(log)} (log: {log})'
+    self.clock.learn(plan.legs_of(run, self.recipes), record)
+    console.print(
+      f'[{number}/{count}] {run.title}: '
+      + (f'failed, see {log}' if status else f'done in {plan.duration(seconds)}')
+      + f'; left: {plan.duration(self.estimate(waiting))}',
+      markup=False,
+      highlight=False,
+      soft_wrap=True,
+    )
+
+  def _pretraining_failed(self, run) -> str:
+    from tfreid.comparison import plan
+
+    if run.role in (plan.PRETRAIN, plan.UNTRAINED):
+      return ''
+    shared = plan.Run(plan.PRETRAIN, '', run.seed)
+    return f'{shared.title} failed, which it starts from' if shared.title in self.failed else ''
+
+  def _rows(self):
+    from tfreid.comparison import plan, scores
+
+    changed = [
+      run.name
+      for run in self.runs
+      if plan.state(self.record(run), self.fingerprint(run)) == plan.CHANGED
+    ]
+    return scores.collect(
+      self.out, self.runs, kinds=self.kinds, weights=self.weights, changed=changed
+    )
+
+  def _second_sweep(self):
+    from tfreid.comparison import plan, scores
+
+    _, _, best = scores.parameter_curves(scores.results(self._rows()))
+    if best is None:
+      return []
+    return self._without_tables(plan.discriminator_runs(self.sweep_seeds, best))
+
+  def _without_tables(self, runs):
+    """The runs but for those that the tables have anyway."""
+    return [run for run in runs if run.weights != self.weights]
+
+  def _refuse_changed(self, runs):
+    from tfreid.comparison import plan
+
+    changed = [run for run in runs if self.state(run) == plan.CHANGED]
+    if changed:
+      names = ', '.join(run.directory(self.out) for run in changed[:5])
+      more = f' and {len(changed) - 5} more' if len(changed) > 5 else ''
+      raise ValueError(
+        f'{names}{more} were made with another configuration than this command has. Give another '
+        '--out, remove these folders to do them again, or keep them with --allow_changed_config '
+        '(the page will name them).'
+      )
+
+  # What is known without running.
+
+  def _recipe(self, system: str) -> _recipe.Recipe:
+    files = [f'methods/{system}.gin', f'datasets/{_DATASET.value}.gin', *self.overlays]
+    return _recipe.Recipe(files, [f'DATA_ROOT = {self.data_root!r}', *_GIN_BINDINGS.value])
+
+  def _weights(self) -> tuple[float, float]:
+    from tfreid.comparison import paper, plan
+
+    recipe = self._recipe(paper.OURS)
+    return tuple(
+      float(recipe.get('alignment.Adversarial', name, 1.0))
+      for name in (plan.GENERATOR, plan.DISCRIMINATOR)
+    )
+
+  def _num_images(self) -> int:
+    """Number of training images: as a pre-training noted it, as the folder shows, or 0."""
+    from tfreid.comparison import plan
+
+    for seed in self.seeds:
+      directory = plan.Run(plan.PRETRAIN, '', seed).directory(self.out)
+      path = os.path.join(directory, plan.PRETRAIN, 'stage.json')
+      if os.path.isfile(path):
+        with open(path, encoding='utf-8') as file:
+          noted = json.load(file).get('num_images')
+        if noted:
+          return int(noted)
+    folder = os.path.join(self.data_root, 'bounding_box_train')
+    if os.path.isdir(folder):
+      return sum(name.endswith(('.jpg', '.png')) for name in os.listdir(folder))
+    if _DATA_ROOT.value is None:
+      return _TRAIN_PEOPLE * sum(_IMAGES_PER_PERSON) // 2
+    return 0
+
+  def _settings(self) -> dict[str, str]:
+    texts = {}
+    for name in self.overlays:
+      with open(_tool.gin_path(name), encoding='utf-8') as file:
+        texts[f'Overlay {os.path.basename(name)}'] = file.read()
+    if _GIN_BINDINGS.value:
+      texts['Bindings'] = '\n'.join(_GIN_BINDINGS.value)
+    if _DATA_ROOT.value is None:
+      texts['Data'] = shlex.join(['tools/make_synthetic.py', *_people_flags()])
+    return texts
+
+
+def _render_only():
+  """Writes the page from a comparison's results file."""
+  from tfreid.comparison import report, scores
+
+  path = os.path.join(_OUT.value, scores.RESULTS_FILE)
+  rows = scores.read_rows(path)
+  if not rows:
+    raise FileNotFoundError(
+      f"There are no results in '{path}'. Give --out as it was given to the command that ran the "
+      'systems.'
+    )
+  about = {'dataset': rows[0].get('dataset', _DATASET.value)}
+  saved = os.path.join(_OUT.value, _ABOUT)
+  if os.path.isfile(saved):
+    with open(saved, encoding='utf-8') as file:
+      about = json.load(file)
+  page = report.write(
+    rows,
+    about,
+    _REPORT.value or _OUT.value,
+    out=_OUT.value,
+    resamples=_RESAMPLES.value,
+  )
+  print(f'Written: {page}')
+
+
+def _wait(command: Sequence[str], log: str, tell) -> tuple[int, int]:
+  """Runs a command to its end; returns its exit status and its peak resident size in bytes.
+
+  Args:
+    command: to run.
+    log: file that its output is added to.
+    tell: called with the seconds elapsed, from time to time.
+  """
+  started = time.time()
+  with open(log, 'ab') as file:
+    process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+      while True:
+        # wait4 and not wait: it tells what this one child used.
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+          break
+        tell(time.time() - started)
+        time.sleep(_POLL)
+    except BaseException:
+      process.terminate()
+      process.wait()
+      raise
+  process.returncode = os.waitstatus_to_exitcode(status)
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return process.returncode, usage.ru_maxrss * unit
+
+
+def _last_words(log: str) -> str:
+  """What a failed run said at the end: its error message, or else its last line."""
+  with open(log, encoding='utf-8', errors='replace') as file:
+    lines = [line.strip() for line in file if line.strip()]
+  errors = [line for line in lines if re.match(r'(\w+\.)*\w*Error\b', line)]
+  return (errors or lines or ['it said nothing'])[-1][:300]
+
+
+def _draw_people():
+  """Draws the synthetic people, unless these very ones are there."""
+  command = [sys.executable, os.path.join(_tool.ROOT, 'tools', 'make_synthetic.py')]
+  status = subprocess.call([*command, *_people_flags()])
+  if status:
+    raise OSError(f'The synthetic people could not be drawn (exit status {status}).')
+
+
+def _people_flags() -> list[str]:
+  return [
+    f'--out={_PEOPLE}',
+    '--difficulty=easy',
+    f'--num_train_people={_TRAIN_PEOPLE}',
+    f'--num_test_people={_TEST_PEOPLE}',
+    f'--image_height={_SIZE[0]}',
+    f'--image_width={_SIZE[1]}',
+    f'--gin_bindings=synthetic.SyntheticPeople.images_per_person = {_IMAGES_PER_PERSON}',
+    '--seed=0',
+  ]
+
+
+def _seeds(texts: Sequence[str]) -> list[int]:
+  try:
+    return [int(text) for text in texts]
+  except ValueError as error:
+    raise ValueError(f'--seeds takes whole numbers, not {",".join(texts)!r}.') from error
+
+
+def _shown(command: Sequence[str]) -> str:
+  """A command as a user would type it in the checkout."""
+  return shlex.join(['tools/train.py', *command[2:]])
+
+
+def _machine() -> dict[str, str]:
+  """What the runs were made on."""
+  found = {'system': platform.platform(), 'processor': platform.processor() or platform.machine()}
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8') as file:
+      names = [line.partition(':')[2].strip() for line in file if line.startswith('model name')]
+    if names:
+      found['processor'] = names[0]
+  except OSError:
+    pass
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  found['cores'] = str(cores)
+  if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    found['memory'] = f'{memory / 2**30:.1f} GiB'
+  return found
+
+
+def _now() -> str:
+  return time.strftime('%Y-%m-%dT%H:%M:%S%z')
+
+
+def _interrupt(*_):
+  raise KeyboardInterrupt
+
+
+if __name__ == '__main__':
+  app.run(main)
