@@ -27,8 +27,13 @@ _GIN_TRAIL = re.compile(r"\n  In call to configurable '[^\n]*")
 _INCLUDE = re.compile(r"""^\s*include\s+['"]([^'"]+)['"]""")
 
 
-# A person reads these lines: the message is enough.
+# A person reads these lines: the message is enough, and what TensorFlow says of its own renaming
+# while it writes a SavedModel (pages of it) is none.
+_NOISE = ('with unsupported characters which will be renamed', 'Writing fingerprint to')
 logging.get_absl_handler().setFormatter(logging_.Formatter('%(message)s'))
+logging.get_absl_handler().addFilter(
+  lambda record: not any(noise in str(record.msg) for noise in _NOISE)
+)
 
 
 def no_arguments(argv: Sequence[str]):
