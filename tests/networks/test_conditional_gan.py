@@ -101,11 +101,21 @@ def test_fresh_weights_are_those_of_the_published_code(networks):
     assert len(set(first)) == len(first)
 
 
-def test_crops_are_halved_by_the_mean_of_two_by_two_pixels():
-  pixels = np.random.default_rng(0).uniform(0, 255, (2, 8, 6, 3)).astype(np.float32)
-  means = pixels.reshape(2, 4, 2, 3, 2, 3).mean(axis=(2, 4))
-  found = conditional_gan.to_generated_range(tf.constant(pixels), (4, 3))
+@pytest.mark.parametrize(('down', 'across'), [(2, 2), (4, 4), (3, 1)])
+def test_crops_are_shrunk_by_whole_factors_to_means_of_pixels(down, across):
+  size = (4, 3)
+  shape = (2, size[0] * down, size[1] * across, 3)
+  pixels = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)
+  means = pixels.reshape(2, size[0], down, size[1], across, 3).mean(axis=(2, 4))
+  found = conditional_gan.to_generated_range(tf.constant(pixels), size)
   np.testing.assert_allclose(found, means / 127.5 - 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(11, 7), (4, 9), (3, 2)])
+def test_an_even_crop_stays_even_in_any_size(shape):
+  pixels = np.full((1, *shape, 3), 51.0, np.float32)
+  found = conditional_gan.to_generated_range(tf.constant(pixels), (4, 3))
+  np.testing.assert_allclose(found, np.full((1, 4, 3, 3), -0.6), atol=1e-6)
 
 
 def test_pixels_of_generated_images_are_the_inverse_of_the_generated_range():
@@ -140,6 +150,20 @@ def test_mean_over_draws_is_the_mean_over_the_stored_noise(over_draws):
   np.testing.assert_allclose(model(descriptions), np.mean(one_by_one, axis=0), atol=1e-6)
   np.testing.assert_array_equal(model(descriptions), model(descriptions))
   assert model(descriptions[:0]).shape == (0, 6)
+
+
+def test_mean_over_draws_is_float32_whatever_the_precision_of_the_model():
+  tf.keras.mixed_precision.set_global_policy('mixed_float16')
+  try:
+    generator = conditional_gan.generator(3, 2, stages=1, width=2, description_size=4)
+  finally:
+    tf.keras.mixed_precision.set_global_policy('float32')
+  images = tf.keras.layers.Flatten()(generator.output)
+  layer = conditional_gan.MeanOverDraws(
+    tf.keras.Model(generator.inputs, images), draws=3, noise_size=2
+  )
+  assert generator.get_layer('stage1').compute_dtype == 'float16'
+  assert layer(np.eye(3, dtype=np.float32)).dtype == tf.float32
 
 
 def test_mean_over_draws_stays_in_inference_mode(over_draws):

@@ -143,11 +143,12 @@ def to_generated_range(pixels: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     float32 [B, *size, 3] in -1 ... 1.
   """
   pixels = tf.cast(pixels, tf.float32)
-  height, width = pixels.shape[1:3]
-  if (height, width) != tuple(size):
-    # Halving needs no antialiasing: bilinear resizing by 2 is the mean of 2 x 2 pixels.
-    shrinks = height > 2 * size[0] or width > 2 * size[1]
-    pixels = tf.image.resize(pixels, size, antialias=shrinks)
+  # Whole factors by means, the rest bilinearly: no aliasing, and XLA has no antialiased resize.
+  factors = [max(1, pixels.shape[1 + i] // size[i]) for i in range(2)]
+  if max(factors) > 1:
+    pixels = tf.nn.avg_pool2d(pixels, factors, factors, 'VALID')
+  if tuple(pixels.shape[1:3]) != tuple(size):
+    pixels = tf.image.resize(pixels, size)
   return pixels / 127.5 - 1.0
 
 
@@ -208,9 +209,13 @@ class MeanOverDraws(tf.keras.layers.Wrapper):
     self.built = True
 
   def call(self, inputs):
+    noise = tf.convert_to_tensor(
+      self.noise
+    )  # a layer casts tensors to its precision, not variables
+
     def encode(attributes):
       described = tf.repeat(attributes[tf.newaxis], self.draws, axis=0)  # [K, A]
-      return tf.reduce_mean(self.layer([described, self.noise], training=False), axis=0)
+      return tf.reduce_mean(self.layer([described, noise], training=False), axis=0)
 
     size = self.layer.output_shape[-1]
     return tf.map_fn(
