@@ -7,7 +7,7 @@
 # Only the command line sets these: a PYTHON or VENV in the caller's environment means something else.
 PYTHON =
 VENV = .venv
-EXTRAS = test,report,serve
+EXTRAS = test,report,serve,milvus
 ARGS =
 
 RUN = $(VENV)/bin/python
@@ -22,7 +22,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo 'PYTHON=path forces the interpreter (3.9, 3.10 or 3.11), VENV=folder the environment,'
-	@echo 'EXTRAS=test,report,serve,gpu what is installed, ARGS=... goes to the program that is run.'
+	@echo 'EXTRAS=test,report,gpu what is installed, ARGS=... goes to the program that is run.'
 
 setup:  ## the virtual environment with the pinned dependencies
 	@PYTHON='$(PYTHON)' VENV='$(VENV)' EXTRAS='$(EXTRAS)' sh tools/bootstrap.sh

@@ -1,11 +1,12 @@
 """The floors of the house: who may import whom, read from the sources without running them.
 
-F5  experiment, reporting, comparison         compose the rest, as tools/ do; know everyone
-F4  training, evaluation, serving, search     four rooms, none imports another
-F3  methods                                   training alone sees it, and only methods.method
+F5  experiment, reporting, comparison, search        compose the rest, as tools/ do; know everyone
+F4  training, evaluation, serving, index,            rooms; none imports another
+    search.exported, search.page
+F3  methods                                          training alone sees it, only methods.method
 F2  joint_space
-F1  networks, data                            two rooms that do not know each other
-F0  losses, correlation, replicas, spec, evaluation.ranking
+F1  networks, data                                   rooms that do not know each other
+F0  losses, correlation, replicas, spec, evaluation.ranking, serving.search, search.answer
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ FLOORS = {
   'tfreid.replicas': 0,
   'tfreid.spec': 0,
   'tfreid.evaluation.ranking': 0,
+  'tfreid.serving.search': 0,
+  'tfreid.search.answer': 0,
   'tfreid.networks': 1,
   'tfreid.data': 1,
   'tfreid.joint_space': 2,
@@ -32,8 +35,10 @@ FLOORS = {
   'tfreid.training': 4,
   'tfreid.evaluation': 4,
   'tfreid.serving': 4,
-  'tfreid.search': 4,
-  'tfreid.comparison': 5,
+  'tfreid.index': 4,
+  'tfreid.search.exported': 4,
+  'tfreid.search.page': 4,
+  'tfreid.search': 5,
   'tfreid.experiment': 5,
   'tfreid.reporting': 5,
   'tfreid.comparison': 5,
@@ -51,8 +56,8 @@ SEATS = {
 }
 
 # Packages with modules on several floors, or with more than others may see: importing one module
-# runs the package's __init__, so that must open no room.
-SEALED = ('tfreid', 'tfreid.evaluation', 'tfreid.methods')
+# runs the package's __init__, so that must open no room; a function in it may, when it is called.
+SEALED = ('tfreid', 'tfreid.evaluation', 'tfreid.methods', 'tfreid.serving', 'tfreid.search')
 
 
 def _is_within(module: str, package: str) -> bool:
@@ -64,12 +69,23 @@ def _room(module: str) -> str | None:
   return max(rooms, key=len) if rooms else None
 
 
+def _walk(node: ast.AST, runs: bool = True) -> Iterator[tuple[ast.AST, bool]]:
+  """Yields each node below one, and whether it runs when the module is imported."""
+  if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or (
+    isinstance(node, ast.If) and getattr(node.test, 'id', '') == 'TYPE_CHECKING'
+  ):
+    runs = False
+  for child in ast.iter_child_nodes(node):
+    yield child, runs
+    yield from _walk(child, runs)
+
+
 def _imported_modules(tree: ast.Module, package: str, modules: set[str]) -> Iterator[tuple]:
-  """Yields (line, module) for each import of a source, wherever in the file it stands."""
-  for node in ast.walk(tree):
+  """Yields (line, module, whether at import) for each import, wherever in the file it stands."""
+  for node, runs in _walk(tree):
     if isinstance(node, ast.Import):
       for alias in node.names:
-        yield node.lineno, alias.name
+        yield node.lineno, alias.name, runs
     elif isinstance(node, ast.ImportFrom):
       base = node.module or ''
       if node.level:
@@ -78,21 +94,21 @@ def _imported_modules(tree: ast.Module, package: str, modules: set[str]) -> Iter
       for alias in node.names:
         # `from package import name` names a module or something inside the package.
         full = f'{base}.{alias.name}'
-        yield node.lineno, full if full in modules else base
+        yield node.lineno, full if full in modules else base, runs
     elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
       name = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
       if name in ('import_module', '__import__') and isinstance(node.args[0].value, str):
-        yield node.lineno, node.args[0].value
+        yield node.lineno, node.args[0].value, runs
 
 
-def _objection(module: str, imported: str) -> str | None:
+def _objection(module: str, imported: str, runs: bool) -> str | None:
   """Why `module` may not import `imported`; None if it may."""
   for library, seats in SEATS.items():
     if _is_within(imported, library) and not any(_is_within(module, seat) for seat in seats):
       return f'{library} is for {" and ".join(seats) or "tools/ and gin/"}'
   if not _is_within(imported, 'tfreid') or imported == 'tfreid':
     return None
-  if module in SEALED:
+  if module == 'tfreid' or (module in SEALED and runs):
     return f"{module}'s __init__ opens no room"
   room, other = _room(module), _room(imported)
   if other is None:
@@ -123,8 +139,8 @@ def violations(root: Path) -> list[str]:
       continue
     tree = ast.parse(path.read_text(encoding='utf-8'), filename=str(path))
     package = module if is_package else module.rpartition('.')[0]
-    for line, imported in _imported_modules(tree, package, set(files)):
-      objection = _objection(module, imported)
+    for line, imported, runs in _imported_modules(tree, package, set(files)):
+      objection = _objection(module, imported, runs)
       if objection:
         found.append(f'{name}:{line}: {imported}: {objection}')
   return found
@@ -188,6 +204,7 @@ def test_no_import_of_the_package_breaks_the_floors():
     ('evaluation/retrieval.py', 'from tfreid.training import trainer'),
     ('serving/retriever.py', 'from tfreid.evaluation.retrieval import similarity'),
     ('search/page.py', 'from tfreid.serving import retriever'),
+    ('index/index.py', 'from tfreid.search.page import as_html'),
     # Past the waist.
     ('training/trainer.py', 'from tfreid.methods.mmd import MMD'),
     ('training/trainer.py', 'from tfreid.methods import mmd'),
@@ -210,6 +227,9 @@ def test_no_import_of_the_package_breaks_the_floors():
     ('methods/__init__.py', 'from tfreid.methods.mmd import MMD'),
     ('evaluation/__init__.py', 'from . import retrieval'),
     ('__init__.py', 'from tfreid import spec'),
+    ('__init__.py', 'def load():\n  from tfreid import spec'),
+    ('search/__init__.py', 'if True:\n  from tfreid.serving import retriever'),
+    ('methods/__init__.py', 'def load():\n  from tfreid.training import trainer'),
     ('networks/__init__.py', 'from tfreid.joint_space import JointSpace'),
   ],
 )
@@ -233,6 +253,9 @@ def test_a_forbidden_import_is_found(house, file, source):
     ('methods/mmd.py', 'import tfreid.losses\nfrom . import method\nfrom .. import replicas'),
     ('methods/mmd.py', 'from tfreid.networks import image'),
     ('networks/__init__.py', 'from tfreid.networks.image import resnet50'),
+    ('search/__init__.py', 'def load():\n  from tfreid.serving import retriever'),
+    ('search/__init__.py', 'if TYPE_CHECKING:\n  from tfreid.serving import retriever'),
+    ('index/index.py', 'from tfreid.search.answer import Answer'),
     ('joint_space.py', 'from tfreid import __version__'),
     ('experiment.py', 'from tfreid import reporting\nfrom tfreid.methods import mmd'),
     ('data/pipeline.py', 'import tensorflow_addons as tfa\nimport pandas'),
