@@ -94,11 +94,10 @@ class ExactSearch(tf.Module):
     if precision == 'float32':
       self.vectors = tf.Variable(rows, trainable=False, name='vectors')
     else:
-      upper, lower = _halves(rows)
-      self.upper = tf.Variable(
-        tf.bitcast(tf.constant(upper), tf.bfloat16), trainable=False, name='upper'
-      )
-      self.lower = tf.Variable(lower, trainable=False, name='lower')
+      # One after the other: each exists twice until it is a variable.
+      upper = tf.bitcast(tf.constant(_upper_half(rows)), tf.bfloat16)
+      self.upper = tf.Variable(upper, trainable=False, name='upper')
+      self.lower = tf.Variable(_lower_half(rows), trainable=False, name='lower')
 
   @property
   def memory_bytes(self) -> int:
@@ -373,18 +372,24 @@ def _in_tiles(
   ]
 
 
-def _halves(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """float32 as the bits of its nearest bfloat16 (uint16), and what remains of its bits (int16).
+# The bits of a float32, read as an integer, are those of its nearest bfloat16 shifted up by 16,
+# plus a rest of 16 bits with a sign: two halves that together are the float32, in no more memory.
 
-  The bits of a float32, read as an integer, are those of the bfloat16 shifted up by 16, plus the
-  rest: the two halves together are the float32, and take no more memory.
-  """
-  upper, lower = np.empty(rows.shape, np.uint16), np.empty(rows.shape, np.int16)
+
+def _upper_half(rows: np.ndarray) -> np.ndarray:
+  """The bits of the nearest bfloat16 of each number, uint16."""
+  upper = np.empty(rows.shape, np.uint16)
   for part in _parts(rows):
-    bits = rows[part].view(np.uint32)
-    upper[part] = (bits + np.uint32(0x8000)) >> np.uint32(16)
-    lower[part] = (bits & np.uint32(0xFFFF)).astype(np.uint16).view(np.int16)
-  return upper, lower
+    upper[part] = (rows[part].view(np.uint32) + np.uint32(0x8000)) >> np.uint32(16)
+  return upper
+
+
+def _lower_half(rows: np.ndarray) -> np.ndarray:
+  """What remains of the bits of each number without its upper half, int16."""
+  lower = np.empty(rows.shape, np.int16)
+  for part in _parts(rows):
+    lower[part] = (rows[part].view(np.uint32) & np.uint32(0xFFFF)).astype(np.uint16).view(np.int16)
+  return lower
 
 
 def _greatest_norms(rows: np.ndarray, *, rounded: bool) -> tuple[float, float]:
@@ -405,7 +410,7 @@ def _greatest_norms(rows: np.ndarray, *, rounded: bool) -> tuple[float, float]:
       )
     norm = max(norm, lengths.max())
     if rounded:
-      upper = _halves(rows[part])[0].astype(np.uint32) << np.uint32(16)
+      upper = _upper_half(rows[part]).astype(np.uint32) << np.uint32(16)
       difference = exact - upper.view(np.float32)
       residual = max(residual, np.sqrt(np.sum(difference * difference, axis=1)).max())
   # Not below the true value after rounding to float32.
