@@ -414,25 +414,34 @@ def test_the_page_needs_no_other_file_and_no_script(written):
 
 def test_table_2_has_means_deviations_and_the_papers_own_figures(written):
   _, _, reader = written
-  table = [r for r in reader.rows if len(r) == 12]
+  table = [r for r in reader.rows if len(r) == 10]
   assert table[0][1:5] == ['rank-1', 'rank-5', 'rank-10', 'mAP']
-  assert table[0][8:] == [f'paper: {m}' for m in ('rank-1', 'rank-5', 'rank-10', 'mAP')]
+  assert table[0][5:9] == [f'paper: {m}' for m in ('rank-1', 'rank-5', 'rank-10', 'mAP')]
   named = {r[0]: r for r in table[1:]}
   values = [100 * n / QUERIES for n in (40, 41, 42)]
   assert named['ours (A2Img)'][1] == f'{values[1]:.2f} ± {statistics.stdev(values):.2f}'
-  assert named['ours (A2Img)'][8:] == ['40.26', '49.21', '58.61', '20.67']
-  assert named['ours w/o adv'][5].startswith('▼ -50.0 [')
-  assert named['ours w/o adv'][5].endswith('3/3')
-  assert named['ours w/o adv + MMD'][5].startswith('≈ -1.7 [')
-  assert named['ours (A2Img)'][5] == 'reference'
-  # Market's figures beside data that are not Market's are said to be of other data.
+  assert named['ours (A2Img)'][5:] == ['40.26', '49.21', '58.61', '20.67', 'reference']
+  assert named['ours w/o adv'][9] == '▼ -50.0'
+  assert named['ours w/o adv + MMD'][9] == '≈ -1.7'
   assert named['chance'][1] == f'{100 * MATCHES / GALLERY:.2f}'
+  assert 'other people and other images, so only the order can be compared' in written[1]
+
+
+def test_differences_have_intervals_and_the_number_of_agreeing_seeds(written):
+  _, _, reader = written
+  start = next(
+    i for i, r in enumerate(reader.rows) if r[1:2] == ['rank-1 against ours (A2Img), the best']
+  )
+  named = {r[0]: r for r in reader.rows[start + 1 : start + 4]}
+  assert re.fullmatch(r'▼ -50\.0 \[-\d+\.\d, -\d+\.\d\] 3/3', named['ours w/o adv'][1])
+  assert re.fullmatch(r'≈ -1\.7 \[-\d\.\d, \+0\.0\] 3/3', named['ours w/o adv + MMD'][1])
+  assert named['ours (A2Img)'][1] == 'reference'
 
 
 def test_the_best_of_a_column_is_bold_and_nothing_else_of_it(written):
   _, _, reader = written
-  start = next(i for i, r in enumerate(reader.rows) if len(r) == 12)
-  bold = {(r, c) for r, c in reader.bold if len(reader.rows[r]) == 12}
+  start = next(i for i, r in enumerate(reader.rows) if len(r) == 10)
+  bold = {(r, c) for r, c in reader.bold if len(reader.rows[r]) == 10}
   assert {c for _, c in bold} == {1, 2, 3, 4}
   for r, c in bold:
     assert r > start
@@ -490,7 +499,7 @@ def test_markdown_has_the_same_tables(written):
   text = (directory / 'tables.md').read_text()
   line = next(x for x in text.splitlines() if x.startswith('| [ours (A2Img)](') and '40.26' in x)
   cells = [cell.strip().strip('*') for cell in line.strip('|').split('|')]
-  assert cells[1:] == next(r for r in reader.rows if len(r) == 12 and r[0] == 'ours (A2Img)')[1:]
+  assert cells[1:] == next(r for r in reader.rows if len(r) == 10 and r[0] == 'ours (A2Img)')[1:]
   assert '**68.33 ± 1.67**' in text
 
 

@@ -21,7 +21,7 @@ _STYLE = """
   --line: #343c49; --soft: #9aa6b6; --bar: #2d4a75; --top: #245c36; --good: #57c878;
   --bad: #ff8a80; --paper: #2c2920; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 24px; max-width: 1180px; background: var(--page);
+body { margin: 0 auto; padding: 24px; max-width: 1280px; background: var(--page);
   color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 32px 0 8px; }
 p { margin: 6px 0; max-width: 80ch; } .lead { font-size: 17px; }
@@ -31,12 +31,13 @@ table { border-collapse: collapse; background: var(--card); border: 1px solid va
 caption { text-align: left; color: var(--soft); padding: 6px 0; caption-side: bottom; }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
-thead th { font-weight: 600; } tbody th, thead th:first-child { text-align: left; }
+thead th { font-weight: 600; white-space: normal; vertical-align: bottom; }
+tbody th, thead th:first-child { text-align: left; }
 tbody th { font-weight: 400; } td.best, th.best { font-weight: 700; }
 td.good { color: var(--good); } td.bad { color: var(--bad); }
 td.even, td.muted, tr.muted th, tr.muted td { color: var(--soft); }
 td.paper, th.paper { background: var(--paper); font-style: italic; }
-td.bar { min-width: 240px; text-align: left; }
+td.bar { min-width: 300px; text-align: left; }
 td.bar span { display: inline-block; height: 14px; background: var(--bar); border-radius: 2px;
   vertical-align: -2px; }
 td.bar.best span { background: var(--top); }

@@ -132,6 +132,7 @@ class _Report:
     self.column = paper.column(about.get('dataset', ''))
     self.same_data = about.get('dataset', '') in paper.COLUMNS
     self.best = scores.best(self.systems)
+    self.reference = paper.OURS if paper.OURS in self.systems else self.best
 
   def document(self) -> Document:
     dataset = self.about.get('dataset', 'a data set')
@@ -141,6 +142,7 @@ class _Report:
       sections.append(Section('At a glance', [self._glance()]))
       sections.append(Section('Table 2', self._table2()))
       sections.append(Section('Table 3', self._table3()))
+      sections.append(Section('Which differences are real', self._differences()))
       sections.append(Section('Seen and unseen descriptions', self._seen()))
       sections.append(Section('Against an untrained network and chance', self._references()))
       sections += self._figure3()
@@ -207,21 +209,31 @@ class _Report:
   def _glance(self) -> Table:
     ranked = sorted(self.systems, key=lambda name: -scores.score(self.systems[name], 'rank1').mean)
     top = max(1e-9, scores.score(self.systems[self.best], 'rank1').mean)
+    printed = {name: _printed(name, self.column) for name in ranked}
+    theirs = max((value for value in printed.values() if value is not None), default=1.0)
     rows = []
     for name in ranked:
       value = scores.score(self.systems[name], 'rank1')
+      own = printed[name]
       rows.append(
         Row(
           [
             self._name(name, best=name == self.best),
             Cell(f'{_plus_minus(value)} %', best=name == self.best, bar=value.mean / top),
+            Cell('–', tone='paper')
+            if own is None
+            else Cell(f'{own:.1f} %', tone='paper', bar=own / theirs),
           ]
         )
       )
     luck = scores.chance(next(iter(self.systems.values()))[0])['rank1']
-    rows.append(Row([Cell('chance'), Cell(f'{luck:.2f} %', bar=luck / top)], muted=True))
+    rows.append(Row([Cell('chance'), Cell(f'{luck:.2f} %', bar=luck / top), Cell('')], muted=True))
     return Table(
-      [Cell('system'), Cell('rank-1, best first')],
+      [
+        Cell('system'),
+        Cell('rank-1, best first'),
+        Cell(f"the paper's rank-1, {self.column}", tone='paper'),
+      ],
       rows,
       'Mean ± standard deviation over seeds, all queries.'
       + (' A name leads to ranked results of its first seed.' if self.sheets else ''),
@@ -236,17 +248,12 @@ class _Report:
       metric: scores.best({name: self.systems[name] for name in names}, metric)
       for metric in scores.METRICS
     }
-    reference = paper.OURS if paper.OURS in self.systems else self.best
-    to_reference = self._against(reference, 'rank1')
-    to_reference_map = self._against(reference, 'mAP')
-    to_best = self._against(self.best, 'rank1')
+    verdicts = self._against(self.reference, 'rank1')
     headings = [
       Cell('system'),
       *(Cell(_HEADINGS[metric]) for metric in scores.METRICS),
-      Cell(f'rank-1 against {paper.label(reference)}'),
-      Cell(f'mAP against {paper.label(reference)}'),
-      Cell('rank-1 against the best'),
       *(Cell(f'paper: {_HEADINGS[metric]}', tone='paper') for metric in scores.METRICS),
+      Cell(f'rank-1 against {paper.label(self.reference)}'),
     ]
     rows = []
     for name in names:
@@ -259,18 +266,47 @@ class _Report:
               Cell(_plus_minus(scores.score(self.systems[name], metric)), best[metric] == name)
               for metric in scores.METRICS
             ),
-            _difference(to_reference.get(name), own=name == reference),
-            _difference(to_reference_map.get(name), own=name == reference),
-            _difference(to_best.get(name), own=name == self.best),
             *(
               Cell('–' if printed is None else f'{value:.2f}', tone='paper')
               for value in printed or [math.nan] * 4
             ),
+            _difference(verdicts.get(name), own=name == self.reference, brief=True),
           ]
         )
       )
-    rows.append(self._chance_row(7))
+    luck = scores.chance(next(iter(self.systems.values()))[0])
+    cells = [Cell('chance'), *(Cell(_number(luck[metric])) for metric in scores.METRICS)]
+    rows.append(Row([*cells, *[Cell('')] * 5], muted=True))
     return [Table(headings, rows, self._caption())]
+
+  def _differences(self):
+    """Every system against ours and against the best, with intervals."""
+    columns = [(self.reference, 'rank1'), (self.reference, 'mAP')]
+    if self.best != self.reference:
+      columns.append((self.best, 'rank1'))
+    verdicts = {column: self._against(*column) for column in columns}
+    rows = [
+      Row(
+        [
+          self._name(name),
+          *(_difference(verdicts[c].get(name), own=name == c[0]) for c in columns),
+        ]
+      )
+      for name in self._ordered()
+    ]
+    headings = [Cell('system')]
+    for reference, metric in columns:
+      which = ', the best' if reference == self.best else ''
+      headings.append(Cell(f'{_HEADINGS[metric]} against {paper.label(reference)}{which}'))
+    return [
+      Table(
+        headings,
+        rows,
+        'Percent points with their 95 % interval (paired bootstrap over queries), and in how many '
+        'seeds the difference has this sign. ▲ clearly better, ▼ clearly worse, ≈ no clear '
+        'difference, corrected for the number of systems.',
+      )
+    ]
 
   def _table3(self):
     names = [name for name in paper.TABLE3_ORDER if name in self.systems]
@@ -278,8 +314,7 @@ class _Report:
       return ['None of its systems was run.']
     best = scores.best({name: self.systems[name] for name in names})
     best_map = scores.best({name: self.systems[name] for name in names}, 'mAP')
-    reference = paper.OURS if paper.OURS in self.systems else best
-    verdicts = self._against(reference, 'rank1')
+    verdicts = self._against(self.reference, 'rank1')
     rows = []
     for name in names:
       printed = paper.BY_NAME[name].table3
@@ -289,8 +324,8 @@ class _Report:
             self._name(name),
             Cell(_plus_minus(scores.score(self.systems[name], 'rank1')), name == best),
             Cell(_plus_minus(scores.score(self.systems[name], 'mAP')), name == best_map),
-            _difference(verdicts.get(name), own=name == reference),
-            *(Cell(f'{printed[column]:.1f}', tone='paper') for column in printed),
+            *(Cell(str(printed[column]), tone='paper') for column in printed),
+            _difference(verdicts.get(name), own=name == self.reference, brief=True),
           ]
         )
       )
@@ -298,8 +333,8 @@ class _Report:
       Cell('system'),
       Cell('rank-1'),
       Cell('mAP'),
-      Cell(f'rank-1 against {paper.label(reference)}'),
       *(Cell(f'paper: {c} rank-1', tone='paper') for c in paper.COLUMNS.values()),
+      Cell(f'rank-1 against {paper.label(self.reference)}'),
     ]
     return [
       Table(
@@ -319,10 +354,9 @@ class _Report:
     headings = [Cell('system')]
     columns = [(part, metric) for part in parts for metric in ('rank1', 'mAP')]
     headings += [Cell(f'{part}: {_HEADINGS[metric]}') for part, metric in columns]
-    reference = paper.OURS if paper.OURS in self.systems else self.best
-    headings += [Cell(f'{part}: rank-1 against {paper.label(reference)}') for part in parts]
+    headings += [Cell(f'{part}: rank-1 against {paper.label(self.reference)}') for part in parts]
     best = {(part, metric): scores.best(self.systems, metric, part) for part, metric in columns}
-    verdicts = {part: self._against(reference, 'rank1', part) for part in parts}
+    verdicts = {part: self._against(self.reference, 'rank1', part) for part in parts}
     rows = []
     for name in self._ordered():
       own = self.systems[name]
@@ -331,7 +365,10 @@ class _Report:
         Cell(_plus_minus(scores.score(own, metric, part)), best[part, metric] == name)
         for part, metric in columns
       ]
-      cells += [_difference(verdicts[part].get(name), own=name == reference) for part in parts]
+      cells += [
+        _difference(verdicts[part].get(name), own=name == self.reference, brief=True)
+        for part in parts
+      ]
       rows.append(Row(cells))
     luck = {part: scores.chance(first, part) for part in parts}
     cells = [Cell('chance')]
@@ -579,8 +616,7 @@ class _Report:
   def _caption(self) -> str:
     text = (
       'Percent, mean ± standard deviation over seeds. Bold: best of the column. Differences: '
-      'percent points with their 95 % interval; ▲ clearly better, ▼ clearly worse, ≈ no clear '
-      'difference. '
+      'percent points; ▲ clearly better, ▼ clearly worse, ≈ no clear difference. '
       f"In italics the paper's own figures for {self.column}, single runs"
     )
     if self.same_data:
@@ -594,11 +630,6 @@ class _Report:
 
   def _name(self, name, best=False) -> Cell:
     return Cell(paper.label(name), best, link=self.sheets.get(name, ''))
-
-  def _chance_row(self, blanks) -> Row:
-    luck = scores.chance(next(iter(self.systems.values()))[0])
-    cells = [Cell('chance'), *(Cell(_number(luck[metric])) for metric in scores.METRICS)]
-    return Row([*cells, *(Cell('') for _ in range(blanks))], muted=True)
 
 
 def _by_system(found: Sequence[Result], role: str) -> dict[str, list[Result]]:
@@ -625,7 +656,7 @@ def _verdict(verdict: scores.Verdict) -> str:
   return 'better' if verdict.difference.mean > 0 else 'worse'
 
 
-def _difference(verdict: scores.Verdict | None, *, own: bool = False) -> Cell:
+def _difference(verdict: scores.Verdict | None, *, own: bool = False, brief: bool = False) -> Cell:
   """What a system's difference from a reference says, in words, figures and colour."""
   if own:
     return Cell('reference', tone='muted')
@@ -634,9 +665,11 @@ def _difference(verdict: scores.Verdict | None, *, own: bool = False) -> Cell:
   word = _verdict(verdict)
   sign, tone = {'better': ('▲', 'good'), 'worse': ('▼', 'bad')}.get(word, ('≈', 'even'))
   difference = verdict.difference
-  text = f'{sign} {difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]' + (
-    f' {verdict.agreeing}/{verdict.seeds}' if verdict.seeds > 1 else ''
-  )
+  text = f'{sign} {difference.mean:+.1f}'
+  if not brief:
+    text += f' [{difference.low:+.1f}, {difference.high:+.1f}]'
+    if verdict.seeds > 1:
+      text += f' {verdict.agreeing}/{verdict.seeds}'
   return Cell(text, tone=tone, note=f'{word}, corrected p = {verdict.p_value:.3g}')
 
 
