@@ -93,14 +93,17 @@ def configure(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
   """
   import gin
 
-  # gin looks for included files here; it logs an error for each place it finds nothing in.
-  gin.add_config_file_search_path(GIN_ROOT)
+  here = os.getcwd()
+  gin.add_config_file_search_path(here)
   paths = [gin_path(name) for name in files]
   imports: dict[str, None] = {'from __gin__ import dynamic_registration': None}
   seen: set[str] = set()
   for path in paths:
     _collect_imports(path, imports, seen)
-  logging_.disable(logging_.ERROR)
+  logging_.disable(logging_.ERROR)  # gin reports each place in which it does not find an include
+  # Included names are relative to gin/. As a search path it would be tried last, after Python's
+  # packages: a folder 'datasets' beside this file would then hide gin/datasets.
+  os.chdir(GIN_ROOT)
   try:
     for path in paths:
       gin.parse_config_file(path)
@@ -110,6 +113,7 @@ def configure(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
   except (ValueError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError) as error:
     raise ValueError(f'The configuration cannot be read: {_gin_message(error)}') from error
   finally:
+    os.chdir(here)
     logging_.disable(logging_.NOTSET)
 
 

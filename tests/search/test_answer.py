@@ -1,0 +1,56 @@
+import pytest
+
+from tfreid.search import page
+from tfreid.search.answer import CROSS, TICK, UNKNOWN, Answer, Hit, verdict
+
+
+@pytest.mark.parametrize(
+  ('asked', 'annotated', 'mark'),
+  [
+    ('red', 'red', TICK),
+    ('red', 'blue', CROSS),
+    ('red', 'black+red', TICK),
+    ('!red', 'red', CROSS),
+    ('!red', 'blue', TICK),
+    ('red', None, UNKNOWN),
+  ],
+)
+def test_verdict_compares_what_was_asked_with_what_was_annotated(asked, annotated, mark):
+  assert verdict(asked, annotated) == mark
+
+
+def _answer(path=''):
+  return Answer(
+    query={'gender': 'female', 'hat': '!yes'},
+    hits=[
+      Hit('a.jpg', 0.9, path=path, attributes={'gender': 'female', 'hat': 'no'}),
+      Hit('b.jpg', 0.5),
+    ],
+    text='<b>woman</b>',
+    gallery_size=7,
+  )
+
+
+def test_json_has_ranks_and_matches():
+  hits = _answer().to_json()['hits']
+  assert [hit['rank'] for hit in hits] == [1, 2]
+  assert hits[0]['matches'] == {'gender': True, 'hat': True}
+  assert hits[1]['matches'] == {'gender': None, 'hat': None}
+
+
+def test_page_is_self_contained_and_escapes_what_was_typed(tmp_path):
+  from PIL import Image
+
+  picture = tmp_path / 'a.jpg'
+  Image.new('RGB', (400, 900), 'red').save(picture)
+  text = page.render(_answer(str(picture)))
+  assert '&lt;b&gt;woman&lt;/b&gt;' in text and '<b>woman' not in text
+  assert text.count('data:image/jpeg;base64,') == 1
+  assert 'http' not in text.replace('http-equiv', '')
+  assert 'image not readable' in text  # the second hit has no file
+
+
+def test_thumbnail_of_a_file_that_is_no_image_is_left_out(tmp_path):
+  broken = tmp_path / 'broken.jpg'
+  broken.write_bytes(b'not an image')
+  assert page.thumbnail(str(broken)) == ''

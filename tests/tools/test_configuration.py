@@ -1,0 +1,30 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_PARSE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import _tool
+print(_tool.configure(['methods/without_adversarial.gin', 'datasets/synthetic.gin']))
+"""
+
+
+def test_a_folder_called_datasets_does_not_hide_the_gin_files_of_that_name(tmp_path):
+  # gin looks for an include among Python's packages too, and a plain folder is one.
+  (tmp_path / 'datasets').mkdir()
+  result = subprocess.run(
+    [sys.executable, '-c', _PARSE, str(ROOT / 'tools')],
+    cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(tmp_path)])},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  assert 'Synthetic people' in result.stdout
+  assert 'Path not found' not in result.stderr
