@@ -264,28 +264,39 @@ def test_the_table_shows_the_numbers_in_percent():
   result = retrieval.evaluate_embeddings(embeddings, seen=seen)
   text = shown(result.table('Tiny'))
   assert 'Tiny' in text and 'Gallery of 200 images.' in text
-  row = next(line for line in text.splitlines() if 'unseen queries' in line)
-  for field in ('mAP', 'mAP_trapz', 'rank1', 'rank5', 'rank10', 'mINP', 'chance_mAP'):
-    assert f'{100 * getattr(result.unseen, field):.2f}' in row
+  assert 'unseen queries (20)' in text
+  columns = {
+    cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
+    for cells in (line.split('│') for line in text.splitlines() if '│' in line)
+  }
+  for heading, field in (('mAP', 'mAP'), ('rank-5', 'rank5'), ('chance mAP', 'chance_mAP')):
+    assert columns[heading] == [
+      f'{100 * getattr(part, field):.2f}' for part in (result.overall, result.seen, result.unseen)
+    ]
   assert f'{100 * result.overall.mAP:.2f} %' in result.line()
 
 
 def test_the_table_shows_intervals_that_hold_the_mean():
   result = retrieval.evaluate_embeddings(random_embeddings(np.random.default_rng(17)))
   text = shown(result.table(resamples=200))
-  lines = [line for line in text.splitlines() if '│' in line]
-  means, intervals = ([cell.strip() for cell in line.split('│')] for line in lines[-2:])
-  low, high = (float(end) for end in intervals[3].split('-'))
-  assert low < float(means[3]) < high
-  assert intervals[9] == ''  # chance has none
+  lines = {
+    line.split('│')[1].strip(): line.split('│')[2].strip()
+    for line in text.splitlines()
+    if '│' in line
+  }
+  mean, interval = lines['mAP'].split('  ')
+  low, high = (float(end) for end in interval.strip('[]').split('-'))
+  assert low < float(mean) < high
+  assert '[' not in lines['chance mAP']
 
 
 def test_a_part_without_queries_shows_a_dash():
   result = retrieval.evaluate_embeddings(
     random_embeddings(np.random.default_rng(18)), seen=np.zeros(30, bool)
   )
-  row = next(line for line in shown(result.table()).splitlines() if ' seen queries' in line)
-  assert row.split()[4] == '0' and '-' in row
+  text = shown(result.table())
+  row = next(line for line in text.splitlines() if 'rank-1 ' in line)
+  assert ' seen queries (0)' in text and row.split('│')[3].strip() == '-'
   assert 'seen - %' in result.line()
 
 

@@ -104,29 +104,30 @@ class Evaluation(NamedTuple):
 
     Args:
       title: stands above it.
-      resamples: if not 0, the 95 % bootstrap interval over queries from so many draws stands below
+      resamples: if not 0, the 95 % bootstrap interval over queries from so many draws stands beside
         each metric.
     """
+    # A metric per row, so that the table fits a terminal of 80 columns.
     table = Table(title=title or None)
-    table.add_column('')
-    for heading in ('queries', *(heading for _, heading in _PERCENT)):
-      table.add_column(heading, justify='right')
-    for name, part in self.parts().items():
-      chosen = self._chosen(name)
+    table.add_column('%')
+    parts = self.parts()
+    for name, part in parts.items():
+      table.add_column(f'{name} queries ({part.queries})', justify='right')
+    for field, heading in _PERCENT:
       cells = []
-      for field, _ in _PERCENT:
+      for name, part in parts.items():
         cell = _percent(getattr(part, field))
-        values = _values(chosen, field)
+        values = _values(self._chosen(name), field)
         if resamples and values is not None and part.queries:
           interval = significance.confidence_interval(values, resamples=resamples)
-          cell += f'\n{100 * interval.low:.1f}-{100 * interval.high:.1f}'
+          cell += f'  [{100 * interval.low:.1f}-{100 * interval.high:.1f}]'
         cells.append(cell)
-      table.add_row(f'{name} queries', str(part.queries), *cells)
+      table.add_row(heading, *cells)
     notes = [f'Gallery of {self.overall.gallery} images.']
     if self.overall.skipped:
       notes.append(f'{self.overall.skipped} queries without a match are left out.')
     if resamples:
-      notes.append('Below: 95 % bootstrap interval over queries.')
+      notes.append('In brackets: 95 % bootstrap interval over queries.')
     table.caption = ' '.join(notes)
     return table
 
