@@ -60,7 +60,7 @@ class Alignment(tf.Module, abc.ABC):
 
 
 class NoAlignment(Alignment):
-  """"w/o adv" of Tables 2 and 3: the adversarial objective is dropped."""
+  """The row "w/o adv" of Tables 2 and 3: the adversarial objective is dropped."""
 
   def __init__(self, embedding_size: int):
     super().__init__(generators=('attribute',))
@@ -71,7 +71,7 @@ class NoAlignment(Alignment):
 
 
 class MaximumMeanDiscrepancy(Alignment):
-  """"+ MMD" of Table 2: the generator's term of Eq. 7 becomes a mean discrepancy."""
+  """The row "+ MMD" of Table 2: the generator's term of Eq. 7 becomes a mean discrepancy."""
 
   def __init__(
     self,
@@ -105,7 +105,7 @@ class MaximumMeanDiscrepancy(Alignment):
 
 
 class DeepCORAL(Alignment):
-  """"+ DeepCoral" of Table 2: the covariances are matched."""
+  """The row "+ DeepCoral" of Table 2: the covariances are matched."""
 
   def __init__(
     self,
@@ -174,9 +174,7 @@ class Adversarial(Alignment):
     self.discriminator = heads.discriminator(embedding_size)
     self.networks = {'discriminator': self.discriminator}
     self.objectives = [
-      Objective(
-        'discriminator', self.discriminator.trainable_variables, optimizer(), weight_decay
-      )
+      Objective('discriminator', self.discriminator.trainable_variables, optimizer(), weight_decay)
     ]
 
   def losses(self, image_concepts, attribute_concepts):

@@ -61,9 +61,7 @@ class JointConcepts(Method):
       *self.classifier.trainable_variables,
     ]
     self.objectives = [
-      Objective(
-        'concept', self.image_encoder.trainable_variables, image_optimizer(), weight_decay
-      ),
+      Objective('concept', self.image_encoder.trainable_variables, image_optimizer(), weight_decay),
       Objective('concept', attribute_side, attribute_optimizer(), weight_decay),
       *self.alignment.objectives,
     ]
