@@ -31,8 +31,8 @@ def main(argv):
   if _FRESH.value:
     for folder in (DATA, RUN, MODEL):
       shutil.rmtree(folder, ignore_errors=True)
-  # Seed 13: four of its 90 test people are women in red with a backpack, so that the query below has
-  # something to find. Nothing else was looked at to choose it.
+  # Seed 13: four of its 90 test people are women in red with a backpack, so that the query below
+  # has something to find. Nothing else was looked at to choose it.
   steps = [
     (
       'Draw synthetic people',

@@ -120,9 +120,10 @@ def _load_weights(backbone: tf.keras.Model, weights: str):
       )
     except Exception as error:  # get_file raises bare Exceptions for URL errors
       raise OSError(
-        f"ImageNet weights could not be downloaded ({error}). Fetch '{_IMAGENET_FILE}' on a machine "
-        'with internet access and set image_encoder.weights to its path, or copy it to '
-        f'{os.path.join("~", ".keras", "models")}; image_encoder.weights = None trains from scratch.'
+        f"ImageNet weights could not be downloaded ({error}). Fetch '{_IMAGENET_FILE}' on a "
+        'machine with internet access and set image_encoder.weights to its path, or copy it to '
+        f'{os.path.join("~", ".keras", "models")}; image_encoder.weights = None trains from '
+        'scratch.'
       ) from error
   elif not os.path.isfile(path):
     raise FileNotFoundError(
