@@ -27,7 +27,7 @@ class JointSpace(tf.Module):
   """Two encoders whose outputs are compared by their dot product.
 
   A method that means cosine ends its encoders in an L2 normalisation; one that means Pearson's
-  correlation centres first; DeepMAR's log-likelihood is [s, -sum softplus(s)] . [a, 1]. Retrieval
+  correlation centres first; DeepMAR's log-likelihood is [s, -softplus(s)] . [a, known]. Retrieval
   never learns the difference.
 
   Attributes:
