@@ -151,16 +151,22 @@ def test_graph_holds_stock_operations_only(exported):
   assert largest < 2**16
 
 
-def test_saved_model_cli_shows_signatures_that_read_well(exported):
-  cli = Path(sys.executable).with_name('saved_model_cli')
-  shown = subprocess.run(
-    [cli, 'show', '--dir', exported, '--all'], capture_output=True, text=True, check=True
-  ).stdout
+@pytest.mark.slow
+def test_saved_model_cli_shows_signatures_that_read_well_and_runs_them(exported):
+  def cli(*arguments):
+    tool = Path(sys.executable).with_name('saved_model_cli')
+    done = subprocess.run([tool, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
+
+  shown = cli('show', '--dir', exported, '--all')
   for name in ('serving_default', 'embed_images', 'embed_attributes', 'search_words'):
     assert f"signature_def['{name}']" in shown
   for name in ('attributes', 'image_bytes', 'ids', 'scores', 'concepts', 'unknown'):
     assert f"'{name}'" in shown
   assert 'shape: (-1, 30)' in shown and 'shape: (-1, 20)' in shown
+  chosen = ('--dir', exported, '--tag_set', 'serve', '--signature_def', 'search_words')
+  answer = cli('run', *chosen, '--input_exprs', "words=['woman, no hat', 'zebra']")
+  assert 'gender=female, hat=no' in answer and 'zebra' in answer and 'test/0' in answer
 
 
 def test_versions_count_up_and_an_existing_one_is_refused(arguments, tmp_path):
