@@ -3,8 +3,11 @@
 
   tools/search.py --model=saved_models/demo "gender=female, upper_color=red, backpack=yes"
   tools/search.py --model=saved_models/demo --html=answer.html "woman, red top, no hat"
+  tools/search.py --index=indexes/depot --filter='camera in [1, 2]' "woman, red top"
+  tools/search.py --index=indexes/depot --like=crops/a17.jpg
 
-The description is a list of name=value settings, of words, or of both.
+The description is a list of name=value settings, of words, or of both. --model searches the gallery
+inside an exported model, --index one made with tools/index.py.
 """
 
 from absl import app, flags
@@ -12,27 +15,75 @@ from absl import app, flags
 import _tool
 
 _MODEL = flags.DEFINE_string(
-  'model', None, 'Exported model: the folder of a version, or of the model (newest version).'
+  'model',
+  None,
+  'Exported model: the folder of a version, or of the model (newest version). With --index: where '
+  'its model is, if that was moved.',
 )
+_INDEX = flags.DEFINE_string('index', None, 'Index to search instead of the gallery of the model.')
 _TOP_K = flags.DEFINE_integer('top_k', 20, 'Number of crops to show.', lower_bound=1)
+_FILTER = flags.DEFINE_string(
+  'filter',
+  '',
+  'With --index: condition on fields, such as \'camera in [1, 2] and time >= "2024"\'.',
+)
+_MUST = flags.DEFINE_string('must', '', 'With --index: attributes that must be annotated so.')
+_MUST_NOT = flags.DEFINE_string(
+  'must_not', '', 'With --index: attributes that must not be annotated so.'
+)
+_EXCLUDE_IDS = flags.DEFINE_list('exclude_ids', [], 'With --index: ids that are not wanted.')
+_MIN_SCORE = flags.DEFINE_float('min_score', None, 'With --index: only crops that score as much.')
+_LIKE = flags.DEFINE_string(
+  'like', None, 'With --index: instead of a description, the id of a crop or an image file.'
+)
 _HTML = flags.DEFINE_string('html', None, 'Also write the answer as one self-contained page.')
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
 
 
 def main(argv):
-  """Loads the model and answers."""
-  if len(argv) < 2 or not _MODEL.value:
-    raise app.UsageError('Give --model=DIRECTORY and a description in quotation marks.')
+  """Loads the model or the index and answers."""
   text = ', '.join(argv[1:])
+  if not (_MODEL.value or _INDEX.value) or bool(text) == bool(_LIKE.value):
+    raise app.UsageError(
+      'Give --model=DIRECTORY or --index=DIRECTORY, and a description in quotation marks, or '
+      '--like.'
+    )
+  options = {
+    'where': _FILTER.value,
+    'must': _MUST.value,
+    'must_not': _MUST_NOT.value,
+    'exclude': _EXCLUDE_IDS.value,
+    'min_score': _MIN_SCORE.value,
+  }
+  if not _INDEX.value and (
+    _LIKE.value or any(value not in ('', [], None) for value in options.values())
+  ):
+    raise app.UsageError(
+      '--filter, --must, --must_not, --exclude_ids, --min_score and --like need --index.'
+    )
   with _tool.clear_errors():
-    from tfreid.search import exported
-
-    # Reading the schema costs nothing; a misspelt query should not wait for TensorFlow's loading.
-    model = exported.ExportedModel(_MODEL.value)
-    from tfreid.data import words
-
-    answer = model.search(words.parse(text, model.schema), top_k=_TOP_K.value, text=text)
+    if _INDEX.value:
+      answer = _ask_index(text, options)
+    else:
+      answer = _ask_model(text)
     _show(answer)
+
+
+def _ask_index(text, options):
+  import tfreid.index
+
+  with tfreid.index.open(_INDEX.value, model=_MODEL.value or '') as index:
+    if _LIKE.value:
+      return index.like(_LIKE.value, top_k=_TOP_K.value, **options)
+    return index.search(text, top_k=_TOP_K.value, **options)
+
+
+def _ask_model(text):
+  from tfreid.data import words
+  from tfreid.search import exported
+
+  model = exported.ExportedModel(_MODEL.value)
+  return model.search(words.parse(text, model.schema), top_k=_TOP_K.value, text=text)
 
 
 def _show(answer):

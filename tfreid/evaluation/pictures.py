@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -336,34 +337,43 @@ def similarity_histogram(
   return picture
 
 
-def precision_recall_counts(
-  embeddings: Embeddings, *, thresholds: int = 127
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """How many pairs of a query and an image lie at or above each of many thresholds.
+class PairCounts(NamedTuple):
+  """How many pairs of a query and an image lie at or above each of T thresholds.
+
+  Attributes:
+    thresholds: float64 [T], ascending from the least similarity on, evenly spaced.
+    matching: int64 [T], pairs with the same semantic ID.
+    non_matching: int64 [T], the others.
+  """
+
+  thresholds: np.ndarray
+  matching: np.ndarray
+  non_matching: np.ndarray
+
+
+def pair_counts(embeddings: Embeddings, *, thresholds: int = 127) -> PairCounts:
+  """The counts that a precision-recall curve over pairs is made of.
 
   Over all Q x N pairs, not a sample: at the high scores that matter there are few of either kind.
 
   Args:
     embeddings: both sides.
-    thresholds: T, evenly spaced from the least similarity to the greatest.
-
-  Returns:
-    float64 [T] thresholds, ascending; int64 [T] matching and int64 [T] non-matching pairs.
+    thresholds: T.
   """
   low, high = np.inf, -np.inf
   for _, block in retrieval.similarity_blocks(embeddings):
     low, high = min(low, float(block.min())), max(high, float(block.max()))
   if not low < high:
     high = low + 1.0
-  levels = np.linspace(low, high, thresholds)
-  edges = np.append(levels, np.inf)
   matches = ranking.matches_by_id(embeddings.query_ids, embeddings.gallery_ids)
   every = np.zeros(thresholds, np.int64)
   matching = np.zeros(thresholds, np.int64)
   for rows, block in retrieval.similarity_blocks(embeddings):
     mine = matches.block(rows.start, rows.stop)
     at = np.repeat(np.arange(len(block)), mine.counts)
-    every += np.histogram(block, edges)[0]
-    matching += np.histogram(block[at, mine.indices], edges)[0]
-  at_or_above = [counts[::-1].cumsum()[::-1] for counts in (matching, every - matching)]
-  return levels, at_or_above[0], at_or_above[1]
+    every += np.histogram(block, thresholds, (low, high))[0]
+    matching += np.histogram(block[at, mine.indices], thresholds, (low, high))[0]
+  return PairCounts(
+    np.linspace(low, high, thresholds, endpoint=False),
+    *(counts[::-1].cumsum()[::-1] for counts in (matching, every - matching)),
+  )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search.answer import Answer, Hit
 
@@ -43,17 +44,20 @@ class ExportedModel:
     self._model = tf.saved_model.load(self.directory)
     self._retrieve = self._model.signatures['serving_default']
 
-  def search(self, query: Mapping[str, str], *, top_k: int = 20, text: str = '') -> Answer:
+  def search(self, query: str | Mapping[str, str], *, top_k: int = 20, text: str = '') -> Answer:
     """The best crops for a description.
 
     Args:
-      query: attribute name to value, as `tfreid.data.words.parse` reads it.
+      query: a description in words, or attribute name to value.
       top_k: number of crops; the export fixed how many there are at most.
       text: the description as it was given, for the answer.
 
     Raises:
-      ValueError: an unknown attribute or value.
+      ValueError: an unknown word, attribute or value.
     """
+    if isinstance(query, str):
+      text = text or query
+      query = words.parse(query, self.schema)
     vector = self.schema.encode_query(query)
     started = time.perf_counter()
     found = self._retrieve(attributes=tf.constant(vector[None]))

@@ -385,16 +385,16 @@ def _carry(method, stage, source, directory, names):
         f'(it has: {", ".join(method.networks)}).'
       )
   networks = {name: method.networks[name] for name in names}
-  status = tf.train.Checkpoint(networks=tf.train.Checkpoint(**networks)).read(path)
-  status.expect_partial()
   try:
+    status = tf.train.Checkpoint(networks=tf.train.Checkpoint(**networks)).read(path)
+    status.expect_partial()
     status.assert_existing_objects_matched()
   except AssertionError as error:
     raise ValueError(
       f"Stage '{stage.name}' carries {list(names)} from '{source}', but its checkpoint '{path}' "
       f'does not have them all, or in another form: {_first_line(error)}'
     ) from error
-  except ValueError as error:
+  except (ValueError, tf.errors.OpError) as error:
     raise ValueError(
       f"Stage '{stage.name}' cannot carry {list(names)} from '{source}': {_first_line(error)}"
     ) from error

@@ -1,0 +1,128 @@
+"""Conformance of every recipe in gin/methods: a new one is tested by being there."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import conformance_checks as checks
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfreid.joint_space import JointSpace
+from tfreid.training import stages as stages_lib
+
+
+@pytest.fixture(scope='module', params=[checks.PRETRAIN, *checks.METHODS])
+def run(request, tiny_market, tiny_benchmark, pretrained, tmp_path_factory) -> checks.Run:
+  """The whole recipe, trained for two epochs a stage; gin stays configured with it."""
+  stages = checks.configure(request.param, data=tiny_market, pretrained=pretrained)
+  return checks.train(stages, tmp_path_factory.mktemp(request.param), tiny_benchmark)
+
+
+@pytest.fixture(scope='module')
+def spec(run):
+  return run.benchmark.spec(run.pipeline.image_shape)
+
+
+@pytest.fixture(scope='module')
+def steps(run, spec, two_devices):
+  """The first step of the last stage: on one replica, on two, and in half precision."""
+  stage = run.stages[-1]
+  pipeline = stage.pipeline() if stage.pipeline else run.pipeline
+  batches = checks.image_batches(run.benchmark, pipeline)
+  batch, start, draws = checks.sample(stage.method, spec, batches)
+  settings = ({}, {'replicas': 2}, {'policy': 'mixed_float16'})
+
+  def step(setting):
+    return checks.one_step(stage.method, spec, batch, start=start, **setting)
+
+  if not draws:
+    return [step(setting) for setting in settings]
+  with checks.still_randomness():
+    return [step(setting) for setting in settings]
+
+
+def joint_spaces(run) -> dict[str, tuple[str, JointSpace, str]]:
+  """What each finished stage saved: label of the evaluation -> stage, space, further one's name."""
+  found = {}
+  for stage in run.stages:
+    for name, directory in stages_lib.spaces(stage.path(str(run.directory))).items():
+      found[f'{stage.name}/{name}' if name else stage.name] = (stage.name, directory, name)
+  return found
+
+
+def test_every_step_reports_finite_losses_of_all_objectives(run):
+  assert run.watched
+  for watched in run.watched.values():
+    checks.check_losses(watched)
+
+
+def test_every_trainable_variable_is_in_one_objective_and_moves_and_no_other_does(run):
+  for watched in run.watched.values():
+    checks.check_movement(watched)
+
+
+def test_run_stopped_after_an_epoch_and_resumed_equals_uninterrupted_run(run, tmp_path):
+  stages = [dataclasses.replace(stage, directory='') for stage in run.stages]
+  for stage, copy in zip(run.stages[:-1], stages):
+    shutil.copytree(stage.path(str(run.directory)), copy.path(str(tmp_path / 'run')))
+  last = stages[-1]
+  shutil.copytree(run.snapshots / last.name, last.path(str(tmp_path / 'run')))
+  again = checks.train(stages, tmp_path, run.benchmark)
+  whole = run.watched[last.name].reports
+  assert len(again.watched[last.name].reports) == len(whole) // checks.EPOCHS
+  checks.check_same_checkpoints(checks.final(again, last), checks.final(run, run.stages[-1]))
+
+
+def test_checkpoint_brings_back_every_value(run, spec):
+  """Into a method that was initialised from another seed."""
+  stage = run.stages[-1]
+  trained = run.watched[stage.name]
+  tf.keras.mixed_precision.set_global_policy('float32')
+  tf.keras.utils.set_random_seed(99)
+  method = stage.method(spec)
+  fresh = checks.values(method)
+  assert not all(map(np.array_equal, fresh, trained.after))
+  checkpoint = tf.train.Checkpoint(networks=tf.train.Checkpoint(**method.networks), method=method)
+  checkpoint.read(str(checks.final(run, stage))).assert_existing_objects_matched()
+  for variable, value in zip(method.variables, trained.after):
+    np.testing.assert_array_equal(variable.numpy(), value, err_msg=variable.name)
+
+
+def test_saved_space_encodes_as_the_live_one_did(run):
+  if run.stages[-1].name == checks.PRETRAIN:
+    assert not joint_spaces(run)  # there is no attribute encoder yet
+    return
+  assert run.stages[-1].name in joint_spaces(run)
+  for stage, directory, name in joint_spaces(run).values():
+    space = JointSpace.load(directory)
+    images, attributes = checks.encodings(space, run.benchmark, run.pipeline)
+    assert images.shape == attributes.shape == (8, space.size)
+    assert images.dtype == attributes.dtype == np.float32
+    assert np.isfinite(images).all() and np.isfinite(attributes).all()
+    if not name:
+      live_images, live_attributes = run.watched[stage].encodings
+      np.testing.assert_allclose(images, live_images, rtol=1e-5, atol=1e-6)
+      np.testing.assert_allclose(attributes, live_attributes, rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_of_the_saved_space_is_that_of_the_live_one(run):
+  assert set(run.evaluations) == set(joint_spaces(run))
+  for label, (stage, _, name) in joint_spaces(run).items():
+    if not name:
+      assert run.evaluations[label].scalars() == pytest.approx(
+        run.watched[stage].evaluation.scalars(), abs=1e-6, nan_ok=True
+      )
+
+
+def test_step_is_the_same_on_one_replica_and_on_two(steps):
+  one, two, _ = steps
+  checks.check_same_step(one, two)
+
+
+def test_half_precision_changes_the_losses_little(run, steps):
+  full, _, half = steps
+  names = {objective.loss for objective in run.watched[run.stages[-1].name].method.objectives}
+  checks.check_half_precision(full, half, sorted(names))

@@ -1,0 +1,268 @@
+"""One suite for all engines: the same answers as a plain sort, whatever holds the crops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tfreid.index import engine, filters
+from tfreid.index.ledger import Ledger
+from tfreid.index.segment import Row
+
+N, E = 240, 16
+
+
+def gallery(seed=0, count=N):
+  rng = np.random.default_rng(seed)
+  concepts = rng.standard_normal((count, E)).astype(np.float32)
+  concepts /= np.linalg.norm(concepts, axis=1, keepdims=True)
+  # Ties, within and across what is searched together.
+  concepts[count // 2 + 5] = concepts[3]
+  concepts[8] = concepts[7]
+  rows = []
+  for i in range(count):
+    fields = {}
+    if i % 4:
+      fields['camera'] = i % 5
+    if i % 3:
+      fields['time'] = f'2024-{i % 12 + 1:02d}-01'
+    if i % 7 == 0:
+      fields['indoor'] = i % 2 == 0
+    if i % 5 == 0:
+      fields['mixed'] = i if i % 2 else f't{i}'
+    attributes = {'color': ['red', 'blue', 'red+blue', 'none'][i % 4]} if i % 6 else {}
+    rows.append(Row(f'crop "{i}" \\ é', f'/data/{i}.png', fields, attributes))
+  return concepts, rows
+
+
+def queries(concepts):
+  rng = np.random.default_rng(1)
+  return np.concatenate([concepts[[3, 7]], rng.standard_normal((3, E))]).astype(np.float32)
+
+
+def expected(concepts, rows, query, top_k, keep=lambda row: True):
+  """By a full sort in float64, rounded so that equal rows are equal."""
+  scores = concepts.astype(np.float64) @ query.astype(np.float64)
+  order = np.lexsort((np.arange(len(rows)), -np.round(scores, 9)))
+  return [(rows[i].id, scores[i]) for i in order if keep(rows[i])][:top_k]
+
+
+def assert_matches(found, wanted):
+  assert [match.row.id for match in found] == [name for name, _ in wanted]
+  np.testing.assert_allclose([match.score for match in found], [s for _, s in wanted], atol=1e-6)
+
+
+def test_the_ranking_is_that_of_a_full_sort_with_ties_in_order_of_adding(any_engine):
+  concepts, rows = gallery()
+  found = any_engine(concepts, rows)
+  assert found.size == N
+  wanted = queries(concepts)
+  for query, matches in zip(wanted, found.search(wanted, top_k=25)):
+    assert_matches(matches, expected(concepts, rows, query, 25))
+  first = found.search(concepts[[3]], top_k=2)[0]
+  assert [match.row for match in first] == [rows[3], rows[N // 2 + 5]]
+  assert first[0].score == first[1].score
+
+
+CONDITIONS = {
+  'camera in [1, 2] and time >= "2024-06-01"': lambda f: (
+    f.get('camera') in (1, 2) and f.get('time', '') >= '2024-06-01'
+  ),
+  'camera != 1': lambda f: f.get('camera', 1) != 1,
+  'not (camera == 1 or time < "2024-03")': lambda f: (
+    f.get('camera', 1) != 1 and f.get('time', '') >= '2024-03'
+  ),
+  'camera is None': lambda f: 'camera' not in f,
+  'camera is not None and time is None': lambda f: 'camera' in f and 'time' not in f,
+  'camera not in [0, 3]': lambda f: f.get('camera', 0) not in (0, 3),
+  '0.5 < camera < 2.5': lambda f: f.get('camera') in (1, 2),
+  'camera == 2.0': lambda f: f.get('camera') == 2,
+  'indoor == True': lambda f: f.get('indoor') is True,
+  'indoor != True': lambda f: f.get('indoor') is False,
+  'mixed in [15, "t20"]': lambda f: f.get('mixed') in (15, 't20'),
+  'mixed != "t20"': lambda f: f.get('mixed', 't20') != 't20',
+  'mixed not in ["t20", 15]': lambda f: f.get('mixed', 15) not in (15, 't20'),
+  'mixed > 100': lambda f: isinstance(f.get('mixed'), int) and f['mixed'] > 100,
+  'color == "red+blue"': lambda f: f.get('color') == 'red+blue',
+}
+
+
+def test_filters_choose_the_same_rows_in_all_engines(any_engine):
+  concepts, rows = gallery()
+  found = any_engine(concepts, rows)
+  query = queries(concepts)[[4]]
+  for text, keep in CONDITIONS.items():
+    where = filters.parse(text)
+    wanted = expected(
+      concepts, rows, query[0], 30, lambda row, keep=keep: keep({**row.fields, **row.attributes})
+    )
+    assert 0 < len(wanted), text
+    assert_matches(found.search(query, top_k=30, where=where)[0], wanted)
+
+
+def test_must_and_must_not(any_engine):
+  concepts, rows = gallery()
+  found = any_engine(concepts, rows)
+  query = queries(concepts)[[2]]
+
+  def on(row):
+    return row.attributes['color'].split('+') if row.attributes else None
+
+  cases = [
+    (({'color': 'red'}, None), lambda row: bool(on(row)) and 'red' in on(row)),
+    (({'color': '!red'}, None), lambda row: bool(on(row)) and 'red' not in on(row)),
+    ((None, {'color': 'red'}), lambda row: not on(row) or 'red' not in on(row)),
+    (({'color': 'red'}, {'color': 'blue'}), lambda row: on(row) == ['red']),
+  ]
+  for asked, keep in cases:
+    where = filters.required(*asked)
+    assert_matches(
+      found.search(query, top_k=40, where=where)[0], expected(concepts, rows, query[0], 40, keep)
+    )
+
+
+def test_excluded_ids_and_low_scores_are_not_answered(any_engine):
+  concepts, rows = gallery()
+  found = any_engine(concepts, rows)
+  query = queries(concepts)[[2]]
+  best = expected(concepts, rows, query[0], 20)
+  names = [best[0][0], best[5][0], 'nobody']
+  assert_matches(
+    found.search(query, top_k=10, exclude=names)[0],
+    [pair for pair in best if pair[0] not in names][:10],
+  )
+  cut = next(i for i in range(5, 20) if best[i - 1][1] - best[i][1] > 1e-3)
+  threshold = (best[cut - 1][1] + best[cut][1]) / 2
+  assert_matches(found.search(query, top_k=20, min_score=threshold)[0], best[:cut])
+  assert found.search(query, top_k=5, min_score=1e9) == [[]]
+
+
+def test_fewer_crops_than_asked_for(any_engine):
+  concepts, rows = gallery()
+  found = any_engine(concepts, rows)
+  query = queries(concepts)[[0]]
+  assert len(found.search(query, top_k=1000)[0]) == N
+  assert found.search(query[:0], top_k=3) == []
+  where = filters.parse('mixed == "t20"')
+  assert [m.row.id for m in found.search(query, top_k=9, where=where)[0]] == [rows[20].id]
+
+
+def test_removed_and_replaced_crops(any_engine):
+  concepts, rows = gallery()
+  found = any_engine(concepts, rows)
+  gone = {rows[i].id for i in (0, 3, 100, N - 1)}
+  any_engine.commit(found, concepts[:0], [], remove=gone)
+  assert found.size == N - 4
+  query = concepts[[3]]
+  wanted = expected(concepts, rows, query[0], 20, lambda row: row.id not in gone)
+  assert_matches(found.search(query, top_k=20)[0], wanted)
+  assert found.rows([rows[0].id, rows[1].id]) == {rows[1].id: rows[1]}
+  # Back with another concept: it counts as added now, and nothing is left of before.
+  any_engine.commit(found, -concepts[[1, 0]], [rows[1], rows[0]], remove=[rows[1].id])
+  assert found.size == N - 3
+  np.testing.assert_array_equal(found.concepts([rows[0].id, rows[1].id]), -concepts[[0, 1]])
+  order = [row.id for _, part in found.parts() for row in part]
+  kept = [row.id for i, row in enumerate(rows) if row.id not in gone and i != 1]
+  assert order == [*kept, rows[1].id, rows[0].id]
+  assert found.problems() == []
+
+
+def test_a_second_reader_sees_a_commit_after_refreshing(any_engine):
+  if any_engine.name == 'milvus':
+    pytest.skip('Milvus Lite is for one connection; a server is what several readers share')
+  concepts, rows = gallery()
+  found = any_engine(concepts[:100], rows[:100])
+  reader = engine.open_engine(Ledger(found.ledger.directory))
+  any_engine.commit(found, concepts[100:], rows[100:], remove=[rows[5].id])
+  assert reader.size == 100
+  assert reader.search(concepts[[5]], top_k=1)[0][0].row == rows[5]
+  assert reader.refresh()
+  assert not reader.refresh()
+  assert reader.size == N - 1
+
+
+def test_a_replaced_index_holds_only_what_is_new(any_engine):
+  concepts, rows = gallery()
+  found = any_engine(concepts, rows)
+  any_engine.commit(found, concepts[:5], rows[:5], replace=True)
+  assert found.size == 5
+  assert [row for _, part in found.parts() for row in part] == rows[:5]
+  assert len(found.search(concepts[:1], top_k=50)[0]) == 5
+
+
+def test_bad_queries_are_refused(any_engine):
+  concepts, rows = gallery(count=20)
+  found = any_engine(concepts, rows)
+  query = concepts[:1]
+  for bad, said in [
+    (np.zeros((1, E + 1)), 'matrix'),
+    (np.zeros(E), 'matrix'),
+    (query * np.nan, 'NaN'),
+    (query * np.inf, 'NaN or infinity'),
+  ]:
+    with pytest.raises(ValueError, match=said):
+      found.search(bad, top_k=3)
+  with pytest.raises(ValueError, match='at least 1'):
+    found.search(query, top_k=0)
+  with pytest.raises(ValueError, match="no field|No crop of the gallery has a field 'camra'"):
+    found.search(query, top_k=3, where=filters.parse('camra == 1'))
+  with pytest.raises(KeyError, match='nobody'):
+    found.concepts(['nobody'])
+
+
+def test_an_empty_index_answers_nothing(any_engine):
+  concepts, rows = gallery(count=20)
+  found = any_engine(concepts, rows)
+  any_engine.commit(found, concepts[:0], [], remove=[row.id for row in rows])
+  assert found.size == 0
+  assert found.search(concepts[:2], top_k=3) == [[], []]
+  assert found.search(concepts[:1], top_k=3, where=filters.parse('camera == 1')) == [[]]
+  assert found.problems() == []
+
+
+def test_engines_and_the_kernel_of_the_exported_model_give_the_same_bits(any_engine):
+  """Also where thousands of rows lie closer together than rounding."""
+  import tensorflow as tf
+
+  from tfreid.serving.search import ExactSearch
+
+  rng = np.random.default_rng(3)
+  concepts = (1 + 1e-7 * rng.standard_normal((3000, E))).astype(np.float32)
+  rows = [Row(str(i)) for i in range(len(concepts))]
+  found = any_engine(concepts, rows)
+  wanted = (1 + rng.standard_normal((2, E))).astype(np.float32)
+  scores, positions = ExactSearch(concepts)(tf.constant(wanted), k=50)
+  for matches, score, position in zip(found.search(wanted, top_k=50), scores, positions):
+    assert [match.score for match in matches] == score.numpy().tolist()
+    assert [match.row.id for match in matches] == [str(i) for i in position.numpy()]
+
+
+def test_crops_of_a_commit_that_did_not_end_are_not_seen_and_removed_later(tmp_path):
+  pytest.importorskip('pymilvus', reason="needs the extra 'milvus'")
+  from tfreid.index import segment
+
+  concepts, rows = gallery(count=40)
+  ledger = Ledger(str(tmp_path / 'index'))
+  about = {'fingerprint': 'f', 'embedding_size': E, 'path': '(none)'}
+  found = engine.open_engine(ledger, engine.new_state(about, engine='milvus'))
+
+  def entry(start, stop):
+    part = (concepts[start:stop], rows[start:stop])
+    return segment.write(ledger.segments, [part], size=stop - start, width=E)
+
+  with ledger.lock():
+    found.commit([entry(0, 20)])
+    # As if the process had died before index.json was replaced.
+    replace, ledger.write = ledger.write, lambda state: (_ for _ in ()).throw(OSError('disk full'))
+    with pytest.raises(OSError, match='disk full'):
+      found.commit([entry(20, 30)], remove=[rows[0].id])
+    ledger.write = replace
+    assert found.size == 20
+    matches = found.search(concepts[[25]], top_k=40)[0]
+    assert {match.row.id for match in matches} == {row.id for row in rows[:20]}
+    found.commit([entry(30, 40)])
+  assert {row.id for _, part in found.parts() for row in part} == {
+    row.id for row in rows[:20] + rows[30:]
+  }
+  assert found.problems() == []
+  found.close()

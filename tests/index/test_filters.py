@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from tfreid.index import filters
+from tfreid.index.filters import Column, Compare, Has, In, Missing
+
+ROWS = [
+  {'camera': 1, 'time': '2024-01-05', 'indoor': True},
+  {'camera': 2, 'time': '2023-12-31'},
+  {'camera': 3.5, 'time': '2024-02-01', 'indoor': False},
+  {'time': '2024-03-01', 'site': 'nørth'},
+  {},
+]
+
+
+def column(rows, name):
+  values = []
+  codes = np.full(len(rows), -1, np.int32)
+  for i, row in enumerate(rows):
+    if name in row:
+      codes[i] = len(values)
+      values.append(row[name])
+  return Column(values, codes) if values else None
+
+
+def chosen(condition, rows=ROWS):
+  if isinstance(condition, str):
+    condition = filters.parse(condition)
+  answer = filters.evaluate(condition, lambda name: column(rows, name), len(rows))
+  return np.flatnonzero(answer).tolist()
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('camera in [1, 2] and time >= "2024-01-01"', [0]),
+    ('camera == 1 or camera == 2', [0, 1]),
+    ('camera != 1', [1, 2]),
+    ('not camera == 1', [1, 2]),
+    ('camera not in (1, 3.5)', [1]),
+    ('camera is None', [3, 4]),
+    ('camera is not None', [0, 1, 2]),
+    ('not (camera is None or time < "2024")', [0, 2]),
+    ('1 < camera <= 3.5', [1, 2]),
+    ('2 >= camera', [0, 1]),
+    ('camera > -1', [0, 1, 2]),
+    ('indoor == True', [0]),
+    ('indoor != True', [2]),
+    ('camera == True', []),
+    ("site == 'nørth'", [3]),
+    ('not (camera > 1 and time > "2024")', [0, 1]),
+    ('nowhere == 1', []),
+    ('nowhere is None', [0, 1, 2, 3, 4]),
+  ],
+)
+def test_a_condition_chooses_these_rows(text, expected):
+  assert chosen(text) == expected
+
+
+@pytest.mark.parametrize(
+  ('text', 'said'),
+  [
+    ('__import__("os").system("true")', 'is not a condition'),
+    ('camera.real == 1', 'is not the name of a field'),
+    ('camera == __class__', 'compares two fields'),
+    ('camera == (1).real', 'is not a text, a number'),
+    ('[x for x in camera] == 1', 'is not the name of a field'),
+    ('camera == f"{1}"', 'is not a text, a number'),
+    ('(lambda: 1)() == camera', 'is not a text, a number'),
+    ('camera', 'is not a condition'),
+    ('1 == 1', 'is not the name of a field'),
+    ('camera = 1', 'Cannot read the filter'),
+    ('camera == red', 'Texts stand in quotation marks: camera == "red"'),
+    ('camera in [red]', 'Texts stand in quotation marks: "red"'),
+    ('camera in []', 'Name at least one value'),
+    ('camera in "12"', "'in' stands between a field and a list"),
+    ('camera == None', "is asked for with 'is'"),
+    ('camera is 1', "'is' asks for a missing field"),
+    ('camera == 1e999', 'finite'),
+    ('camera == b"1"', 'neither a text'),
+    ('camera == -"a"', 'is not a text, a number'),
+    ('camera == 1 if camera else 2', 'is not a condition'),
+    ('camera == 1; camera == 2', 'Cannot read the filter'),
+    ('camera := 1', 'Cannot read the filter'),
+    ('', 'Cannot read the filter'),
+    ('camera == "\x00"', 'Cannot read the filter'),
+    (f'camera == {"9" * 6000}', 'Cannot read the filter'),
+    ('(' * 5000 + 'camera == 1' + ')' * 5000, 'characters'),
+    ('(' * 3000 + 'camera == 1' + ')' * 3000, 'filter'),
+    ('not ' * 2400 + 'camera == 1', 'filter'),
+  ],
+)
+def test_what_is_no_condition_is_refused_and_never_run(text, said):
+  with pytest.raises(ValueError, match=said.replace('(', r'\(')):
+    filters.parse(text)
+
+
+def test_not_follows_the_logic_of_three_values():
+  """Against a direct evaluation in which a comparison with nothing is neither true nor false."""
+  draw = random.Random(0)
+  leaves = ['a == 1', 'a != 2', 'b < 2', 'b in [1, 3]', 'a not in [3]', 'b is None']
+
+  def expression(depth):
+    if not depth:
+      return draw.choice(leaves)
+    kind = draw.choice(['and', 'or', 'not'])
+    if kind == 'not':
+      return f'(not {expression(depth - 1)})'
+    return f'({expression(depth - 1)} {kind} {expression(depth - 1)})'
+
+  def truth(node, row):
+    """0, 1/2 or 1: not is 1 - x, and the smaller, or the greater (Kleene)."""
+    if isinstance(node, str):
+      name, rest = node.split(' ', 1)
+      if rest == 'is None':
+        return float(name not in row)
+      return float(eval(f'{row[name]} {rest}')) if name in row else 0.5
+    if node[0] == 'not':
+      return 1 - truth(node[1], row)
+    return (min if node[0] == 'and' else max)(truth(part, row) for part in node[1:])
+
+  def tree(text):
+    if text in leaves:
+      return text
+    inner = text[1:-1]
+    if inner.startswith('not '):
+      return ('not', tree(inner[4:]))
+    depth = 0
+    for i, letter in enumerate(inner):
+      # Lists have brackets of another kind.
+      depth += (letter == '(') - (letter == ')')
+      for word in ('and', 'or'):
+        if not depth and inner[i:].startswith(f' {word} '):
+          return (word, tree(inner[:i]), tree(inner[i + len(word) + 2 :]))
+    raise AssertionError(text)
+
+  rows = [
+    {name: value for name, value in (('a', a), ('b', b)) if value}
+    for a, b in itertools.product(range(4), range(4))
+  ]
+  for _ in range(150):
+    text = expression(draw.randint(1, 4))
+    expected = [i for i, row in enumerate(rows) if truth(tree(text), row) == 1]
+    assert chosen(text, rows) == expected, text
+
+
+def test_required_attributes():
+  rows = [{'color': 'red'}, {'color': 'red+blue'}, {'color': 'blue'}, {'color': 'none'}, {}]
+  assert chosen(filters.required({'color': 'red'}), rows) == [0, 1]
+  assert chosen(filters.required({'color': '!red'}), rows) == [2, 3]
+  assert chosen(filters.required(None, {'color': 'red'}), rows) == [2, 3, 4]
+  assert chosen(filters.required(None, {'color': '!red'}), rows) == [0, 1, 4]
+  assert chosen(filters.required({'color': 'red'}, {'color': 'blue'}), rows) == [0]
+  assert filters.required() is None
+
+
+def test_unknown_fields_and_kinds_are_refused_by_name():
+  fields = {'camera': ['number'], 'time': ['text']}
+  filters.check(filters.parse('camera == 1 and time > "2024" and not camera is None'), fields)
+  filters.check(filters.required(None, {'hat': 'yes'}), fields)
+  with pytest.raises(ValueError, match="a field 'hat'"):
+    filters.check(filters.required({'hat': 'yes'}), fields)
+  with pytest.raises(ValueError, match="No crop of the gallery has a field 'camra'.* 'camera'"):
+    filters.check(filters.parse('time == "x" or not camra == 1'), fields)
+  with pytest.raises(ValueError, match='\'camera\' is compared with "1", a text, but .* a number'):
+    filters.check(filters.parse('camera in [2, "1"]'), fields)
+
+
+@pytest.mark.parametrize(
+  'name', ['', 'a b', 'and', 'None', '1a', 'id', 'path', 'a-b', 'a.b', 'ﬁ', 'x' * 101]
+)
+def test_fields_that_no_filter_could_name_are_refused(name):
+  with pytest.raises(ValueError, match='cannot be the name of a field'):
+    filters.check_name(name)
+
+
+def test_milvus_expressions_quote_what_people_write():
+  text = filters.to_milvus(filters.parse("site == 'a\"b\\\\' or camera in [1, 2.5, 'x']"))
+  assert text == (
+    '(fields["site"] == "a\\"b\\\\") or '
+    '(fields["camera"] in [1] or fields["camera"] in [2.5] or fields["camera"] in ["x"])'
+  )
+
+
+def test_parsing_gives_plain_values():
+  assert filters.parse('a == -2') == Compare('a', '==', -2)
+  assert filters.parse('a not in {"x"}') == In('a', ('x',), negated=True)
+  assert filters.negated(Missing('a')) == Missing('a', negated=True)
+  assert filters.negated(Has('a', 'b')) == Has('a', 'b', negated=True)

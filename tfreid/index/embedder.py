@@ -1,0 +1,160 @@
+"""An exported model as what an index needs of it: crops and descriptions to concepts. Floor 4.
+
+Only the SavedModel is read and the files beside it: neither gin nor the method's code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfreid.data.attributes import AttributeSchema
+
+_SIGNATURES = ('embed_images', 'embed_attributes')
+
+
+class Embedder:
+  """The encoders of an exported model.
+
+  Attributes:
+    directory: of the version.
+    about: assets.extra/model.json.
+    fingerprint: of the encoders; concepts of models that differ in it must not be mixed.
+    size: E, the number of dimensions of the joint space.
+    schema: of the attributes, None if the model was exported without.
+  """
+
+  def __init__(self, directory: str):
+    """Loads the model.
+
+    Args:
+      directory: of a version (saved_models/demo/1), or of a model, whose newest version is taken.
+
+    Raises:
+      FileNotFoundError: there is no exported model.
+      ValueError: it is not one whose crops can be indexed.
+    """
+    self.directory = version(directory)
+    self.about = description(self.directory)
+    self.fingerprint: str = self.about['fingerprint']
+    self.size: int = self.about['embedding_size']
+    self.schema = schema(self.directory)
+    self._model = tf.saved_model.load(self.directory)
+    signatures = self._model.signatures
+    missing = [name for name in _SIGNATURES if name not in signatures]
+    if missing:
+      raise ValueError(
+        f"The model '{self.directory}' has no signature {' and '.join(missing)} (it has: "
+        f'{", ".join(signatures) or "none"}). Export it again with tools/export.py.'
+      )
+    self._embed_images = signatures['embed_images']
+    self._embed_attributes = signatures['embed_attributes']
+
+  def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
+    """Image concepts, float32 [B, E], of B encoded images (JPEG or PNG).
+
+    Raises:
+      ValueError: one of them cannot be decoded; the message is the model's, and does not say which.
+    """
+    with _clear():
+      return self._embed_images(image_bytes=tf.constant(list(contents)))['concepts'].numpy()
+
+  def embed_attributes(self, vectors: np.ndarray) -> np.ndarray:
+    """Attribute concepts, float32 [B, E], of attribute vectors [B, A]."""
+    with _clear():
+      vectors = tf.constant(np.asarray(vectors, np.float32))
+      return self._embed_attributes(attributes=vectors)['concepts'].numpy()
+
+  def embed_query(self, query: Mapping[str, str]) -> np.ndarray:
+    """The concept, float32 [E], of a description by attribute name and value.
+
+    Raises:
+      ValueError: the model has no schema, or does not know an attribute or a value.
+    """
+    return self.embed_attributes(self.known_schema.encode_query(query)[np.newaxis])[0]
+
+  @property
+  def known_schema(self) -> AttributeSchema:
+    """The schema.
+
+    Raises:
+      ValueError: the model was exported without.
+    """
+    if self.schema is None:
+      raise ValueError(
+        f"The model '{self.directory}' has no schema, so it does not know what its attributes are "
+        'called. Search with attribute vectors, or export it with a schema.'
+      )
+    return self.schema
+
+
+def version(directory: str) -> str:
+  """The directory itself if it is a version, or its subfolder of the largest number.
+
+  Raises:
+    FileNotFoundError: it is neither.
+  """
+  directory = os.path.abspath(os.path.expanduser(directory))
+  if os.path.isfile(os.path.join(directory, 'saved_model.pb')):
+    return directory
+  entries = os.listdir(directory) if os.path.isdir(directory) else []
+  versions = [
+    entry
+    for entry in entries
+    if entry.isdigit() and os.path.isfile(os.path.join(directory, entry, 'saved_model.pb'))
+  ]
+  if not versions:
+    raise FileNotFoundError(
+      f"'{directory}' holds no exported model (found: {sorted(entries)[:5] or 'nothing'}). Give "
+      'the folder of a version, for example saved_models/demo/1; tools/export.py writes them.'
+    )
+  return os.path.join(directory, max(versions, key=int))
+
+
+def description(directory: str) -> dict[str, Any]:
+  """model.json of a version.
+
+  Raises:
+    ValueError: it is missing or does not say what an index must know.
+  """
+  path = os.path.join(directory, 'assets.extra', 'model.json')
+  try:
+    with open(path, encoding='utf-8') as file:
+      about = json.load(file)
+    if isinstance(about['fingerprint'], str) and isinstance(about['embedding_size'], int):
+      return about
+    raise KeyError('fingerprint')
+  except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"'{path}' does not say which model this is ({error!r}). Export it again with "
+      'tools/export.py.'
+    ) from error
+
+
+def schema(directory: str) -> AttributeSchema | None:
+  """The schema of a version, None if it has none."""
+  path = os.path.join(directory, 'assets.extra', 'schema.json')
+  if not os.path.isfile(path):
+    return None
+  with open(path, encoding='utf-8') as file:
+    return AttributeSchema.from_json(file.read())
+
+
+@contextlib.contextmanager
+def _clear() -> Iterator[None]:
+  try:
+    yield
+  except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+    # The first line says what is wrong; the rest is a walk through the graph.
+    lines = [line.strip() for line in (error.message or '').splitlines() if line.strip()]
+    wordy = [
+      line for line in lines if 'error(s) found' not in line and 'Graph execution' not in line
+    ]
+    said = (wordy or lines or ['it cannot be decoded'])[0]
+    raise ValueError(said[:300]) from error

@@ -1,0 +1,234 @@
+"""The interface that search engines fulfil, and the arithmetic they share. Floor 4.
+
+An engine holds the concepts and rows of an index and finds the best by dot product, exactly. Every
+engine ranks by the same last score s(x), summed in float32 in the order of the exported model, and
+by the order in which crops were added where scores are equal; so rankings agree between engines,
+and with the exported model.
+"""
+
+from __future__ import annotations
+
+import abc
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfreid.index import filters
+from tfreid.index.ledger import Ledger
+from tfreid.index.segment import Row
+
+ENGINES = ('embedded', 'milvus')
+
+# Rows whose last scores are computed together.
+_SCORED = 8192
+
+
+class Match(NamedTuple):
+  """One result: the crop and its score."""
+
+  row: Row
+  score: float
+
+
+class Engine(abc.ABC):
+  """Concepts and rows of an index, in the state they had when it was opened.
+
+  Attributes:
+    ledger: the folder of the index.
+    state: what index.json said.
+  """
+
+  def __init__(self, ledger: Ledger, state: Mapping[str, Any]):
+    """Opens a state.
+
+    Args:
+      ledger: the folder of the index.
+      state: from `ledger.read()`, or from `new_state` for an index that is not written yet.
+    """
+    self.ledger = ledger
+    self.state = dict(state)
+
+  @property
+  def width(self) -> int:
+    """E, the number of dimensions of the joint space."""
+    return self.state['model']['embedding_size']
+
+  @property
+  @abc.abstractmethod
+  def size(self) -> int:
+    """Number of crops."""
+
+  @property
+  @abc.abstractmethod
+  def fields(self) -> dict[str, list[str]]:
+    """The fields and attributes that crops have: name to the kinds of their values."""
+
+  @abc.abstractmethod
+  def search(
+    self,
+    queries: np.ndarray,
+    *,
+    top_k: int,
+    where: filters.Condition | None = None,
+    exclude: Sequence[str] = (),
+    min_score: float | None = None,
+  ) -> list[list[Match]]:
+    """The best crops of each query, best first; equal scores in the order of adding.
+
+    Args:
+      queries: float32 [Q, E], finite.
+      top_k: results per query, at most.
+      where: only crops that fulfil it.
+      exclude: ids that are not answered; those that do not exist do not matter.
+      min_score: only crops with at least this score.
+
+    Raises:
+      ValueError: queries of another shape or not finite, a top_k below 1, or a condition on fields
+        that no crop has.
+    """
+
+  @abc.abstractmethod
+  def rows(self, ids: Sequence[str]) -> dict[str, Row]:
+    """The rows with these ids; ids that do not exist are left out."""
+
+  @abc.abstractmethod
+  def concepts(self, ids: Sequence[str]) -> np.ndarray:
+    """Concepts, float32 [M, E], of these ids.
+
+    Raises:
+      KeyError: an id does not exist.
+    """
+
+  @abc.abstractmethod
+  def parts(self) -> Iterator[tuple[np.ndarray, list[Row]]]:
+    """All concepts and rows in the order of adding, some at a time."""
+
+  @abc.abstractmethod
+  def commit(
+    self,
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    remove: Iterable[str] = (),
+    replace: bool = False,
+    shard: Sequence[int] | None = None,
+  ) -> None:
+    """Adds the rows of segments and removes others, all at once; needs the ledger's lock.
+
+    Args:
+      entries: of segments below `ledger.segments`, from `segment.write`.
+      remove: ids to remove; applies to what was there before.
+      replace: remove all that was there before.
+      shard: (i, n) where this is one of n parts of a manifest.
+    """
+
+  @abc.abstractmethod
+  def problems(self) -> list[str]:
+    """What is wrong with the stored data; empty if nothing is."""
+
+  @abc.abstractmethod
+  def refresh(self) -> bool:
+    """Takes over what was committed since; returns whether that was anything."""
+
+  def close(self) -> None:  # noqa: B027 - not every engine has something to close
+    """Frees what the engine holds."""
+
+  def _checked(self, queries, top_k, where):
+    queries = np.asarray(queries, np.float32)
+    if queries.ndim != 2 or queries.shape[1] != self.width:
+      raise ValueError(
+        f'Queries must be a matrix [Q, {self.width}], one row per query, not of the shape '
+        f'{queries.shape}.'
+      )
+    if not np.all(np.isfinite(queries)):
+      raise ValueError('A query holds NaN or infinity.')
+    if top_k < 1:
+      raise ValueError(f'The number of results must be at least 1, not {top_k}.')
+    if where is not None and self.size:
+      filters.check(where, self.fields)
+    return queries
+
+
+def new_state(
+  model: Mapping[str, Any], *, engine: str = 'embedded', uri: str = ''
+) -> dict[str, Any]:
+  """The state of an index without crops.
+
+  Args:
+    model: fingerprint, embedding_size, and where the model is ('path').
+    engine: one of ENGINES.
+    uri: of Milvus: an address, or '' for a Milvus Lite file in the index.
+
+  Raises:
+    ValueError: an unknown engine.
+  """
+  if engine not in ENGINES:
+    raise ValueError(f"Unknown engine '{engine}'; choose from {', '.join(ENGINES)}.")
+  about = {'name': engine}
+  if engine == 'milvus':
+    about.update(uri=uri, prefix=f'tfreid_{secrets.token_hex(6)}')
+  return {'generation': 0, 'model': dict(model), 'engine': about, 'segments': []}
+
+
+def open_engine(
+  ledger: Ledger, state: Mapping[str, Any] | None = None, *, resident: bool = False
+) -> Engine:
+  """The engine of an index.
+
+  Args:
+    ledger: the folder of the index.
+    state: of an index that is not written yet; read if not given.
+    resident: keep all concepts in memory, in TensorFlow, for many fast searches (embedded engine).
+  """
+  state = ledger.read() if state is None else state
+  if state['engine']['name'] == 'milvus':
+    from tfreid.index.milvus import MilvusIndex
+
+    return MilvusIndex(ledger, state)
+  from tfreid.index.index import EmbeddedIndex
+
+  return EmbeddedIndex(ledger, state, resident=resident)
+
+
+def last_scores(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+  """s(x), float32 [M], of rows [M, E]: what the exported model answers, bit by bit."""
+  # Here and not above: adding and removing need no TensorFlow, and it takes seconds to import.
+  import tensorflow as tf
+
+  pieces = [np.empty(0, np.float32)]
+  for start in range(0, len(rows), _SCORED):
+    part = np.ascontiguousarray(rows[start : start + _SCORED])
+    pieces.append(tf.reduce_sum(tf.constant(part) * tf.constant(query), axis=-1).numpy())
+  return np.concatenate(pieces)
+
+
+def rounding(queries: np.ndarray, greatest_norm: float) -> np.ndarray:
+  """eps(q), float64 [Q]: how far two float32 dot products of a query and a row may be apart.
+
+  ||q|| 2 gamma g with gamma = n u / (1 - n u), n = E + 1, u = 2^-24 and g = `greatest_norm`; see
+  `tfreid.serving.search`.
+  """
+  width = queries.shape[1]
+  gamma = (width + 1) * 2.0**-24 / (1.0 - (width + 1) * 2.0**-24)
+  norms = np.linalg.norm(queries.astype(np.float64), axis=1)
+  return 1.01 * norms * 2.0 * gamma * greatest_norm + width * 2.0**-125
+
+
+def best(
+  rows: np.ndarray, positions: np.ndarray, query: np.ndarray, top_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Orders candidates by (-s, position) and keeps the first `top_k`.
+
+  Args:
+    rows: float32 [M, E], the candidates' concepts.
+    positions: int64 [M], their order of adding.
+    query: float32 [E].
+    top_k: number of results.
+
+  Returns:
+    Indices into the candidates and their scores s.
+  """
+  scores = last_scores(rows, query)
+  order = np.lexsort((positions, -scores))[:top_k]
+  return order, scores[order]

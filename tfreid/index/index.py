@@ -1,0 +1,394 @@
+"""The default engine: segments in files, searched exactly where they lie. Floor 4.
+
+By default the concepts stay on the disk, memory-mapped, and are read once per search, in blocks: an
+index may be larger than the memory. `resident=True` keeps them in TensorFlow (`ExactSearch`).
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfreid.index import engine, filters, segment
+from tfreid.index.engine import Engine, Match
+from tfreid.index.ledger import Ledger
+from tfreid.index.segment import Row, Segment, id_hash
+
+# More segments than this are joined at a commit, up to this many rows in one.
+MAX_SEGMENTS = 32
+MAX_SEGMENT_ROWS = 1 << 20
+
+# Rows scored together: with 128 dimensions 8 MiB, so that they and their scores stay in the cache.
+_BLOCK = 16384
+# Queries scanned together.
+_QUERIES = 64
+# Filters whose answer is remembered.
+_MASKS = 8
+# How often opening starts again because a writer removed what the state had named.
+_ATTEMPTS = 5
+
+
+class EmbeddedIndex(Engine):
+  """An index in a folder."""
+
+  def __init__(self, ledger: Ledger, state: Mapping[str, Any], *, resident: bool = False):
+    """Opens the segments.
+
+    Args:
+      ledger: the folder of the index.
+      state: from `ledger.read()`, or a new one.
+      resident: keep all concepts in memory.
+    """
+    super().__init__(ledger, state)
+    self.resident = resident
+    for attempt in range(_ATTEMPTS):
+      try:
+        self._open()
+        break
+      except FileNotFoundError:
+        # A commit came between reading index.json and opening what it named.
+        if attempt == _ATTEMPTS - 1 or not ledger.exists or ledger.read() == self.state:
+          raise
+        self.state = ledger.read()
+
+  def _open(self):
+    self._segments = [Segment(self.ledger.segments, entry) for entry in self.state['segments']]
+    self._starts = np.cumsum([0, *map(len, self._segments)])
+    self._live = np.concatenate([np.empty(0, bool), *(s.live for s in self._segments)])
+    self._size = int(self._live.sum())
+    self._masks: collections.OrderedDict = collections.OrderedDict()
+    self._exact = None
+
+  @property
+  def size(self) -> int:
+    """Number of crops."""
+    return self._size
+
+  @property
+  def fields(self) -> dict[str, list[str]]:
+    """The fields and attributes that crops have: name to the kinds of their values."""
+    kinds: dict[str, set[str]] = {}
+    for part in self._segments:
+      for name, found in part.entry['fields'].items():
+        kinds.setdefault(name, set()).update(found)
+    return {name: sorted(found) for name, found in kinds.items()}
+
+  def search(
+    self,
+    queries: np.ndarray,
+    *,
+    top_k: int,
+    where: filters.Condition | None = None,
+    exclude: Sequence[str] = (),
+    min_score: float | None = None,
+  ) -> list[list[Match]]:
+    """The best crops of each query; see `Engine.search`."""
+    queries = self._checked(queries, top_k, where)
+    keep = self._keep(where, exclude)
+    # No more than there are: neither the kernel nor the caller has a use for empty places.
+    top_k = min(top_k, int(keep.sum()))
+    if not top_k or not len(queries):
+      return [[] for _ in queries]
+    find = self._in_memory if self.resident else self._in_blocks
+    results = []
+    for start in range(0, len(queries), _QUERIES):
+      for positions, scores in find(queries[start : start + _QUERIES], top_k, keep, min_score):
+        if min_score is not None:
+          positions, scores = positions[scores >= min_score], scores[scores >= min_score]
+        rows = self._rows_at(positions)
+        results.append([Match(row, float(score)) for row, score in zip(rows, scores)])
+    return results
+
+  def rows(self, ids: Sequence[str]) -> dict[str, Row]:
+    """The rows with these ids."""
+    return {row.id: row for row in self._rows_at(self._find(ids))}
+
+  def concepts(self, ids: Sequence[str]) -> np.ndarray:
+    """Concepts, float32 [M, E], of these ids."""
+    positions = self._find(ids)
+    at = {row.id: position for row, position in zip(self._rows_at(positions), positions)}
+    missing = [name for name in ids if name not in at]
+    if missing:
+      raise KeyError(f"The index has no crop '{missing[0]}'.")
+    return self._vectors_at(np.asarray([at[name] for name in ids], np.int64))
+
+  def parts(self) -> Iterator[tuple[np.ndarray, list[Row]]]:
+    """All concepts and rows in the order of adding."""
+    for part in self._segments:
+      yield from part.live_parts()
+
+  def commit(
+    self,
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    remove: Iterable[str] = (),
+    replace: bool = False,
+    shard: Sequence[int] | None = None,
+  ) -> None:
+    """Adds segments and removes rows, all at once; see `Engine.commit`."""
+    if replace:
+      kept = []
+    else:
+      gone = self._find(list(remove))
+      owners = self._owner(gone)
+      kept = [
+        part.without(gone[owners == i] - self._starts[i]) if np.any(owners == i) else part.entry
+        for i, part in enumerate(self._segments)
+      ]
+      kept = [entry for entry in kept if _live_rows(entry)]
+    entries = [*kept, *entries]
+    if len(entries) > MAX_SEGMENTS:
+      entries = self._joined(entries)
+    self._write(entries, shard)
+
+  def compact(self) -> None:
+    """Joins segments and writes those anew that hold removed rows: nothing of these remains."""
+    self._write(self._joined(self.state['segments']), self.state.get('shard'))
+
+  def import_segments(self, other: EmbeddedIndex) -> list[dict[str, Any]]:
+    """Brings another index's segments below this one's folder, for `commit`.
+
+    Args:
+      other: on the same machine; its files are linked where the file system can, else copied.
+
+    Returns:
+      The entries.
+    """
+    entries = []
+    for part in other._segments:
+      target = os.path.join(self.ledger.segments, part.entry['name'])
+      if len(part.removed) or os.path.exists(target):
+        entries.append(
+          segment.write(
+            self.ledger.segments, part.live_parts(), size=int(part.live.sum()), width=self.width
+          )
+        )
+        continue
+      partial = f'{target}.partial'
+      shutil.rmtree(partial, ignore_errors=True)
+      os.makedirs(partial)
+      for file in segment.FILES:
+        _link(os.path.join(part.directory, file), os.path.join(partial, file))
+      segment.flush_directory(partial)
+      os.rename(partial, target)
+      segment.flush_directory(self.ledger.segments)
+      entries.append(part.entry)
+    return entries
+
+  def problems(self) -> list[str]:
+    """What is wrong with the files: sizes, checksums, ids."""
+    found = [problem for part in self._segments for problem in part.problems()]
+    if found:
+      return found
+    seen: set[int] = set()
+    suspects: set[int] = set()
+    for part in self._segments:
+      for value in np.asarray(part.hashes)[part.live].tolist():
+        (suspects if value in seen else seen).add(value)
+    names = collections.Counter(
+      row.id
+      for part in self._segments
+      for row in part.rows(
+        np.flatnonzero(part.live & np.isin(part.hashes, _hashes(suspects))).tolist()
+      )
+    )
+    return [f"The id '{name}' occurs {n} times." for name, n in names.items() if n > 1]
+
+  def refresh(self) -> bool:
+    """Takes over what was committed since; returns whether that was anything."""
+    state = self.ledger.read()
+    if state['generation'] == self.state['generation']:
+      return False
+    self.__init__(self.ledger, state, resident=self.resident)
+    return True
+
+  def _write(self, entries, shard):
+    state = {**self.state, 'generation': self.state['generation'] + 1, 'segments': list(entries)}
+    state.pop('shard', None)
+    if shard:
+      state['shard'] = list(shard)
+    self.ledger.write(state)
+    self.state = self.ledger.read()
+    self._open()
+    self.ledger.clean()
+
+  def _joined(self, entries):
+    """The rows of these segments in fewer ones, in the same order, without removed rows."""
+    groups: list[list] = []
+    total = 0
+    for entry in entries:
+      rows = _live_rows(entry)
+      if groups and total + rows <= MAX_SEGMENT_ROWS:
+        groups[-1].append(entry)
+        total += rows
+      elif rows:
+        groups.append([entry])
+        total = rows
+    joined = []
+    for group in groups:
+      if len(group) == 1 and not group[0].get('removed'):
+        joined += group
+        continue
+      sources = [Segment(self.ledger.segments, entry) for entry in group]
+      joined.append(
+        segment.write(
+          self.ledger.segments,
+          (part for source in sources for part in source.live_parts()),
+          size=sum(map(_live_rows, group)),
+          width=self.width,
+        )
+      )
+    return joined
+
+  def _keep(self, where, exclude):
+    """Which rows may be answered, bool [n]."""
+    keep = self._live
+    if where is not None:
+      if where not in self._masks:
+        parts = [filters.evaluate(where, s.column, len(s)) for s in self._segments]
+        self._masks[where] = np.concatenate([np.empty(0, bool), *parts])
+        if len(self._masks) > _MASKS:
+          self._masks.popitem(last=False)
+      self._masks.move_to_end(where)
+      keep = keep & self._masks[where]
+    if exclude:
+      keep = keep.copy()
+      keep[self._find(exclude)] = False
+    return keep
+
+  def _find(self, ids):
+    """Positions int64 of the live rows with these ids, ascending."""
+    wanted = set(ids)
+    if not wanted:
+      return np.empty(0, np.int64)
+    hashes = _hashes(id_hash(name) for name in wanted)
+    found = [np.empty(0, np.int64)]
+    for start, part in zip(self._starts, self._segments):
+      near = np.flatnonzero(part.live & np.isin(part.hashes, hashes))
+      same = [row.id in wanted for row in part.rows(near.tolist())]
+      found.append(near[np.asarray(same, bool)] + start)
+    return np.concatenate(found)
+
+  def _owner(self, positions):
+    """Which segment each position lies in."""
+    return np.searchsorted(self._starts, positions, side='right') - 1
+
+  def _rows_at(self, positions):
+    rows: list[Row | None] = [None] * len(positions)
+    owners = self._owner(positions)
+    for i in np.unique(owners):
+      places = np.flatnonzero(owners == i)
+      found = self._segments[i].rows((positions[places] - self._starts[i]).tolist())
+      for place, row in zip(places, found):
+        rows[place] = row
+    return rows
+
+  def _vectors_at(self, positions):
+    vectors = np.empty((len(positions), self.width), np.float32)
+    owners = self._owner(positions)
+    for i in np.unique(owners):
+      places = owners == i
+      vectors[places] = self._segments[i].concepts[positions[places] - self._starts[i]]
+    return vectors
+
+  def _in_memory(self, queries, top_k, keep, min_score):
+    """Positions and scores of the best rows of each query, by `ExactSearch`."""
+    import tensorflow as tf
+
+    from tfreid.serving.search import ExactSearch
+
+    del min_score  # The caller cuts; the kernel has no use for it.
+    if self._exact is None:
+      self._exact = ExactSearch(np.concatenate([s.concepts for s in self._segments]))
+    kept = None if keep.all() else tf.constant(keep)
+    scores, positions = self._exact(tf.constant(queries), k=top_k, keep=kept)
+    return list(zip(positions.numpy(), scores.numpy()))
+
+  def _in_blocks(self, queries, top_k, keep, min_score):
+    """Positions and scores of the best rows of each query, reading the files once.
+
+    With a(x) the score of the scan and |a(x) - s(x)| <= eps: let t be the K-th best a. K rows have
+    s >= t - eps, and a row with a < t - 2 eps has s < t - eps, so it is not among the K best by s.
+    Candidates are all others, t rises from block to block, and the last word is s.
+    """
+    greatest = max(part.entry['greatest_norm'] for part in self._segments)
+    epsilon = engine.rounding(queries, greatest)
+    floor = -np.inf if min_score is None else min_score - epsilon
+    bounds = np.maximum(np.full(len(queries), -np.inf), floor)
+    found = [_Candidates(top_k, 2 * eps) for eps in epsilon]
+    for start, part in zip(self._starts, self._segments):
+      for first in range(0, len(part), _BLOCK):
+        block = slice(first, min(first + _BLOCK, len(part)))
+        allowed = keep[start + block.start : start + block.stop]
+        if not allowed.any():
+          continue
+        scores = queries @ part.concepts[block].T  # [Q, rows]
+        able = (scores >= bounds[:, np.newaxis]) & allowed
+        for q in np.flatnonzero(able.any(axis=1)):
+          places = np.flatnonzero(able[q])
+          found[q].add(scores[q, places], places + start + block.start)
+          bounds[q] = max(bounds[q], found[q].bound)
+    results = []
+    for query, candidates in zip(queries, found):
+      positions = candidates.positions()
+      order, scores = engine.best(self._vectors_at(positions), positions, query, top_k)
+      results.append((positions[order], scores))
+    return results
+
+
+class _Candidates:
+  """Rows of one query that may be among its K best."""
+
+  def __init__(self, top_k, room):
+    self.bound = -np.inf
+    self._top_k, self._room = top_k, room
+    self._scores, self._positions = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
+    self._count = 0
+
+  def add(self, scores, positions):
+    self._scores.append(scores)
+    self._positions.append(positions)
+    self._count += len(scores)
+    # Before there are K, nothing can be left out; later, not at each block.
+    if self._count >= self._top_k and (
+      self.bound == -np.inf or self._count > max(4 * self._top_k, 4096)
+    ):
+      self._prune()
+
+  def positions(self):
+    """The candidates, ascending."""
+    if self._count > self._top_k:
+      self._prune()
+    return np.sort(np.concatenate(self._positions))
+
+  def _prune(self):
+    scores, positions = np.concatenate(self._scores), np.concatenate(self._positions)
+    self.bound = float(np.partition(scores, -self._top_k)[-self._top_k]) - self._room
+    able = scores >= self.bound
+    self._scores, self._positions = [scores[able]], [positions[able]]
+    self._count = int(able.sum())
+
+
+def _live_rows(entry) -> int:
+  return entry['rows'] - (entry['removed']['count'] if entry.get('removed') else 0)
+
+
+def _hashes(values: Iterable[int]) -> np.ndarray:
+  return np.fromiter(values, np.uint64)
+
+
+def _link(source: str, target: str) -> None:
+  try:
+    os.link(source, target)
+  except OSError:  # another file system, or one without links
+    shutil.copyfile(source, target)
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)

@@ -1,0 +1,165 @@
+"""What an index consists of: one small file, replaced whole, and a lock for writers. Floor 4.
+
+  <index>/index.json     the state: model, engine, segments; what it does not name does not exist
+  <index>/pending.json   shards of a build that is not finished: they are kept, and not searched
+  <index>/segments/      the segments of both, see `segment`
+  <index>/lock           held by the one process that writes
+
+A commit writes new files, flushes them, and replaces index.json; it happens at that moment or not
+at all. Readers take no lock: they see the state they opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tfreid
+from tfreid.index.segment import flush_directory
+
+FORMAT = 1
+STATE, PENDING, LOCK, SEGMENTS = 'index.json', 'pending.json', 'lock', 'segments'
+
+
+class Ledger:
+  """The folder of an index.
+
+  Attributes:
+    directory: the folder.
+    segments: the folder in it that holds the segments.
+  """
+
+  def __init__(self, directory: str):
+    """Names the folder; it need not exist."""
+    self.directory = os.path.abspath(os.path.expanduser(directory))
+    self.segments = os.path.join(self.directory, SEGMENTS)
+    self._locked = False
+
+  @property
+  def exists(self) -> bool:
+    """Whether there is an index."""
+    return os.path.isfile(self._path(STATE))
+
+  def read(self) -> dict[str, Any]:
+    """The state.
+
+    Raises:
+      FileNotFoundError: there is no index.
+      ValueError: index.json cannot be read, or a later version of this package wrote it.
+    """
+    if not self.exists:
+      if os.path.isfile(self._path(PENDING)):
+        raise FileNotFoundError(
+          f"The index '{self.directory}' is not finished. The command that began it continues it."
+        )
+      found = sorted(os.listdir(self.directory))[:5] if os.path.isdir(self.directory) else []
+      raise FileNotFoundError(
+        f"'{self.directory}' holds no index (found: {', '.join(found) or 'nothing'}). "
+        '`tools/index.py build` makes one.'
+      )
+    state = self._read(STATE)
+    if state.get('format') != FORMAT:
+      raise ValueError(
+        f"'{self.directory}' is an index of format {state.get('format')}; this version of tfreid "
+        f'reads format {FORMAT}. Build it again, or use the version that wrote it '
+        f'({state.get("tfreid", "unknown")}).'
+      )
+    return state
+
+  def write(self, state: Mapping[str, Any]) -> None:
+    """Commits a state: replaces index.json."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
+    state = {'format': FORMAT, 'tfreid': tfreid.__version__, **state, 'changed': now}
+    self._write(STATE, state)
+
+  def read_pending(self) -> dict[str, Any]:
+    """What an unfinished build left, {} if there is none."""
+    return self._read(PENDING) if os.path.isfile(self._path(PENDING)) else {}
+
+  def write_pending(self, pending: Mapping[str, Any]) -> None:
+    """Replaces what a later run of the same build will find."""
+    self._write(PENDING, pending)
+
+  @contextlib.contextmanager
+  def lock(self) -> Iterator[None]:
+    """Holds the writer's lock; the system releases it if the process dies.
+
+    Raises:
+      BlockingIOError: another process writes.
+    """
+    if self._locked:
+      yield
+      return
+    os.makedirs(self.segments, exist_ok=True)
+    with open(self._path(LOCK), 'a', encoding='utf-8') as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise BlockingIOError(
+          f"Another process writes to the index '{self.directory}'. Wait until it has finished."
+        ) from error
+      self._locked = True
+      try:
+        yield
+      finally:
+        self._locked = False
+
+  def clean(self) -> None:
+    """Removes what neither the state nor an unfinished build names; needs the lock.
+
+    Raises:
+      RuntimeError: the lock is not held.
+    """
+    if not self._locked:
+      raise RuntimeError('Cleaning needs the lock.')
+    state = self.read() if self.exists else {'segments': [], 'generation': 0}
+    pending = self.read_pending()
+    entries = list(state['segments'])
+    if pending.get('generation') == state['generation']:
+      entries += [shard['segment'] for shard in pending['shards'].values() if shard['segment']]
+    elif pending:
+      os.remove(self._path(PENDING))
+    kept = {entry['name']: entry for entry in entries}
+    for name in os.listdir(self.segments):
+      folder = os.path.join(self.segments, name)
+      if name not in kept:
+        shutil.rmtree(folder)
+        continue
+      removed = (kept[name].get('removed') or {}).get('file')
+      for file in os.listdir(folder):
+        if file.startswith('removed-') and file != removed:
+          os.remove(os.path.join(folder, file))
+    for name in os.listdir(self.directory):
+      if name.endswith('.json.partial'):
+        os.remove(self._path(name))
+
+  def _path(self, name: str) -> str:
+    return os.path.join(self.directory, name)
+
+  def _read(self, name: str) -> dict[str, Any]:
+    path = self._path(name)
+    with open(path, encoding='utf-8') as file:
+      try:
+        data = json.load(file)
+      except ValueError as error:
+        raise ValueError(f"'{path}' is damaged: {error}.") from error
+    if not isinstance(data, dict):
+      raise ValueError(f"'{path}' is damaged: it is not an object.")
+    return data
+
+  def _write(self, name: str, data: Mapping[str, Any]) -> None:
+    if not self._locked:
+      raise RuntimeError('Writing needs the lock.')
+    path = self._path(name)
+    with open(f'{path}.partial', 'w', encoding='utf-8') as file:
+      json.dump(data, file, indent=1, ensure_ascii=False)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(f'{path}.partial', path)
+    flush_directory(self.directory)

@@ -1,0 +1,235 @@
+"""Asking an index: descriptions, vectors and crops in, answers out. Floor 4."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfreid.data import words
+from tfreid.index import engine, filters, segment
+from tfreid.index.building import check_model
+from tfreid.index.engine import Match
+from tfreid.index.ledger import Ledger
+from tfreid.search.answer import Answer, Hit
+
+if TYPE_CHECKING:
+  from tfreid.index.embedder import Embedder
+
+
+class Searcher:
+  """An index with the model that it was built with.
+
+  Attributes:
+    directory: of the index.
+    engine: what holds the crops.
+  """
+
+  def __init__(self, directory: str, *, model: str | Embedder = '', resident: bool = False):
+    """Opens an index; the model is loaded when it is first needed.
+
+    Args:
+      directory: of the index.
+      model: directory of the exported model, or the model; by default where it was when the index
+        was built.
+      resident: keep all concepts in memory, for many fast searches (embedded engine).
+
+    Raises:
+      FileNotFoundError: there is no index.
+      ValueError: a part of it is damaged, or the model is not the one it was built with.
+    """
+    ledger = Ledger(directory)
+    self.directory = ledger.directory
+    self.engine = engine.open_engine(ledger, resident=resident)
+    self._path = model if isinstance(model, str) else ''
+    self._model = None if isinstance(model, str) else model
+    if self._model is not None:
+      check_model(self.engine.state, self._model)
+
+  def __len__(self) -> int:
+    return self.engine.size
+
+  @property
+  def model(self) -> Embedder:
+    """The model.
+
+    Raises:
+      FileNotFoundError: it is not where it was.
+      ValueError: it is not the one that the index was built with.
+    """
+    if self._model is None:
+      from tfreid.index.embedder import Embedder, description, version
+
+      path = self._path or self.engine.state['model']['path']
+      # Before loading, which takes long: is it the right one?
+      directory = version(path)
+      if description(directory)['fingerprint'] == self.engine.state['model']['fingerprint']:
+        self._model = Embedder(directory)
+      else:
+        check_model(self.engine.state, _Described(directory))
+    return self._model
+
+  def search(
+    self,
+    query: str | Mapping[str, str] | np.ndarray,
+    *,
+    top_k: int = 20,
+    where: str = '',
+    must: Mapping[str, str] | str | None = None,
+    must_not: Mapping[str, str] | str | None = None,
+    exclude: Sequence[str] = (),
+    min_score: float | None = None,
+    text: str = '',
+  ) -> Answer:
+    """The best crops for a query.
+
+    Args:
+      query: a description in words, attribute name to value, or a concept (float32 [E]).
+      top_k: number of crops, at most.
+      where: a condition on fields, see `tfreid.index.filters`.
+      must: attributes with which a crop must be annotated, by name or in words.
+      must_not: attributes with which a crop must not be annotated.
+      exclude: ids that are not wanted, for example because they were seen.
+      min_score: only crops with at least this score.
+      text: the description as it was given, for the answer.
+
+    Raises:
+      ValueError: words, attributes, values or fields that are not known; the message names them.
+    """
+    if isinstance(query, str):
+      text = text or query
+      query = words.parse(query, self.model.known_schema)
+    if isinstance(query, Mapping):
+      said, concept = dict(query), self.model.embed_query(query)
+    else:
+      said, concept = {}, np.asarray(query, np.float32)
+      if concept.shape != (self.engine.width,):
+        raise ValueError(
+          f'A concept has {self.engine.width} numbers; this one has the shape {concept.shape}.'
+        )
+    condition = filters.joined(
+      filters.parse(where) if where else None,
+      filters.required(self._attributes(must), self._attributes(must_not)),
+    )
+    started = time.perf_counter()
+    (matches,) = self.engine.search(
+      concept[np.newaxis], top_k=top_k, where=condition, exclude=exclude, min_score=min_score
+    )
+    return Answer(
+      query=said,
+      hits=[_hit(match) for match in matches],
+      text=text,
+      source=self.directory,
+      gallery_size=self.engine.size,
+      seconds=time.perf_counter() - started,
+    )
+
+  def like(self, crop: str | bytes, **options: Any) -> Answer:
+    """The crops most like one crop.
+
+    Args:
+      crop: the id of a crop of the index (which is then left out of the answer), the path of an
+        image, or the bytes of one.
+      **options: of `search`.
+
+    Raises:
+      ValueError: it is neither, or the image cannot be decoded.
+    """
+    if isinstance(crop, bytes):
+      return self.search(self.model.embed_images([crop])[0], **options)
+    if self.engine.rows([crop]):
+      options['exclude'] = [*options.get('exclude', ()), crop]
+      return self.search(self.engine.concepts([crop])[0], text=f'like {crop}', **options)
+    if not os.path.isfile(crop):
+      raise ValueError(f"'{crop}' is neither an id of the index nor an image file.")
+    with open(crop, 'rb') as file:
+      return self.search(self.model.embed_images([file.read()])[0], text=f'like {crop}', **options)
+
+  def refresh(self) -> bool:
+    """Takes over what was added and removed since; returns whether that was anything."""
+    return self.engine.refresh()
+
+  def info(self) -> dict[str, Any]:
+    """Facts of the index as plain JSON types."""
+    state = self.engine.state
+    facts = {
+      'directory': self.directory,
+      'engine': state['engine']['name'],
+      'crops': self.engine.size,
+      'embedding_size': self.engine.width,
+      'fields': {name: list(kinds) for name, kinds in self.engine.fields.items()},
+      'model': state['model'],
+      'generation': state['generation'],
+      'changed': state.get('changed', ''),
+    }
+    if state['engine']['name'] == 'milvus':
+      facts.update(uri=self.engine.uri, collection=state['collection'])
+    else:
+      entries = state['segments']
+      facts['segments'] = len(entries)
+      facts['removed'] = sum((entry.get('removed') or {}).get('count', 0) for entry in entries)
+      facts['bytes'] = sum(size for entry in entries for size, _ in entry['files'].values())
+    if state.get('shard'):
+      facts['shard'] = '{}/{}'.format(*state['shard'])
+    return facts
+
+  def problems(self, *, files: bool = False) -> list[str]:
+    """What is wrong with the index; empty if nothing is.
+
+    Args:
+      files: also that each crop's file exists and is the one that was embedded.
+    """
+    found = self.engine.problems()
+    if files and not found:
+      for _, rows in self.engine.parts():
+        for row in rows:
+          try:
+            with open(row.path, 'rb') as file:
+              changed = row.digest and segment.digest(file.read()) != row.digest
+          except OSError as error:
+            found.append(f"'{row.id}': {row.path}: {error.strerror or error}.")
+            continue
+          if changed:
+            found.append(f"'{row.id}': {row.path} has changed since it was embedded.")
+    return found
+
+  def close(self) -> None:
+    """Frees what the engine holds."""
+    self.engine.close()
+
+  def __enter__(self) -> Searcher:
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self.close()
+
+  def _attributes(self, asked: Mapping[str, str] | str | None) -> Mapping[str, str]:
+    """Attribute name to value, checked."""
+    if isinstance(asked, str):
+      return words.parse(asked, self.model.known_schema) if asked else {}
+    for name, value in (asked or {}).items():
+      self.model.known_schema.check_value(name, value.lstrip('!'))
+    return asked or {}
+
+
+class _Described:
+  """A model that is only read about."""
+
+  def __init__(self, directory):
+    from tfreid.index.embedder import description
+
+    self.directory = directory
+    self.fingerprint = description(directory)['fingerprint']
+
+
+def _hit(match: Match) -> Hit:
+  return Hit(
+    id=match.row.id,
+    score=match.score,
+    path=match.row.path,
+    attributes=match.row.attributes,
+    metadata=match.row.fields,
+  )

@@ -1,0 +1,272 @@
+#!/usr/bin/env python3
+"""Makes an index of crops and keeps it up to date.
+
+  tools/index.py build   --index=indexes/depot --model=saved_models/demo --source=crops/
+  tools/index.py add     --index=indexes/depot --source=new.csv --existing=skip
+  tools/index.py remove  --index=indexes/depot crops/a17.jpg crops/b02.jpg
+  tools/index.py info    --index=indexes/depot
+  tools/index.py verify  --index=indexes/depot --files
+  tools/index.py compact --index=indexes/depot
+  tools/index.py merge   --index=indexes/all indexes/part1 indexes/part2
+
+The source is a folder, or a manifest (.csv or .jsonl) with a column `path` and whatever else is
+known: id, camera, time, fields of one's own, attributes. Stopped by anything, `build` and `add` go
+on where they were when the same command is given again; until it has come to its end, the index is
+as it was before. On several machines, `build --shard=1/4` ... `--shard=4/4`, then `merge`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+
+from absl import app, flags
+
+import _tool
+
+_COMMANDS = ('build', 'add', 'remove', 'info', 'verify', 'compact', 'merge')
+
+_INDEX = flags.DEFINE_string('index', None, 'Folder of the index.')
+_MODEL = flags.DEFINE_string(
+  'model', None, 'Exported model. For add: by default where it was when the index was built.'
+)
+_SOURCE = flags.DEFINE_string('source', None, 'Folder of crops, or a manifest (.csv or .jsonl).')
+_SHARD = flags.DEFINE_string('shard', None, 'build: only part i of n of the source, as i/n.')
+_ENGINE = flags.DEFINE_enum(
+  'engine', 'embedded', ['embedded', 'milvus'], 'build: where the crops are kept.'
+)
+_URI = flags.DEFINE_string(
+  'uri', '', 'build: of Milvus, http://host:19530, or a file; by default a file in the index.'
+)
+_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'build: replace an index that exists.')
+_EXISTING = flags.DEFINE_enum(
+  'existing', 'refuse', ['refuse', 'skip', 'replace'], 'add: crops whose id the index has already.'
+)
+_SKIP_CORRUPT = flags.DEFINE_bool(
+  'skip_corrupt', False, 'build, add: leave out files that cannot be decoded instead of stopping.'
+)
+_SHARD_ROWS = flags.DEFINE_integer(
+  'shard_rows', 4096, 'build, add: crops that are embedded before they are safe.', lower_bound=1
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', 64, 'build, add: crops embedded together.', lower_bound=1
+)
+_IDS = flags.DEFINE_string('ids', None, "remove: a file with an id per line; '-' reads the input.")
+_MISSING_OK = flags.DEFINE_bool('missing_ok', False, 'remove: do not mind ids that are not there.')
+_FILES = flags.DEFINE_bool('files', False, 'verify: also that the image files exist, unchanged.')
+_JSON = flags.DEFINE_bool('json', False, 'Print JSON.')
+_PROGRESS = flags.DEFINE_bool('progress', True, 'Show a progress bar.')
+
+
+def main(argv):
+  """Does what the first argument says."""
+  command = argv[1] if len(argv) > 1 else ''
+  if command not in _COMMANDS:
+    raise app.UsageError(f'Say what to do: {", ".join(_COMMANDS)}.')
+  if not _INDEX.value:
+    raise app.UsageError('Give --index=DIRECTORY.')
+  if command in ('build', 'add') and not _SOURCE.value:
+    raise app.UsageError('Give --source=FOLDER_OR_MANIFEST.')
+  if command == 'build' and not _MODEL.value:
+    raise app.UsageError('Give --model=DIRECTORY of the exported model.')
+  if len(argv) > 2 and command not in ('remove', 'merge'):
+    raise app.UsageError(f'Unexpected argument: {argv[2]!r}.')
+  with _tool.clear_errors():
+    try:
+      {
+        'build': _build,
+        'add': _add,
+        'remove': _remove,
+        'info': _info,
+        'verify': _verify,
+        'compact': _compact,
+        'merge': _merge,
+      }[command](argv[2:])
+    except KeyboardInterrupt:
+      print('\nInterrupted. The index is as it was; the same command goes on.', file=sys.stderr)
+      sys.exit(130)
+
+
+def _build(_):
+  from tfreid.index import building, embedder, ledger, manifest
+
+  shard = _read_shard()
+  if ledger.Ledger(_INDEX.value).exists and not _OVERWRITE.value:
+    # Before the model is loaded and the source read.
+    raise FileExistsError(
+      f"'{_INDEX.value}' holds an index already. Use `tools/index.py add` to add crops, or "
+      '--overwrite to replace it.'
+    )
+  model = embedder.Embedder(_MODEL.value)
+  rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
+  if shard:
+    rows = manifest.part(rows, *shard)
+  with _bar('Embedding') as progress:
+    report = building.build(
+      _INDEX.value,
+      rows,
+      model,
+      engine_name=_ENGINE.value,
+      uri=_URI.value,
+      overwrite=_OVERWRITE.value,
+      shard=shard,
+      shard_rows=_SHARD_ROWS.value,
+      batch_size=_BATCH_SIZE.value,
+      skip_corrupt=_SKIP_CORRUPT.value,
+      progress=progress,
+    )
+  _say(report)
+
+
+def _add(_):
+  from tfreid.index import building, embedder, ledger, manifest
+
+  state = ledger.Ledger(_INDEX.value).read()
+  model = embedder.Embedder(_MODEL.value or state['model']['path'])
+  rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
+  with _bar('Embedding') as progress:
+    report = building.add(
+      _INDEX.value,
+      rows,
+      model,
+      existing=_EXISTING.value,
+      shard_rows=_SHARD_ROWS.value,
+      batch_size=_BATCH_SIZE.value,
+      skip_corrupt=_SKIP_CORRUPT.value,
+      progress=progress,
+    )
+  _say(report)
+
+
+def _remove(ids):
+  from tfreid.index import building
+
+  ids = list(ids)
+  if _IDS.value == '-':
+    ids += [line.rstrip('\n') for line in sys.stdin if line.strip()]
+  elif _IDS.value:
+    with open(_IDS.value, encoding='utf-8') as file:
+      ids += [line.rstrip('\n') for line in file if line.strip()]
+  if not ids:
+    raise ValueError('Name the ids to remove, or give --ids=FILE with one per line.')
+  count = building.remove(_INDEX.value, ids, missing_ok=_MISSING_OK.value)
+  _print({'removed': count}, f'{count} crops removed.')
+
+
+def _info(_):
+  import tfreid.index
+
+  with tfreid.index.open(_INDEX.value) as index:
+    facts = index.info()
+  if _JSON.value:
+    print(json.dumps(facts, indent=1, ensure_ascii=False))
+    return
+  from rich.console import Console
+  from rich.table import Table
+
+  table = Table(show_header=False, box=None)
+  for name, value in facts.items():
+    if isinstance(value, dict):
+      value = ', '.join(
+        f'{key}: {" or ".join(item) if isinstance(item, list) else item}'
+        for key, item in value.items()
+      )
+    table.add_row(name, f'{value:,}' if isinstance(value, int) else str(value))
+  Console().print(table)
+
+
+def _verify(_):
+  import tfreid.index
+
+  with tfreid.index.open(_INDEX.value) as index:
+    problems = index.problems(files=_FILES.value)
+    size = len(index)
+  if _JSON.value:
+    print(json.dumps({'crops': size, 'problems': problems}, indent=1, ensure_ascii=False))
+  else:
+    for problem in problems:
+      print(problem)
+    print(f'{size} crops: {"no problem found" if not problems else f"{len(problems)} problems"}.')
+  if problems:
+    sys.exit(1)
+
+
+def _compact(_):
+  from tfreid.index import building
+
+  building.compact(_INDEX.value)
+  _print({}, 'Compacted: nothing of what was removed is left in the files of the index.')
+
+
+def _merge(parts):
+  from tfreid.index import building
+
+  if not parts:
+    raise ValueError('Name the indexes to merge: tools/index.py merge --index=all part1 part2')
+  size = building.merge(_INDEX.value, parts)
+  _print({'crops': size}, f'{size} crops of {len(parts)} indexes in {_INDEX.value}.')
+
+
+def _read_shard():
+  if not _SHARD.value:
+    return None
+  match = re.fullmatch(r'(\d+)/(\d+)', _SHARD.value)
+  if not match:
+    raise ValueError(f"--shard is '{_SHARD.value}'; expected i/n, for example 1/4.")
+  return int(match[1]), int(match[2])
+
+
+def _attributes(model):
+  return {a.name: a.values for a in model.schema.attributes} if model.schema else {}
+
+
+@contextlib.contextmanager
+def _bar(title):
+  """A function that shows progress, or None."""
+  if not _PROGRESS.value or _JSON.value or not sys.stderr.isatty():
+    yield None
+    return
+  from rich import progress
+  from rich.console import Console
+
+  columns = [
+    progress.TextColumn('{task.description}'),
+    progress.BarColumn(),
+    progress.MofNCompleteColumn(),
+    progress.TimeRemainingColumn(),
+  ]
+  with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+    task = bar.add_task(title, total=None)
+    yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _say(report):
+  said = [f'{report.added} crops added']
+  if report.resumed:
+    said.append(f'{report.resumed} of them embedded by an earlier run')
+  if report.skipped:
+    said.append(f'{report.skipped} were there already')
+  if report.corrupt:
+    said.append(f'{len(report.corrupt)} files left out')
+  if not _JSON.value:
+    for path, reason in report.corrupt:
+      print(f'left out: {path} ({reason})')
+  _print(
+    {
+      'added': report.added,
+      'resumed': report.resumed,
+      'skipped': report.skipped,
+      'corrupt': [list(pair) for pair in report.corrupt],
+    },
+    f'{", ".join(said)}.',
+  )
+
+
+def _print(facts, text):
+  print(json.dumps(facts, indent=1, ensure_ascii=False) if _JSON.value else text)
+
+
+if __name__ == '__main__':
+  app.run(main)
