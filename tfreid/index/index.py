@@ -62,7 +62,7 @@ class EmbeddedIndex(Engine):
     self._live = np.concatenate([np.empty(0, bool), *(s.live for s in self._segments)])
     self._size = int(self._live.sum())
     self._masks: collections.OrderedDict = collections.OrderedDict()
-    self._exact = None
+    self._exact, self._kernels = None, {}
 
   @property
   def size(self) -> int:
@@ -300,14 +300,34 @@ class EmbeddedIndex(Engine):
     """Positions and scores of the best rows of each query, by `ExactSearch`."""
     import tensorflow as tf
 
+    del min_score  # The caller cuts; the kernel has no use for it.
+    masked = not keep.all()
+    kernel = self._kernel(top_k, masked)
+    inputs = [tf.constant(queries), *([tf.constant(keep)] if masked else [])]
+    scores, positions = kernel(*inputs)
+    return list(zip(positions.numpy()[:, :top_k], scores.numpy()[:, :top_k]))
+
+  def _kernel(self, top_k, masked):
+    """`ExactSearch` as a graph for at least `top_k` results, with or without a mask of rows."""
+    import tensorflow as tf
+
     from tfreid.serving.search import ExactSearch
 
-    del min_score  # The caller cuts; the kernel has no use for it.
     if self._exact is None:
       self._exact = ExactSearch(np.concatenate([s.concepts for s in self._segments]))
-    kept = None if keep.all() else tf.constant(keep)
-    scores, positions = self._exact(tf.constant(queries), k=top_k, keep=kept)
-    return list(zip(positions.numpy(), scores.numpy()))
+    # A graph per power of two: tracing takes longer than many searches.
+    k = min(1 << max(top_k - 1, 31).bit_length(), self._exact.size)
+    if (k, masked) not in self._kernels:
+      exact = self._exact
+      signature = [tf.TensorSpec([None, self.width], tf.float32)]
+      if masked:
+        signature.append(tf.TensorSpec([exact.size], tf.bool))
+      self._kernels[k, masked] = tf.function(
+        lambda queries, keep=None: exact(queries, k=k, keep=keep),
+        input_signature=signature,
+        autograph=False,
+      )
+    return self._kernels[k, masked]
 
   def _in_blocks(self, queries, top_k, keep, min_score):
     """Positions and scores of the best rows of each query, reading the files once.
