@@ -25,7 +25,7 @@ from tfreid.methods.method import Method, Objective
 from tfreid.training import optimizers
 from tfreid.training.stages import Hooks, Stage
 
-EPOCHS = 3
+EPOCHS = 2
 CONFIG = """\
 from tfreid import experiment
 
@@ -231,7 +231,7 @@ def test_each_loss_rate_norm_and_the_throughput_is_a_curve(watched):
   assert all(rate > 0 for _, rate in scalars(events, 'throughput/images_per_second'))
   epochs = [epoch for _, epoch in scalars(events, 'progress/epoch')]
   assert epochs == sorted(epochs)
-  assert set(epochs) == {0, 1, 2}
+  assert set(epochs) == {0, 1}  # finished ones
 
 
 def test_the_metrics_of_validation_and_test_are_curves_of_the_same_names(watched):
@@ -290,10 +290,10 @@ def test_ranked_results_are_pictures_of_every_evaluation_and_files_of_the_last(w
 
 def test_what_a_method_draws_becomes_sheets(watched):
   told = watched.told.of('pictured')
-  assert [epoch for epoch, _ in told] == [1, 2, 3]
+  assert [epoch for epoch, _ in told] == [1, 2]
   folder = watched.folder / 'joint' / 'samples'
   assert sorted(path.name for path in folder.iterdir()) == [
-    f'shades-epoch-000{epoch}.png' for epoch in (1, 2, 3)
+    f'shades-epoch-000{epoch}.png' for epoch in (1, 2)
   ]
   events = watched.events('joint/train')
   for (epoch, pictures), (sheet,) in zip(told, pngs(events, 'samples/shades')):
@@ -411,6 +411,7 @@ def test_hooks_are_closed_once_whether_a_run_ends_well_or_not(watched, tiny_mark
   assert len(killed[0].of('closed')) == 1
 
 
+@pytest.mark.slow
 def test_the_curves_of_a_resumed_run_are_those_of_an_uninterrupted_one(watched, resumed):
   steps = len(watched.told.of('logged')) // EPOCHS
   assert resumed.told.of('begins') == [(1, steps)]
@@ -429,6 +430,7 @@ def test_the_curves_of_a_resumed_run_are_those_of_an_uninterrupted_one(watched, 
     np.testing.assert_array_equal(value, resumed.weights()[name])
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_repeated_replaces_the_one_before(resumed, tiny_market):
   train(resumed.folder, tiny_market)
   folder = resumed.folder / 'tensorboard' / 'joint' / 'test'
