@@ -35,10 +35,9 @@ def assert_same(one, other):
 
 def network(directory, name='image_encoder'):
   """Kernel of a network of the toy method, as its final checkpoint has it."""
-  (key,) = [
-    key for key in final_values(directory) if f'networks/{name}/' in key and 'kernel/.ATT' in key
-  ]
-  return final_values(directory)[key]
+  values = final_values(directory)
+  (key,) = [key for key in values if f'{name}/' in key and '/kernel/.ATTRIBUTES' in key]
+  return values[key]
 
 
 class PowerCutError(Exception):

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -207,8 +208,10 @@ def _run_stage(stage, index, directories, setting, hooks):
   manager = tf.train.CheckpointManager(
     checkpoint, _worker_directory(directory, setting), max_to_keep=2
   )
-  if manager.latest_checkpoint:
-    _restore(checkpoint, manager.latest_checkpoint, stage)
+  # The chief's, on every worker: what each starts from must be the same.
+  state = tf.train.get_checkpoint_state(directory)
+  if state:
+    _restore(checkpoint, state.model_checkpoint_path, stage)
     _log.info("Stage '%s' resumes after epoch %d.", stage.name, int(epoch.numpy()))
   else:
     for source, names in stage.carry.items():
@@ -220,6 +223,9 @@ def _run_stage(stage, index, directories, setting, hooks):
     # A file that cannot be read surfaces as an op's error; say which file it is.
     raise images.explain(error) from error
   _write_final(checkpoint, directory, stage, method, setting, time.time() - started)
+  if not setting.chief:
+    shutil.rmtree(_worker_directory(directory, setting), ignore_errors=True)
+    return
   for old in manager.checkpoints:
     for path in tf.io.gfile.glob(f'{old}.*'):
       tf.io.gfile.remove(path)
