@@ -239,7 +239,8 @@ def test_an_encoder_that_differs_is_not_exported(arguments, tmp_path):
   # A tolerance of one's own lets the image encoder pass, and the attribute encoder only then.
   kernel = next(v for v in wrong.attribute.weights if v.shape.rank == 2)
   kernel.assign(kernel * np.nan)
-  with pytest.raises(ValueError, match='attribute encoder differs .* relative error nan'):
+  # (Not every ReLU passes a NaN on; refused it is either way.)
+  with pytest.raises(ValueError, match='attribute encoder differs .* relative error (nan|1)'):
     export.export(directory=str(tmp_path), tolerance=0.1, **{**arguments, 'encoders': wrong})
 
 
