@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import re
 import types
 
 import numpy as np
@@ -382,10 +383,12 @@ def test_what_is_not_known_of_an_evaluation_is_no_curve():
   assert found['evaluation_chance/rank1'] == 2 / 8
 
 
-def test_the_terminal_shows_the_stage_the_embedding_and_the_result(watched):
-  assert f'{len(watched.told.of("logged"))}/{len(watched.told.of("logged"))}' in watched.console
-  assert 'embedding joint, test' in watched.console
-  assert f'joint, test: {watched.evaluations["joint"].line()}' in watched.console
+def test_the_terminal_shows_how_far_the_stage_and_the_embedding_are(watched):
+  steps = len(watched.told.of('logged'))
+  lines = [line for line in watched.console.splitlines() if line.strip()]
+  assert re.match(rf'joint .*{steps}/{steps} epoch {EPOCHS}, loss -?\d', lines[0])
+  images = watched.evaluations['joint'].overall.gallery
+  assert re.match(rf'embedding joint, test .*{images}/{images} images', lines[-1])
 
 
 def test_hooks_are_closed_once_whether_a_run_ends_well_or_not(watched, tiny_market, tmp_path):
@@ -434,5 +437,5 @@ def test_the_curves_of_a_resumed_run_are_those_of_an_uninterrupted_one(watched, 
 def test_an_evaluation_that_is_repeated_replaces_the_one_before(resumed, tiny_market):
   train(resumed.folder, tiny_market)
   folder = resumed.folder / 'tensorboard' / 'joint' / 'test'
-  assert len(list(folder.glob('events*'))) == 2
+  assert len(list(folder.glob('events*'))) == 1
   assert len(scalars(resumed.events('joint/test'), 'evaluation/mAP')) == 1

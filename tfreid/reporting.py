@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import glob
 import json
 import os
 import re
@@ -85,7 +86,6 @@ class ProgressBar(Hooks):
 
   def evaluated(self, stage: Stage, label: str, evaluation: Evaluation, embeddings: Embeddings):
     self.close()
-    self._console.print(f'{label}, test: {evaluation.line()}', highlight=False, soft_wrap=True)
 
   def close(self):
     """Leaves the bar as it stands."""
@@ -200,7 +200,10 @@ class TensorBoard(Hooks):
     run = f'{stage.name}/test/{name}' if name else f'{stage.name}/test'
     directory = stage.path(self._run_directory)
     step = _steps(directory)
-    # An evaluation that is repeated replaces the one before.
+    # An evaluation that is repeated replaces the one before. Not only by its step: of hparams
+    # TensorBoard keeps the first it finds.
+    for old in glob.glob(os.path.join(glob.escape(self._directory), run, 'events.out.tfevents.*')):
+      os.remove(old)
     to = self._summaries(run, first_step=step)
     ranked = self._evaluation(
       to,
