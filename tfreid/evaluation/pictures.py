@@ -203,7 +203,8 @@ def ranked_result(
     right = bool(matches[rank])
     colour = _MATCH if right else _MISS
     draw.text((x, _MARGIN - 2), f'{rank + 1}', fill=_INK, font=_font())
-    score = f'{scores[rank]:.3f}'
+    # Cosines with three digits; log-likelihoods are larger, and wider.
+    score = f'{scores[rank]:.3f}' if abs(scores[rank]) < 10 else f'{scores[rank]:.1f}'
     draw.text(
       (x + column - _GAP - _font().getlength(score), _MARGIN - 2), score, fill=_SOFT, font=_font()
     )
