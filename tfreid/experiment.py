@@ -284,10 +284,11 @@ def _readable(benchmark: Benchmark, pipeline: Pipeline) -> Benchmark:
 
 def _strategy(name: str) -> tuple[tf.distribute.Strategy, int, int]:
   """The strategy, the number of workers and this worker's index."""
+  gpu = bool(tf.config.list_physical_devices('GPU'))
   if name == 'mirrored':
-    return tf.distribute.MirroredStrategy(), 1, 0
+    # By itself it would take every logical CPU, where a process has split its CPU.
+    return tf.distribute.MirroredStrategy(None if gpu else ['CPU:0']), 1, 0
   if name == 'one_device':
-    gpu = bool(tf.config.list_physical_devices('GPU'))
     return tf.distribute.OneDeviceStrategy('GPU:0' if gpu else 'CPU:0'), 1, 0
   if name != 'multi_worker':
     raise ValueError(f"strategy is one of {', '.join(STRATEGIES)}, not '{name}'.")
