@@ -100,7 +100,7 @@ class Seen(Hooks):
   def validated(self, progress, evaluation, embeddings):
     self.told.append(('validated', progress.epoch, evaluation.overall.gallery))
 
-  def evaluated(self, stage, label, evaluation, embeddings):
+  def evaluated(self, stage, label, part, evaluation, embeddings):
     self.told.append(('evaluated', label, evaluation.overall.gallery))
 
   def close(self):
@@ -238,6 +238,26 @@ def test_validation_is_evaluated_as_often_as_asked_and_test_once_at_the_end(tiny
   ]
   rows = (tmp_path / 'results.jsonl').read_text().splitlines()
   assert [json.loads(row)['split'] for row in rows] == ['test']
+
+
+def test_while_settings_are_chosen_the_test_split_is_not_read(tiny_market, tmp_path):
+  seen = Seen()
+  arguments = {'validation_share': 0.3, 'final_split': 'validation', 'hooks': lambda *_: [seen]}
+  evaluation = train(tmp_path, tiny_market, **arguments)['joint']
+  size = len(market1501.load(str(tiny_market), validation_share=0.3).validation)
+  assert ('evaluated', 'joint', size) in seen.told
+  (row,) = (json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines())
+  assert row['split'] == 'validation'
+  assert row['metrics']['all']['mAP'] == pytest.approx(evaluation.metrics['all']['mAP'])
+
+
+def test_final_evaluation_on_a_missing_validation_split_is_refused_before_training(
+  tiny_market, tmp_path
+):
+  with pytest.raises(ValueError, match='VALIDATION_SHARE'):
+    train(tmp_path, tiny_market, final_split='validation')
+  with pytest.raises(ValueError, match="not 'train'"):
+    train(tmp_path, tiny_market, final_split='train')
 
 
 def test_hooks_are_closed_when_the_run_ends_in_an_error(tiny_market, tmp_path):

@@ -103,7 +103,7 @@ class Collected(Hooks):
   def validated(self, progress, evaluation, embeddings):
     self.told.append(('validated', progress.step, evaluation))
 
-  def evaluated(self, stage, label, evaluation, embeddings):
+  def evaluated(self, stage, label, part, evaluation, embeddings):
     self.told.append(('evaluated', label, evaluation))
 
   def pictured(self, progress, pictures):

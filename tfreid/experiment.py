@@ -32,6 +32,7 @@ _PICTURES_PER_STAGE = 10
 
 PRECISIONS = ('float32', 'mixed_float16', 'mixed_bfloat16')
 STRATEGIES = ('mirrored', 'multi_worker', 'one_device')
+SPLITS = ('test', 'validation')
 RESULTS_FILE = 'results.jsonl'
 
 
@@ -49,6 +50,7 @@ def train(
   log_every: int = 20,
   checkpoint_every: int = 1,
   evaluate_every: int = 0,
+  final_split: str = 'test',
   config: str = '',
   operative_config: Callable[[], str] | None = None,
   allow_changed_config: bool = False,
@@ -73,15 +75,16 @@ def train(
     jit_compile: compile forward and backward pass with XLA.
     log_every: steps between reading losses from the device.
     checkpoint_every: epochs between checkpoints.
-    evaluate_every: epochs between evaluations on the validation split, 0 for none. The test split
-      is read once, after training.
+    evaluate_every: epochs between evaluations on the validation split, 0 for none.
+    final_split: what is evaluated once, after training: 'test', or 'validation' while settings are
+      being chosen, so that nobody sees a test result before they are.
     config: the configuration's text, kept with the run; a run directory belongs to one.
     operative_config: () -> text of what was really used, asked for once training has begun.
     allow_changed_config: continue a run although its configuration has changed.
     hooks: (run directory, benchmark) -> further hooks, such as progress bars and TensorBoard.
 
   Returns:
-    The test evaluation of each stage that has a joint space, by stage name.
+    The final evaluation of each stage that has a joint space, by stage name.
 
   Raises:
     ValueError: bad settings, data that do not fit, or a run directory of another configuration.
@@ -89,6 +92,8 @@ def train(
   """
   if precision not in PRECISIONS:
     raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not '{precision}'.")
+  if final_split not in SPLITS:
+    raise ValueError(f"final_split is one of {', '.join(SPLITS)}, not '{final_split}'.")
   # First of all: a multi-worker strategy must exist before any tensor does.
   distribution, workers, index = _strategy(strategy)
   chief = index == 0
@@ -100,6 +105,11 @@ def train(
 
   built = pipeline()
   benchmark = _readable(dataset(), built)
+  if final_split == 'validation' and benchmark.validation is None:
+    raise ValueError(
+      f'{benchmark.name} has no validation split to evaluate on. Hold training semantic IDs out '
+      'with VALIDATION_SHARE, for example 0.2.'
+    )
   if chief:
     stages_lib.write_json(os.path.join(run_directory, 'schema.json'), benchmark.schema.to_json())
     stages_lib.write_json(os.path.join(run_directory, 'environment.json'), environment())
@@ -141,11 +151,13 @@ def train(
     stages_lib.run(stages, setting, attached)
     if not chief:
       return {}
-    return _evaluate_spaces(run_directory, benchmark, built, stages, method, seed, config, attached)
+    return _evaluate_spaces(
+      run_directory, benchmark, final_split, built, stages, method, seed, config, attached
+    )
 
 
-def _evaluate_spaces(run_directory, benchmark, pipeline, stages, method, seed, config, hooks):
-  """The test evaluation of every saved space, by label, added to the results."""
+def _evaluate_spaces(run_directory, benchmark, part, pipeline, stages, method, seed, config, hooks):
+  """The evaluation of every saved space on one split, by label, added to the results."""
   # What is evaluated is what was saved, not what happens to be in memory.
   tf.keras.mixed_precision.set_global_policy('float32')
   evaluations = {}
@@ -156,8 +168,8 @@ def _evaluate_spaces(run_directory, benchmark, pipeline, stages, method, seed, c
         JointSpace.load(directory),
         benchmark,
         pipeline,
-        benchmark.test,
-        progress=_embedding(hooks, f'{label}, test'),
+        getattr(benchmark, part),
+        progress=_embedding(hooks, f'{label}, {part}'),
       )
       results.append_result(
         os.path.join(run_directory, RESULTS_FILE),
@@ -166,7 +178,7 @@ def _evaluate_spaces(run_directory, benchmark, pipeline, stages, method, seed, c
         stage=label,
         epoch=stage.epochs,
         seed=seed,
-        split='test',
+        split=part,
         evaluation=evaluation,
         config=config,
         # What a paired comparison with another run needs.
@@ -174,7 +186,7 @@ def _evaluate_spaces(run_directory, benchmark, pipeline, stages, method, seed, c
       )
       evaluations[label] = evaluation
       for hook in hooks:
-        hook.evaluated(stage, label, evaluation, embeddings)
+        hook.evaluated(stage, label, part, evaluation, embeddings)
   return evaluations
 
 

@@ -84,7 +84,9 @@ class ProgressBar(Hooks):
       if self._stage is not None:
         bar.remove_task(task)
 
-  def evaluated(self, stage: Stage, label: str, evaluation: Evaluation, embeddings: Embeddings):
+  def evaluated(
+    self, stage: Stage, label: str, part: str, evaluation: Evaluation, embeddings: Embeddings
+  ):
     self.close()
 
   def close(self):
@@ -195,9 +197,14 @@ class TensorBoard(Hooks):
 
   # After it.
 
-  def evaluated(self, stage: Stage, label: str, evaluation: Evaluation, embeddings: Embeddings):
+  def evaluated(
+    self, stage: Stage, label: str, part: str, evaluation: Evaluation, embeddings: Embeddings
+  ):
     name = label[len(stage.name) + 1 :]
-    run = f'{stage.name}/test/{name}' if name else f'{stage.name}/test'
+    split = getattr(self._benchmark, part)
+    # <stage>/validation has the curves of training; this is what came after it.
+    run = f'{stage.name}/{part}' if part == 'test' else f'{stage.name}/{part}-final'
+    run = f'{run}/{name}' if name else run
     directory = stage.path(self._run_directory)
     step = _steps(directory)
     # An evaluation that is repeated replaces the one before. Not only by its step: of hparams
@@ -207,7 +214,7 @@ class TensorBoard(Hooks):
     to = self._summaries(run, first_step=step)
     ranked = self._evaluation(
       to,
-      self._benchmark.test,
+      split,
       evaluation,
       embeddings,
       queries=pictures.spread(evaluation.per_query, self._ranked),
@@ -220,7 +227,7 @@ class TensorBoard(Hooks):
     projector.write(
       os.path.join(self._directory, run),
       embeddings,
-      self._benchmark.test,
+      split,
       self._benchmark.schema,
       evaluation=evaluation,
     )

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
 
 from absl import app, flags
 
 import _recipe
+import _runs
 import _tool
 
 _DATASET = flags.DEFINE_string('dataset', 'synthetic', 'Name of a file in gin/datasets/.')
@@ -69,12 +66,7 @@ _ALLOW = flags.DEFINE_bool(
 
 _ABOUT = 'comparison.json'
 _LOG = 'train.log'
-_POLL = 0.5  # seconds
 
-# What is drawn where no data are given; gin/tables.gin has the recipe that goes with it.
-_PEOPLE = os.path.join('datasets', 'tables')
-_TRAIN_PEOPLE, _TEST_PEOPLE, _IMAGES_PER_PERSON = 150, 150, (6, 10)
-_SIZE = (64, 32)
 _GUESSED_SPEED = 45.0  # images per second of a ResNet-50 at that size on two cores
 
 
@@ -83,7 +75,7 @@ def main(argv):
   _tool.no_arguments(argv)
   if not _RENDER_ONLY.value and _DATA_ROOT.value is None and _DATASET.value != 'synthetic':
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
-  signal.signal(signal.SIGTERM, _interrupt)
+  signal.signal(signal.SIGTERM, _runs.interrupt)
   with _tool.clear_errors():
     if _RENDER_ONLY.value:
       _render_only()
@@ -106,9 +98,9 @@ class Comparison:
     self.out = _OUT.value
     self.report = _REPORT.value or self.out
     self.systems = _SYSTEMS.value or [system.name for system in paper.SYSTEMS]
-    self.seeds = _seeds(_SEEDS.value)
+    self.seeds = _runs.seeds(_SEEDS.value)
     drawn = _DATA_ROOT.value is None
-    self.data_root = _PEOPLE if drawn else _DATA_ROOT.value
+    self.data_root = _runs.PEOPLE if drawn else _DATA_ROOT.value
     self.overlays = _GIN_FILE.value or (['tables.gin'] if drawn else [])
     self.recipes = {system: self._recipe(system).legs() for system in self.systems}
     self.kinds = {system: plan.kind(legs) for system, legs in self.recipes.items()}
@@ -272,7 +264,7 @@ class Comparison:
 
     self._refuse_changed(self.runs)
     if _DATA_ROOT.value is None:
-      _draw_people()
+      _runs.draw_people()
       self.clock.num_images = self._num_images()
     try:
       self._do(self.runs)
@@ -298,7 +290,7 @@ class Comparison:
       'dataset': _DATASET.value,
       'command': f'tools/compare.py {shlex.join(sys.argv[1:])}'.strip(),
       'settings': self._settings(),
-      'machine': _machine(),
+      'machine': _runs.machine(),
       'failed': self.failed,
       'unfinished': [
         run.title
@@ -360,7 +352,7 @@ class Comparison:
       'fingerprint': fingerprint,
       'changed': bool(record) and fingerprint != record.get('fingerprint'),
       'attempts': record.get('attempts', 0) + 1,
-      'command': _shown(self.command(run)),
+      'command': _runs.shown(self.command(run)),
     }
     plan.write_record(directory, record)
     rest = self.estimate(waiting)
@@ -378,7 +370,7 @@ class Comparison:
 
     started = time.time()
     log = os.path.join(directory, _LOG)
-    status, peak = _wait(self.command(run), log, tell)
+    status, peak = _runs.wait(self.command(run), log, tell)
     seconds = time.time() - started
     stages = {}
     for leg in plan.legs_of(run, self.recipes):
@@ -388,11 +380,11 @@ class Comparison:
           final = json.load(file)
         stages[leg.name] = {name: final[name] for name in ('epochs', 'steps', 'seconds')}
     record.update(
-      status=status, seconds=round(seconds, 1), peak_bytes=peak, stages=stages, ended=_now()
+      status=status, seconds=round(seconds, 1), peak_bytes=peak, stages=stages, ended=_runs.now()
     )
     plan.write_record(directory, record)
     if status:
-      self.failed[run.title] = f'exit status {status}: {_last_words(log)} (log: {log})'
+      self.failed[run.title] = f'exit status {status}: {_runs.last_words(log)} (log: {log})'
     self.clock.learn(plan.legs_of(run, self.recipes), record)
     console.print(
       f'[{number}/{count}] {run.title}: '
@@ -479,7 +471,7 @@ class Comparison:
     if os.path.isdir(folder):
       return sum(name.endswith(('.jpg', '.png')) for name in os.listdir(folder))
     if _DATA_ROOT.value is None:
-      return _TRAIN_PEOPLE * sum(_IMAGES_PER_PERSON) // 2
+      return _runs.NUM_IMAGES
     return 0
 
   def _settings(self) -> dict[str, str]:
@@ -490,7 +482,7 @@ class Comparison:
     if _GIN_BINDINGS.value:
       texts['Bindings'] = '\n'.join(_GIN_BINDINGS.value)
     if _DATA_ROOT.value is None:
-      texts['Data'] = shlex.join(['tools/make_synthetic.py', *_people_flags()])
+      texts['Data'] = shlex.join(['tools/make_synthetic.py', *_runs.people_flags()])
     return texts
 
 
@@ -518,101 +510,6 @@ def _render_only():
     resamples=_RESAMPLES.value,
   )
   print(f'Written: {page}')
-
-
-def _wait(command: Sequence[str], log: str, tell) -> tuple[int, int]:
-  """Runs a command to its end; returns its exit status and its peak resident size in bytes.
-
-  Args:
-    command: to run.
-    log: file that its output is added to.
-    tell: called with the seconds elapsed, from time to time.
-  """
-  started = time.time()
-  with open(log, 'ab') as file:
-    process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    try:
-      while True:
-        # wait4 and not wait: it tells what this one child used.
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-          break
-        tell(time.time() - started)
-        time.sleep(_POLL)
-    except BaseException:
-      process.terminate()
-      process.wait()
-      raise
-  process.returncode = os.waitstatus_to_exitcode(status)
-  unit = 1 if sys.platform == 'darwin' else 1024
-  return process.returncode, usage.ru_maxrss * unit
-
-
-def _last_words(log: str) -> str:
-  """What a failed run said at the end: its error message, or else its last line."""
-  with open(log, encoding='utf-8', errors='replace') as file:
-    lines = [line.strip() for line in file if line.strip()]
-  errors = [line for line in lines if re.match(r'(\w+\.)*\w*Error\b', line)]
-  return (errors or lines or ['it said nothing'])[-1][:300]
-
-
-def _draw_people():
-  """Draws the synthetic people, unless these very ones are there."""
-  command = [sys.executable, os.path.join(_tool.ROOT, 'tools', 'make_synthetic.py')]
-  status = subprocess.call([*command, *_people_flags()])
-  if status:
-    raise OSError(f'The synthetic people could not be drawn (exit status {status}).')
-
-
-def _people_flags() -> list[str]:
-  return [
-    f'--out={_PEOPLE}',
-    '--difficulty=easy',
-    f'--num_train_people={_TRAIN_PEOPLE}',
-    f'--num_test_people={_TEST_PEOPLE}',
-    f'--image_height={_SIZE[0]}',
-    f'--image_width={_SIZE[1]}',
-    f'--gin_bindings=synthetic.SyntheticPeople.images_per_person = {_IMAGES_PER_PERSON}',
-    '--seed=0',
-  ]
-
-
-def _seeds(texts: Sequence[str]) -> list[int]:
-  try:
-    return [int(text) for text in texts]
-  except ValueError as error:
-    raise ValueError(f'--seeds takes whole numbers, not {",".join(texts)!r}.') from error
-
-
-def _shown(command: Sequence[str]) -> str:
-  """A command as a user would type it in the checkout."""
-  return shlex.join(['tools/train.py', *command[2:]])
-
-
-def _machine() -> dict[str, str]:
-  """What the runs were made on."""
-  found = {'system': platform.platform(), 'processor': platform.processor() or platform.machine()}
-  try:
-    with open('/proc/cpuinfo', encoding='utf-8') as file:
-      names = [line.partition(':')[2].strip() for line in file if line.startswith('model name')]
-    if names:
-      found['processor'] = names[0]
-  except OSError:
-    pass
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  found['cores'] = str(cores)
-  if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
-    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    found['memory'] = f'{memory / 2**30:.1f} GiB'
-  return found
-
-
-def _now() -> str:
-  return time.strftime('%Y-%m-%dT%H:%M:%S%z')
-
-
-def _interrupt(*_):
-  raise KeyboardInterrupt
 
 
 if __name__ == '__main__':

@@ -61,14 +61,18 @@ def main(argv):
       allow_changed_config=_ALLOW.value,
       hooks=reporting.hooks,
     )
-    _print(evaluations)
+    _print(evaluations, gin.query_parameter)
 
 
-def _print(evaluations):
+def _print(evaluations, setting):
   from rich.console import Console
 
+  try:
+    split = setting('experiment.train.final_split')
+  except ValueError:  # nobody bound it
+    split = 'test'
   for label, evaluation in evaluations.items():
-    Console().print(evaluation.table(title=f'{label}, test split'))
+    Console().print(evaluation.table(title=f'{label}, {split} split'))
 
 
 if __name__ == '__main__':

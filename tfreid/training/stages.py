@@ -109,10 +109,11 @@ class Hooks:
   def validated(self, progress: Progress, evaluation: Any, embeddings: Any):
     """The method's space was evaluated on the validation split (both of `evaluation.retrieval`)."""
 
-  def evaluated(self, stage: Stage, label: str, evaluation: Any, embeddings: Any):
-    """A saved space of a finished stage was evaluated on the test split.
+  def evaluated(self, stage: Stage, label: str, part: str, evaluation: Any, embeddings: Any):
+    """A saved space of a finished stage was evaluated.
 
-    `label` is the stage's name, or <stage>/<name> for one of `Method.spaces`.
+    `label` is the stage's name, or <stage>/<name> for one of `Method.spaces`; `part` is the split,
+    'test' or 'validation'.
     """
 
   def pictured(self, progress: Progress, pictures: Mapping[str, np.ndarray]):

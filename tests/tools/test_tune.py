@@ -1,0 +1,120 @@
+"""The grid search on held-out training people, from its own command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / 'tests' / 'conformance' / 'tiny.gin'
+
+
+def tune(*flags):
+  return subprocess.run(
+    [sys.executable, str(ROOT / 'tools' / 'tune.py'), *map(str, flags)],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=dict(os.environ, PYTHONPATH=str(TINY.parent)),
+    timeout=900,
+    check=False,
+  )
+
+
+@pytest.fixture
+def grids(tmp_path):
+  """Writes a file of grids and returns the flag that names it."""
+
+  def write(content):
+    path = tmp_path / 'grids.json'
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return f'--grids={path}'
+
+  return write
+
+
+def test_every_combination_is_a_point_once_after_the_recipe(grids):
+  flag = grids({'mmd': [{'KERNEL': ['linear', 'multi'], 'a.B.weight': [1, 2]}, {'KERNEL': []}]})
+  result = tune(flag, '--dry_run', '--folds=0,1')
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.splitlines() == [
+    'mmd: recipe: 0 of 2 folds done',
+    "mmd: KERNEL = 'linear', weight = 1: 0 of 2 folds done",
+    "mmd: KERNEL = 'linear', weight = 2: 0 of 2 folds done",
+    "mmd: KERNEL = 'multi', weight = 1: 0 of 2 folds done",
+    "mmd: KERNEL = 'multi', weight = 2: 0 of 2 folds done",
+  ]
+
+
+@pytest.mark.parametrize(
+  ('content', 'flags', 'said'),
+  [
+    ('{"mmd": ', (), 'is no JSON file'),
+    ({'mmd': {'KERNEL': ['linear']}}, (), 'a list of grids'),
+    ({'mmd': [{'KERNEL': 'linear'}]}, (), 'a list of grids'),
+    ({'mmd': []}, ('--systems=a2img',), 'has no grid for a2img; it has: mmd'),
+    ({'mmd': []}, ('--folds=a',), 'whole numbers'),
+  ],
+)
+def test_grids_that_cannot_be_understood_are_refused(grids, content, flags, said):
+  result = tune(grids(content), '--dry_run', *flags)
+  assert result.returncode == 1
+  assert said in result.stderr
+  assert 'Traceback' not in result.stderr
+
+
+def test_the_shipped_grids_name_bindings_that_exist():
+  # A misspelt name would train the recipe under another title.
+  sys.path.insert(0, str(ROOT / 'tools'))
+  try:
+    import _recipe
+  finally:
+    sys.path.remove(str(ROOT / 'tools'))
+  grids = json.loads((ROOT / 'gin' / 'tuning' / 'tables.json').read_text())
+  assert grids
+  for system, of_system in grids.items():
+    files = [f'methods/{system}.gin', 'datasets/synthetic.gin', 'tables.gin']
+    known = _recipe.Recipe(files).values
+    for grid in of_system:
+      assert not [name for name in grid if name not in known], system
+
+
+@pytest.mark.slow
+def test_points_share_a_pretraining_never_read_the_test_split_and_are_done_once(
+  tiny_market, grids, tmp_path
+):
+  out = tmp_path / 'out'
+  flags = (
+    grids({'dcca': [{'DCCA_EPOCHS': [2]}]}),
+    '--folds=3',
+    '--share=0.3',
+    f'--data_root={tiny_market}',
+    f'--gin_file={TINY}',
+    f'--gin_file={ROOT / "tests" / "conformance" / "overlays" / "dcca.gin"}',
+    '--gin_bindings=PRETRAIN_EPOCHS = 1',
+    '--gin_bindings=DCCA_EPOCHS = 1',
+    f'--out={out}',
+  )
+  first = tune(*flags)
+  assert first.returncode == 0, first.stdout + first.stderr
+  assert '[2/2]' in first.stdout
+  records = sorted((out / 'dcca').glob('*/fold-3/compare.json'))
+  assert len(records) == 2
+  values = [json.loads(path.read_text())['values'] for path in records]
+  assert all(0 <= value <= 1 for one in values for value in one.values())
+  report = (out / 'tuning.md').read_text()
+  assert '| *recipe* |' in report.replace('**', '')
+  assert 'DCCA_EPOCHS = 2' in report
+  assert (out / 'pretrain' / 'fold-3' / 'pretrain').is_dir()
+  assert not (out / 'dcca' / 'recipe' / 'fold-3' / 'pretrain').exists()
+  again = tune(*flags)
+  assert again.returncode == 0
+  assert '[1/' not in again.stdout
+  changed = tune(*flags, '--gin_bindings=PRETRAIN_EPOCHS = 2')
+  assert changed.returncode == 1
+  assert 'another configuration' in changed.stderr

@@ -1,0 +1,125 @@
+"""What the tools share that run `tools/train.py` many times. Floor 5."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import _tool
+
+_POLL = 0.5  # seconds
+
+# What is drawn where no data are given; gin/tables.gin has the recipe that goes with it.
+PEOPLE = os.path.join('datasets', 'tables')
+_TRAIN_PEOPLE, _TEST_PEOPLE, _IMAGES_PER_PERSON = 150, 150, (6, 10)
+_SIZE = (64, 32)
+NUM_IMAGES = _TRAIN_PEOPLE * sum(_IMAGES_PER_PERSON) // 2  # for training, about
+
+
+def wait(command: Sequence[str], log: str, tell) -> tuple[int, int]:
+  """Runs a command to its end; returns its exit status and its peak resident size in bytes.
+
+  Args:
+    command: to run.
+    log: file that its output is added to.
+    tell: called with the seconds elapsed, from time to time.
+  """
+  started = time.time()
+  with open(log, 'ab') as file:
+    process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+      while True:
+        # wait4 and not wait: it tells what this one child used.
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+          break
+        tell(time.time() - started)
+        time.sleep(_POLL)
+    except BaseException:
+      process.terminate()
+      process.wait()
+      raise
+  process.returncode = os.waitstatus_to_exitcode(status)
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return process.returncode, usage.ru_maxrss * unit
+
+
+def last_words(log: str) -> str:
+  """What a failed run said at the end: its error message, or else its last line."""
+  with open(log, encoding='utf-8', errors='replace') as file:
+    lines = [line.strip() for line in file if line.strip()]
+  errors = [line for line in lines if re.match(r'(\w+\.)*\w*Error\b', line)]
+  return (errors or lines or ['it said nothing'])[-1][:300]
+
+
+def shown(command: Sequence[str]) -> str:
+  """A command as a user would type it in the checkout."""
+  return shlex.join(['tools/train.py', *command[2:]])
+
+
+def draw_people():
+  """Draws the synthetic people, unless these very ones are there."""
+  command = [sys.executable, os.path.join(_tool.ROOT, 'tools', 'make_synthetic.py')]
+  status = subprocess.call([*command, *people_flags()])
+  if status:
+    raise OSError(f'The synthetic people could not be drawn (exit status {status}).')
+
+
+def people_flags() -> list[str]:
+  """Flags of tools/make_synthetic.py that draw them."""
+  return [
+    f'--out={PEOPLE}',
+    '--difficulty=easy',
+    f'--num_train_people={_TRAIN_PEOPLE}',
+    f'--num_test_people={_TEST_PEOPLE}',
+    f'--image_height={_SIZE[0]}',
+    f'--image_width={_SIZE[1]}',
+    f'--gin_bindings=synthetic.SyntheticPeople.images_per_person = {_IMAGES_PER_PERSON}',
+    '--seed=0',
+  ]
+
+
+def seeds(texts: Sequence[str]) -> list[int]:
+  """The whole numbers of a flag.
+
+  Raises:
+    ValueError: one is none.
+  """
+  try:
+    return [int(text) for text in texts]
+  except ValueError as error:
+    raise ValueError(f'--seeds takes whole numbers, not {",".join(texts)!r}.') from error
+
+
+def machine() -> dict[str, str]:
+  """What the runs were made on."""
+  found = {'system': platform.platform(), 'processor': platform.processor() or platform.machine()}
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8') as file:
+      names = [line.partition(':')[2].strip() for line in file if line.startswith('model name')]
+    if names:
+      found['processor'] = names[0]
+  except OSError:
+    pass
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  found['cores'] = str(cores)
+  if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    found['memory'] = f'{memory / 2**30:.1f} GiB'
+  return found
+
+
+def now() -> str:
+  """The time with its zone."""
+  return time.strftime('%Y-%m-%dT%H:%M:%S%z')
+
+
+def interrupt(*_):
+  """Handles SIGTERM as Ctrl-C is handled."""
+  raise KeyboardInterrupt
