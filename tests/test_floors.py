@@ -4,7 +4,7 @@ F5  experiment, reporting, comparison, search        compose the rest, as tools/
 F4  training, evaluation, serving, index,            rooms; none imports another
     search.exported, search.page
 F3  methods                                          training alone sees it, only methods.method
-F2  joint_space
+F2  joint_space, search.asking
 F1  networks, data                                   rooms that do not know each other
 F0  losses, correlation, replicas, spec, evaluation.ranking, serving.search, search.answer
 """
@@ -31,6 +31,7 @@ FLOORS = {
   'tfreid.networks': 1,
   'tfreid.data': 1,
   'tfreid.joint_space': 2,
+  'tfreid.search.asking': 2,
   'tfreid.methods': 3,
   'tfreid.training': 4,
   'tfreid.evaluation': 4,

@@ -77,7 +77,64 @@ def test_search_by_crop_is_search_by_its_concept(model, crops):
   np.testing.assert_allclose(answer['scores'], expected['scores'], atol=1e-6)
 
 
+def test_explanation_is_the_ranking_and_the_products_with_each_variant(
+  model, space, gallery, ids, schema
+):
+  rng = np.random.default_rng(6)
+  attributes = rng.uniform(size=(3, 30)).astype(np.float32)
+  variants = rng.uniform(size=(3, 5, 30)).astype(np.float32)
+  answer = model['explain'](attributes=tf.constant(attributes), variants=tf.constant(variants))
+  expected = model['serving_default'](attributes=tf.constant(attributes))
+  assert texts(answer['ids']) == texts(expected['ids'])
+  np.testing.assert_allclose(answer['scores'], expected['scores'], atol=1e-6)
+  assert answer['variant_scores'].shape == (3, 20, 5)
+  rows = {name: row for row, name in enumerate(ids)}
+  for i, names in enumerate(texts(answer['ids'])):
+    concepts = space.encode_attributes(variants[i]).numpy()
+    products = gallery[[rows[name] for name in names]] @ concepts.T
+    np.testing.assert_allclose(answer['variant_scores'][i], products, atol=2e-6)
+
+
+def test_a_query_as_its_own_variant_scores_as_it_did(model):
+  attributes = np.random.default_rng(7).uniform(size=(2, 30)).astype(np.float32)
+  answer = model['explain'](
+    attributes=tf.constant(attributes), variants=tf.constant(attributes[:, np.newaxis])
+  )
+  np.testing.assert_allclose(answer['variant_scores'][:, :, 0], answer['scores'], atol=1e-6)
+
+
+def test_a_gallery_in_halves_explains_with_its_float32_numbers(encoders, gallery, ids):
+  arguments = {'gallery': gallery, 'ids': ids, 'top_k': 7}
+  rng = np.random.default_rng(8)
+  inputs = {
+    'attributes': tf.constant(rng.uniform(size=(2, 30)).astype(np.float32)),
+    'variants': tf.constant(rng.uniform(size=(2, 3, 30)).astype(np.float32)),
+  }
+  whole, halves = (
+    retriever.Retriever(
+      encoders.image, encoders.attribute, gallery_precision=precision, **arguments
+    ).signatures()['explain'](**inputs)
+    for precision in ('float32', 'bfloat16')
+  )
+  assert texts(whole['ids']) == texts(halves['ids'])
+  np.testing.assert_array_equal(whole['variant_scores'], halves['variant_scores'])
+
+
+def test_variants_that_do_not_belong_to_the_queries_are_an_error(model):
+  queries = tf.zeros([2, 30])
+  with pytest.raises(tf.errors.InvalidArgumentError, match='Variants must be given for each query'):
+    model['explain'](attributes=queries, variants=tf.zeros([3, 4, 30]))
+  variants = np.zeros([2, 4, 30], np.float32)
+  variants[1, 2, 3] = np.inf
+  with pytest.raises(tf.errors.InvalidArgumentError, match='variant of a query holds NaN or inf'):
+    model['explain'](attributes=queries, variants=tf.constant(variants))
+
+
 def test_an_empty_batch_is_an_empty_answer(model):
+  nothing = model['explain'](attributes=tf.zeros([0, 30]), variants=tf.zeros([0, 4, 30]))
+  assert nothing['variant_scores'].shape == (0, 20, 4)
+  without = model['explain'](attributes=tf.zeros([2, 30]), variants=tf.zeros([2, 0, 30]))
+  assert without['variant_scores'].shape == (2, 20, 0)
   assert model['serving_default'](attributes=tf.zeros([0, 30]))['ids'].shape == (0, 20)
   assert model['embed_images'](image_bytes=tf.constant([], tf.string))['concepts'].shape == (0, 12)
   assert model['search_words'](words=tf.constant([], tf.string))['scores'].shape == (0, 20)

@@ -188,6 +188,16 @@ class AttributeSchema:
     vectors = np.asarray(vectors, np.float32)
     return (vectors > 0.0 if self.encoding == 'three_state' else vectors > 0.5).astype(np.float32)
 
+  def unsaid(self) -> np.ndarray:
+    """The attribute vector of a description that says nothing, float32 [A].
+
+    Zeros in the three-state encoding, the training rates in the binary one. `encode_query` starts
+    from it; nobody searches for it, but what an attribute contributes is measured against it.
+    """
+    if self.encoding == 'three_state':
+      return np.zeros(self.size, np.float32)
+    return np.asarray(self.rates or (0.5,) * self.size, np.float32)
+
   def encode_query(self, query: Mapping[str, str]) -> np.ndarray:
     """The attribute vector of a description that may leave attributes out.
 
@@ -206,13 +216,8 @@ class AttributeSchema:
         'The query names no attribute. Say at least one, for example '
         f'{self.attributes[0].name}={self.attributes[0].values[-1]}.'
       )
-    three_state = self.encoding == 'three_state'
-    off, on = (-1.0, 1.0) if three_state else (0.0, 1.0)
-    if three_state:
-      vector = np.zeros(self.size, np.float32)
-    else:
-      rates = self.rates or (0.5,) * self.size
-      vector = np.asarray(rates, np.float32).copy()
+    off, on = (-1.0, 1.0) if self.encoding == 'three_state' else (0.0, 1.0)
+    vector = self.unsaid()
     for name, said in query.items():
       negated = said.startswith('!')
       value = self.check_value(name, said.lstrip('!'))

@@ -14,9 +14,11 @@ from tfreid.index import engine, filters, segment
 from tfreid.index.building import check_model
 from tfreid.index.engine import Match
 from tfreid.index.ledger import Ledger
-from tfreid.search.answer import Answer, Hit
+from tfreid.search import asking
+from tfreid.search.answer import Answer, Hit, Suggestion
 
 if TYPE_CHECKING:
+  from tfreid.data.attributes import AttributeSchema
   from tfreid.index.embedder import Embedder
 
 
@@ -72,11 +74,21 @@ class Searcher:
         check_model(self.engine.state, _Described(directory))
     return self._model
 
+  @property
+  def schema(self) -> AttributeSchema:
+    """The attributes of the model.
+
+    Raises:
+      ValueError: it was exported without.
+    """
+    return self.model.known_schema
+
   def search(
     self,
     query: str | Mapping[str, str] | np.ndarray,
     *,
     top_k: int = 20,
+    explain: bool = False,
     where: str = '',
     must: Mapping[str, str] | str | None = None,
     must_not: Mapping[str, str] | str | None = None,
@@ -89,6 +101,7 @@ class Searcher:
     Args:
       query: a description in words, attribute name to value, or a concept (float32 [E]).
       top_k: number of crops, at most.
+      explain: fill `Hit.reasons`; a concept has no attributes, and so no reasons.
       where: a condition on fields, see `tfreid.index.filters`.
       must: attributes with which a crop must be annotated, by name or in words.
       must_not: attributes with which a crop must not be annotated.
@@ -118,26 +131,61 @@ class Searcher:
     (matches,) = self.engine.search(
       concept[np.newaxis], top_k=top_k, where=condition, exclude=exclude, min_score=min_score
     )
+    reasons: list[dict[str, float]] = [{} for _ in matches]
+    if explain and said and matches:
+      without = self._scores(
+        [match.row.id for match in matches], asking.withdrawals(self.schema, said)
+      )
+      reasons = asking.reasons(list(said), np.array([match.score for match in matches]), without)
     return Answer(
       query=said,
-      hits=[_hit(match) for match in matches],
+      hits=[_hit(match, why) for match, why in zip(matches, reasons)],
       text=text,
       source=self.directory,
       gallery_size=self.engine.size,
       seconds=time.perf_counter() - started,
     )
 
-  def like(self, crop: str | bytes, **options: Any) -> Answer:
+  def suggest(
+    self, query: str | Mapping[str, str], *, top_k: int = 50, **options: Any
+  ) -> list[Suggestion]:
+    """What to ask for next: the attributes that the query leaves out, best first.
+
+    Args:
+      query: a description in words, or attribute name to value.
+      top_k: number of best crops between which the answer is to decide.
+      **options: of `search`, which narrow what these crops are.
+
+    Returns:
+      For each attribute of which nothing is said, the bits that its answer is expected to give
+      about which of these crops is meant; see `asking.suggestions`.
+
+    Raises:
+      ValueError: words, attributes, values or fields that are not known.
+    """
+    if isinstance(query, str):
+      query = words.parse(query, self.schema)
+    questions = asking.questions(self.schema, query)
+    if not questions:
+      return []
+    hits = self.search(query, top_k=top_k, **options).hits
+    vectors = np.concatenate([question.vectors for question in questions])
+    scores = self._scores([hit.id for hit in hits], vectors)
+    return asking.suggestions(questions, np.array([hit.score for hit in hits]), scores)
+
+  def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
     """The crops most like one crop.
 
     Args:
       crop: the id of a crop of the index (which is then left out of the answer), the path of an
         image, or the bytes of one.
+      top_k: number of crops, at most.
       **options: of `search`.
 
     Raises:
       ValueError: it is neither, or the image cannot be decoded.
     """
+    options['top_k'] = top_k
     if isinstance(crop, bytes):
       return self.search(self.model.embed_images([crop])[0], **options)
     if self.engine.rows([crop]):
@@ -206,6 +254,10 @@ class Searcher:
   def __exit__(self, *exception: Any) -> None:
     self.close()
 
+  def _scores(self, ids: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+    """Scores, float32 [K, M], of crops for attribute vectors [M, A]."""
+    return self.engine.concepts(ids) @ self.model.embed_attributes(vectors).T
+
   def _attributes(self, asked: Mapping[str, str] | str | None) -> Mapping[str, str]:
     """Attribute name to value, checked."""
     if isinstance(asked, str):
@@ -225,11 +277,12 @@ class _Described:
     self.fingerprint = description(directory)['fingerprint']
 
 
-def _hit(match: Match) -> Hit:
+def _hit(match: Match, reasons: Mapping[str, float]) -> Hit:
   return Hit(
     id=match.row.id,
     score=match.score,
     path=match.row.path,
     attributes=match.row.attributes,
     metadata=match.row.fields,
+    reasons=reasons,
   )

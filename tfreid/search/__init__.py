@@ -1,17 +1,69 @@
 """Asking: a description in, a ranked answer with pictures and reasons out.
 
-answer = tfreid.search.load('saved_models/demo').search('woman, red top')
+with tfreid.search.load('saved_models/demo') as people:
+  answer = people.search('woman, red top', explain=True)
+  next_question = people.suggest('woman, red top')[0].attribute
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Union
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-  from tfreid.index.searcher import Searcher
-  from tfreid.search.exported import ExportedModel
+  from tfreid.data.attributes import AttributeSchema
+  from tfreid.search.answer import Answer, Suggestion
 
-  Source = Union[ExportedModel, Searcher]
+
+class Source(Protocol):
+  """What can be searched: an exported model, an index, a server. All answer alike.
+
+  Attributes:
+    schema: what can be said of a person, with words and encoding.
+  """
+
+  schema: AttributeSchema
+
+  def search(
+    self,
+    query: str | Mapping[str, str],
+    *,
+    top_k: int = 20,
+    text: str = '',
+    explain: bool = False,
+    **options: Any,
+  ) -> Answer:
+    """The best crops for a description.
+
+    Args:
+      query: a description in words, or attribute name to value ('!value': not this value).
+      top_k: number of crops, at most.
+      text: the description as it was given, for the answer.
+      explain: fill `Hit.reasons`.
+      **options: where, must, must_not, exclude and min_score of an index; ValueError elsewhere.
+
+    Raises:
+      ValueError: something that is not known; the message names it.
+    """
+
+  def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
+    """The crops most like one: an id of the gallery, the path of an image, or the bytes of one."""
+
+  def suggest(self, query: str | Mapping[str, str], *, top_k: int = 50) -> list[Suggestion]:
+    """The attributes of which the query says nothing, by what asking for them would tell.
+
+    The gain is about which of the best `top_k` crops is meant; best first; see `search.asking`.
+    """
+
+  def info(self) -> dict[str, Any]:
+    """Facts, as plain JSON types."""
+
+  def close(self) -> None:
+    """Frees what it holds."""
+
+  def __enter__(self) -> Source: ...
+
+  def __exit__(self, *exception: Any) -> None: ...
 
 
 def load(directory: str, **options: Any) -> Source:

@@ -1,10 +1,10 @@
-"""A ranked answer to one description, whoever computed it. Floor 4."""
+"""A ranked answer to one description, whoever computed it. Floor 0."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -32,6 +32,18 @@ class Hit:
   attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   reasons: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Suggestion(NamedTuple):
+  """An attribute to ask for next.
+
+  Attributes:
+    attribute: its name.
+    gain: expected information, in bits, about which of the best crops is meant.
+  """
+
+  attribute: str
+  gain: float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,11 @@ import tensorflow as tf
 
 from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
-from tfreid.search.answer import Answer, Hit
+from tfreid.search import asking
+from tfreid.search.answer import Answer, Hit, Suggestion
+
+# What an index can do and a gallery inside a model cannot.
+_OPTIONS = ('where', 'must', 'must_not', 'exclude', 'min_score')
 
 
 class ExportedModel:
@@ -33,39 +37,200 @@ class ExportedModel:
       directory: of a version (`saved_models/demo/1`), or of a model, whose newest version is taken.
 
     Raises:
-      FileNotFoundError: there is no exported model.
+      FileNotFoundError: there is no exported model, or it was exported without a schema.
     """
     self.directory = newest_version(directory)
-    with open(
-      os.path.join(self.directory, 'assets.extra', 'schema.json'), encoding='utf-8'
-    ) as file:
+    extra = os.path.join(self.directory, 'assets.extra')
+    path = os.path.join(extra, 'schema.json')
+    if not os.path.isfile(path):
+      raise FileNotFoundError(
+        f"The model '{self.directory}' has no assets.extra/schema.json, so it does not know what "
+        'its attributes are called. Export it with a schema to search it by description.'
+      )
+    with open(path, encoding='utf-8') as file:
       self.schema = AttributeSchema.from_json(file.read())
-    self._gallery = _gallery(os.path.join(self.directory, 'assets.extra', 'gallery.jsonl'))
+    self._gallery = _gallery(os.path.join(extra, 'gallery.jsonl'))
     self._model = tf.saved_model.load(self.directory)
-    self._retrieve = self._model.signatures['serving_default']
 
-  def search(self, query: str | Mapping[str, str], *, top_k: int = 20, text: str = '') -> Answer:
+  def search(
+    self,
+    query: str | Mapping[str, str],
+    *,
+    top_k: int = 20,
+    text: str = '',
+    explain: bool = False,
+    **options: Any,
+  ) -> Answer:
     """The best crops for a description.
 
     Args:
       query: a description in words, or attribute name to value.
       top_k: number of crops; the export fixed how many there are at most.
       text: the description as it was given, for the answer.
+      explain: fill `Hit.reasons`, in the same pass through the model.
+      **options: none; those of an index are refused.
 
     Raises:
-      ValueError: an unknown word, attribute or value.
+      ValueError: an unknown word, attribute or value, an option, or `explain` of a model that was
+        exported before it could.
     """
+    _check(top_k, options)
     if isinstance(query, str):
       text = text or query
       query = words.parse(query, self.schema)
-    vector = self.schema.encode_query(query)
+    vector = tf.constant(self.schema.encode_query(query)[np.newaxis])
     started = time.perf_counter()
-    found = self._retrieve(attributes=tf.constant(vector[None]))
+    reasons: list[dict[str, float]] = []
+    if explain:
+      variants = asking.withdrawals(self.schema, query)[np.newaxis]
+      found = self._ask('explain', attributes=vector, variants=tf.constant(variants))
+      scores, without = found['scores'].numpy()[0], found['variant_scores'].numpy()[0]
+      reasons = asking.reasons(list(query), scores, without)
+    else:
+      found = self._ask('serving_default', attributes=vector)
     seconds = time.perf_counter() - started
-    ids = [value.decode() for value in found['ids'].numpy()[0]]
-    scores = np.asarray(found['scores'])[0]
+    return self._answer(
+      found, top_k=top_k, query=dict(query), text=text, seconds=seconds, reasons=reasons
+    )
+
+  def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
+    """The crops most like one crop.
+
+    Args:
+      crop: the id of a crop of the gallery (which is then left out of the answer), the path of an
+        image, or the bytes of one. The concept of a crop of the gallery is in the model: its file
+        need not exist any more.
+      top_k: number of crops; the export fixed how many there are at most.
+      **options: none; those of an index are refused.
+
+    Raises:
+      ValueError: it is neither, the image cannot be decoded, or an option.
+    """
+    _check(top_k, options)
+    text, left_out = '', ''
+    started = time.perf_counter()
+    if isinstance(crop, bytes):
+      found = self._ask('search_images', image_bytes=tf.constant([crop]))
+    else:
+      text = f'like {crop}'
+      concept = self._concept(crop)
+      if concept is not None:
+        left_out = crop
+        found = self._ask('search_concepts', concepts=tf.constant(concept[np.newaxis]))
+      elif os.path.isfile(crop):
+        with open(crop, 'rb') as file:
+          found = self._ask('search_images', image_bytes=tf.constant([file.read()]))
+      else:
+        raise ValueError(f"'{crop}' is neither an id of the gallery nor an image file.")
+    seconds = time.perf_counter() - started
+    return self._answer(found, top_k=top_k, text=text, seconds=seconds, left_out=left_out)
+
+  def suggest(self, query: str | Mapping[str, str], *, top_k: int = 50) -> list[Suggestion]:
+    """What to ask for next: the attributes that the query leaves out, best first.
+
+    Args:
+      query: a description in words, or attribute name to value.
+      top_k: number of best crops between which the answer is to decide.
+
+    Returns:
+      For each attribute of which nothing is said, the bits that its answer is expected to give
+      about which of these crops is meant; see `asking.suggestions`.
+
+    Raises:
+      ValueError: an unknown word, attribute or value, or a model that was exported before it could
+        explain.
+    """
+    _check(top_k, {})
+    if isinstance(query, str):
+      query = words.parse(query, self.schema)
+    vector = self.schema.encode_query(query)
+    questions = asking.questions(self.schema, query)
+    if not questions:
+      return []
+    variants = np.concatenate([question.vectors for question in questions])
+    found = self._ask(
+      'explain',
+      attributes=tf.constant(vector[np.newaxis]),
+      variants=tf.constant(variants[np.newaxis]),
+    )
+    return asking.suggestions(
+      questions, found['scores'].numpy()[0, :top_k], found['variant_scores'].numpy()[0, :top_k]
+    )
+
+  def info(self) -> dict[str, Any]:
+    """Facts of the model as plain JSON types: assets.extra/model.json, and what was loaded."""
+    path = os.path.join(self.directory, 'assets.extra', 'model.json')
+    about: dict[str, Any] = {}
+    if os.path.isfile(path):
+      with open(path, encoding='utf-8') as file:
+        about = json.load(file)
+    return {
+      'directory': self.directory,
+      'engine': 'exported model',
+      'crops': len(self._gallery),
+      'embedding_size': about.get('embedding_size'),
+      'signatures': sorted(self._signatures()),
+      'model': {'path': os.path.abspath(self.directory), **about},
+    }
+
+  def close(self) -> None:
+    """Frees the model; nothing can be asked after that."""
+    self._model = None
+
+  def __enter__(self) -> ExportedModel:
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self.close()
+
+  def _signatures(self):
+    if self._model is None:
+      raise ValueError(f"The model '{self.directory}' is closed. Load it again to ask it.")
+    return self._model.signatures
+
+  def _ask(self, signature: str, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+    """What a signature answers.
+
+    Raises:
+      ValueError: the model has no such signature, or does not take the input.
+    """
+    signatures = self._signatures()
+    if signature not in signatures:
+      raise ValueError(
+        f"The model '{self.directory}' has no signature {signature}: it was exported by an earlier "
+        f'version (it has: {", ".join(sorted(signatures)) or "none"}). Export it again with '
+        'tools/export.py.'
+      )
+    try:
+      return signatures[signature](**inputs)
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+      raise ValueError(_first_line(error)) from error
+
+  def _concept(self, identifier: str) -> np.ndarray | None:
+    """The concept, float32 [E], of a crop of the gallery; None if there is none of that id."""
+    if identifier not in self._gallery:
+      return None
+    self._signatures()
+    ids = self._model.ids.numpy()
+    (rows,) = np.nonzero(ids == identifier.encode())
+    if not len(rows):
+      return None
+    gallery, row = self._model.gallery, int(rows[0])
+    if hasattr(gallery, 'vectors'):
+      return gallery.vectors[row].numpy()
+    # A gallery that is scanned in bfloat16 keeps the halves of its float32 numbers apart; see
+    # `tfreid.serving.search`.
+    upper = tf.cast(tf.bitcast(gallery.upper[row], tf.int16), tf.int32)
+    lower = tf.cast(gallery.lower[row], tf.int32)
+    return tf.bitcast(tf.bitwise.left_shift(upper, 16) + lower, tf.float32).numpy()
+
+  def _answer(self, found, *, top_k, seconds, query=(), text='', reasons=(), left_out='') -> Answer:
     hits = []
-    for identifier, score in list(zip(ids, scores))[:top_k]:
+    ids, scores = found['ids'].numpy()[0], found['scores'].numpy()[0]
+    for rank, (value, score) in enumerate(zip(ids, scores)):
+      identifier = value.decode()
+      if identifier == left_out:
+        continue
       about = self._gallery.get(identifier, {})
       hits.append(
         Hit(
@@ -74,11 +239,12 @@ class ExportedModel:
           path=about.get('path', ''),
           attributes=about.get('attributes') or {},
           metadata={key: about[key] for key in ('person_id', 'camera') if key in about},
+          reasons=reasons[rank] if reasons else {},
         )
       )
     return Answer(
       query=dict(query),
-      hits=hits,
+      hits=hits[:top_k],
       text=text,
       source=self.directory,
       gallery_size=len(self._gallery),
@@ -106,6 +272,32 @@ def newest_version(directory: str) -> str:
       'the folder of a version, for example saved_models/demo/1; tools/export.py writes them.'
     )
   return os.path.join(directory, max(versions, key=int))
+
+
+def _check(top_k: int, options: Mapping[str, Any]):
+  """Refuses what the gallery inside a model cannot do.
+
+  Raises:
+    ValueError: an option of an index, or fewer than one result.
+    TypeError: an option that nothing has.
+  """
+  if top_k < 1:
+    raise ValueError(f'The number of results must be at least 1, not {top_k}.')
+  unknown = [name for name in options if name not in _OPTIONS]
+  if unknown:
+    raise TypeError(f'search() got an unexpected keyword argument {unknown[0]!r}')
+  if options:
+    raise ValueError(
+      f'{", ".join(sorted(options))}: only an index can filter its answers. Make one of the crops '
+      'with tools/index.py.'
+    )
+
+
+def _first_line(error: tf.errors.OpError) -> str:
+  """What is wrong, without the walk through the graph."""
+  lines = [line.strip() for line in (error.message or '').splitlines() if line.strip()]
+  said = [line for line in lines if 'error(s) found' not in line and 'Graph execution' not in line]
+  return (said or lines or ['The model does not take this input'])[0][:300]
 
 
 def _gallery(path: str) -> dict[str, dict[str, Any]]:

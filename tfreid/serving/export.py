@@ -364,73 +364,95 @@ def _check_encoders(written, space, crops, attributes, limit) -> dict[str, Any]:
 
 
 def _check_ranking(written, gallery, ids, attributes, num_queries: int = 2):
-  """Compares the written model's ranking with a full sort.
+  """Compares the written model's ranking with a full sort, and its explanation with the products.
 
   Raises:
     ValueError: they differ by more than rounding.
   """
+  variants = np.broadcast_to(attributes, (num_queries, *attributes.shape))  # [Q, M, A]
+  # In one batch, as `explain` embeds them: in another one they may round otherwise.
+  others = written['embed_attributes'](
+    attributes=tf.constant(variants.reshape(-1, attributes.shape[1]))
+  )['concepts'].numpy()
+  others = others.reshape(num_queries, len(attributes), -1)  # [Q, M, E]
   attributes = tf.constant(attributes[:num_queries])
   answer = written['serving_default'](attributes=attributes)
+  explained = written['explain'](attributes=attributes, variants=tf.constant(variants))
   concepts = written['embed_attributes'](attributes=attributes)['concepts'].numpy()
   rows = {name: row for row, name in enumerate(ids)}
-  for query, names, scores in zip(concepts, answer['ids'].numpy(), answer['scores'].numpy()):
+  # Each product of E numbers in float32 is off by some E roundings at most.
+  room = 4e-7 * gallery.shape[1] * np.linalg.norm(gallery, axis=1).max()
+  for i, (query, names, scores) in enumerate(
+    zip(concepts, answer['ids'].numpy(), answer['scores'].numpy())
+  ):
     expected = gallery @ query
     found = expected[[rows[name.decode()] for name in names]]
     best = -np.sort(-expected)[: len(names)]
-    # Each product of E numbers in float32 is off by some E roundings at most.
-    room = 4e-7 * len(query) * np.linalg.norm(query) * np.linalg.norm(gallery, axis=1).max()
+    products = gallery[[rows[name.decode()] for name in explained['ids'].numpy()[i]]] @ others[i].T
     if not (
-      np.abs(found - scores).max() <= room
-      and np.abs(best - scores).max() <= room
+      np.abs(found - scores).max() <= room * np.linalg.norm(query)
+      and np.abs(best - scores).max() <= room * np.linalg.norm(query)
       and len(set(names)) == len(names)
+      and np.abs(explained['scores'].numpy()[i] - scores).max() <= room * np.linalg.norm(query)
+      and np.abs(explained['variant_scores'].numpy()[i] - products).max()
+      <= room * np.linalg.norm(others[i], axis=1).max()
     ):
       raise ValueError(
-        'The exported model ranks the gallery otherwise than a full sort does. Nothing was '
-        'exported. This is a defect of the export; please report it.'
+        'The exported model ranks the gallery otherwise than a full sort does, or explains a '
+        'ranking by other scores. Nothing was exported. This is a defect of the export; please '
+        'report it.'
       )
 
 
-def _examples(crops, attributes, schema) -> dict[str, tuple[str, list]]:
-  """For each signature to show and warm up: the name of its input, and two examples of it."""
+def _examples(crops, attributes, schema) -> dict[str, dict[str, list]]:
+  """For each signature to show and warm up: its inputs by name, and two examples of each."""
   contents = [crop.contents for crop in crops]
+  queries = list(attributes[:2])
   examples = {
-    'serving_default': ('attributes', list(attributes[:2])),
-    'embed_attributes': ('attributes', list(attributes[:2])),
-    'embed_images': ('image_bytes', contents),
-    'search_images': ('image_bytes', contents),
+    'serving_default': {'attributes': queries},
+    'embed_attributes': {'attributes': queries},
+    'explain': {'attributes': queries, 'variants': [attributes[2:4], attributes[4:6]]},
+    'embed_images': {'image_bytes': contents},
+    'search_images': {'image_bytes': contents},
   }
   if schema is not None:
     first, last = schema.attributes[0], schema.attributes[-1]
     texts = [f'{first.name}={first.values[-1]}', f'{last.name}!={last.values[0]}, zebra']
-    examples['search_words'] = ('words', texts)
+    examples['search_words'] = {'words': texts}
   return examples
 
 
 def _golden(written, examples, limit) -> dict[str, Any]:
   """Requests in the row format of TF Serving's REST interface, with their answers."""
   golden = []
-  for signature, (name, values) in examples.items():
-    answer = written[signature](**{name: tf.constant(np.stack(values))})
+  for signature, inputs in examples.items():
+    answer = written[signature](
+      **{name: tf.constant(np.stack(values)) for name, values in inputs.items()}
+    )
     arrays = {key: value.numpy() for key, value in answer.items()}
-    for key in ('ids', 'scores'):
+    for key in ('ids', 'scores', 'variant_scores'):
       if key in arrays:
         arrays[key] = arrays[key][:, :_GOLDEN_RESULTS]
     golden.append(
       {
         'request': {
           'signature_name': signature,
-          'instances': [{name: _json_value(value, binary=True)} for value in values],
+          'instances': [
+            {name: _json_value(value, binary=True) for name, value in zip(inputs, row)}
+            for row in zip(*inputs.values())
+          ],
         },
         'response': {
           'predictions': [
-            {key: _json_value(arrays[key][i]) for key in sorted(arrays)} for i in range(len(values))
+            {key: _json_value(arrays[key][i]) for key in sorted(arrays)}
+            for i in range(len(next(iter(arrays.values()))))
           ]
         },
       }
     )
   return {
-    'about': 'Requests, and what this version answered when it was exported; of ids and scores '
-    f'the first {_GOLDEN_RESULTS}. Another machine may differ by rounding.',
+    'about': 'Requests, and what this version answered when it was exported; of ids and '
+    f'scores the first {_GOLDEN_RESULTS}. Another machine may differ by rounding.',
     'tolerance': limit,
     'golden': golden,
   }
@@ -448,8 +470,14 @@ def _json_value(value, *, binary=False):
 def _warmup_requests(examples) -> list[warmup.Request]:
   """A request for each signature and batch size."""
   return [
-    warmup.Request(signature, {name: np.stack([values[i % len(values)] for i in range(size)])})
-    for signature, (name, values) in examples.items()
+    warmup.Request(
+      signature,
+      {
+        name: np.stack([values[i % len(values)] for i in range(size)])
+        for name, values in inputs.items()
+      },
+    )
+    for signature, inputs in examples.items()
     for size in WARMUP_BATCHES
   ]
 

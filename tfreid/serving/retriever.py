@@ -34,6 +34,8 @@ class Retriever(tf.Module):
       contradictory; ids '' and scores 0 for a text of which anything was not understood
     search_images: image_bytes string [B] -> ids, scores
     search_concepts: concepts float32 [B, E] -> ids, scores
+    explain: attributes float32 [B, A], variants float32 [B, M, A] -> ids, scores, and
+      variant_scores float32 [B, K, M], the scores of those K crops for each variant of the query
     embed_images: image_bytes string [B] (JPEG or PNG) -> concepts float32 [B, E]
     embed_attributes: attributes float32 [B, A] -> concepts float32 [B, E]
 
@@ -108,6 +110,7 @@ class Retriever(tf.Module):
     # Traced once each, whatever the number of signatures that call them.
     self._specs = {
       'attributes': tf.TensorSpec([None, self.num_attributes], tf.float32, name='attributes'),
+      'variants': tf.TensorSpec([None, None, self.num_attributes], tf.float32, name='variants'),
       'concepts': tf.TensorSpec([None, self.size], tf.float32, name='concepts'),
       'image_bytes': tf.TensorSpec([None], tf.string, name='image_bytes'),
       'words': tf.TensorSpec([None], tf.string, name='words'),
@@ -116,8 +119,8 @@ class Retriever(tf.Module):
     self.embed_attributes = self._traced(self.embed_attributes, 'attributes')
     self.embed_images = self._traced(self.embed_images, 'image_bytes')
 
-  def _traced(self, function: Callable, name: str):
-    return tf.function(function, input_signature=[self._specs[name]])
+  def _traced(self, function: Callable, *names: str):
+    return tf.function(function, input_signature=[self._specs[name] for name in names])
 
   def embed_attributes(self, attributes: tf.Tensor) -> tf.Tensor:
     """Attribute concepts, float32 [B, E], of attribute vectors [B, A]."""
@@ -139,6 +142,41 @@ class Retriever(tf.Module):
     """
     scores, rows = self.gallery(concepts, k=self.num_results)
     return {'ids': tf.gather(self.ids.value(), rows), 'scores': scores}
+
+  def explain(self, attributes: tf.Tensor, variants: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The best K crops for attribute vectors [B, A], and what they score for other vectors.
+
+    The ranking is that of `attributes` alone. With the query less one attribute as a variant, the
+    difference of the scores says what that attribute did for a crop; with the query and one
+    more, what an answer would change.
+
+    Args:
+      attributes: float32 [B, A].
+      variants: float32 [B, M, A], M >= 0 attribute vectors for each query.
+
+    Returns:
+      'ids' and 'scores' as `search` does, and 'variant_scores' float32 [B, K, M].
+
+    Raises:
+      InvalidArgumentError: when it runs, for numbers that are not finite, or another number of
+        queries in `variants` than in `attributes`.
+    """
+    fits = tf.debugging.assert_equal(
+      tf.shape(variants)[0],
+      tf.shape(attributes)[0],
+      'Variants must be given for each query: [B, M, A] for attributes [B, A]. Queries:',
+    )
+    finite = tf.debugging.assert_all_finite(variants, 'A variant of a query holds NaN or infinity')
+    scores, rows = self.gallery(self.embed_attributes(attributes), k=self.num_results)
+    with tf.control_dependencies([fits, finite]):
+      shape = tf.shape(variants)
+    concepts = self.embed_attributes(tf.reshape(variants, [-1, self.num_attributes]))
+    concepts = tf.reshape(concepts, [shape[0], shape[1], self.size])  # [B, M, E]
+    return {
+      'ids': tf.gather(self.ids.value(), rows),
+      'scores': scores,
+      'variant_scores': tf.matmul(self.gallery.rows(rows), concepts, transpose_b=True),
+    }
 
   def search_words(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
     """The best K crops for descriptions, string [B], and how they were read.
@@ -172,6 +210,7 @@ class Retriever(tf.Module):
         'image_bytes',
       ),
       'search_concepts': (lambda concepts: self.search(concepts), 'concepts'),
+      'explain': (self.explain, 'attributes', 'variants'),
       'embed_images': (
         lambda image_bytes: {'concepts': self.embed_images(image_bytes)},
         'image_bytes',
@@ -184,8 +223,8 @@ class Retriever(tf.Module):
     if self._read is not None:
       functions['search_words'] = self.search_words, 'words'
     return {
-      signature: self._traced(function, name).get_concrete_function()
-      for signature, (function, name) in functions.items()
+      signature: self._traced(function, *names).get_concrete_function()
+      for signature, (function, *names) in functions.items()
     }
 
 

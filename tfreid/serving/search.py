@@ -1,4 +1,4 @@
-"""Exact search for the K best rows by dot product, in stock TensorFlow operations. Floor 4.
+"""Exact search for the K best rows by dot product, in stock TensorFlow operations. Floor 0.
 
 No row is left out and nothing is sorted as a whole:
 

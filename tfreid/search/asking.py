@@ -1,0 +1,160 @@
+"""Beside "who is it": why a crop scores as it does, and what to ask a witness next. Floor 2.
+
+Everything here is arithmetic on scores and attribute vectors. Whoever has the scores (an exported
+model, an index, a server) gives them; so all of them give the same reasons and the same advice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tfreid.data.attributes import NONE, AttributeSchema
+from tfreid.search.answer import Suggestion
+
+
+class Question(NamedTuple):
+  """An attribute that could be asked for, and the queries that its answers would make.
+
+  Attributes:
+    attribute: its name.
+    values: the possible answers, V of them.
+    vectors: float32 [V, A], the query with each answer added.
+  """
+
+  attribute: str
+  values: tuple[str, ...]
+  vectors: np.ndarray
+
+
+def withdrawals(schema: AttributeSchema, query: Mapping[str, str]) -> np.ndarray:
+  """The query with each of its attributes withdrawn in turn.
+
+  Args:
+    schema: of the attributes.
+    query: M attributes, name to value or '!value'.
+
+  Returns:
+    float32 [M, A], in the order of the query. With one attribute, what remains says nothing:
+    `schema.unsaid()`.
+
+  Raises:
+    ValueError: an unknown attribute or value.
+  """
+  vectors = np.empty((len(query), schema.size), np.float32)
+  for row, withdrawn in enumerate(query):
+    rest = {name: value for name, value in query.items() if name != withdrawn}
+    vectors[row] = schema.encode_query(rest) if rest else schema.unsaid()
+  return vectors
+
+
+def reasons(
+  names: Sequence[str], scores: np.ndarray, scores_without: np.ndarray
+) -> list[dict[str, float]]:
+  """What each queried attribute adds to the score of each crop.
+
+  Args:
+    names: of the M queried attributes.
+    scores: [K], of the whole query.
+    scores_without: [K, M], of the query with each attribute withdrawn.
+
+  Returns:
+    For each crop, attribute name to score with it minus score without it: positive speaks for the
+    match. The encoder of attributes is no linear function, so they need not add up to the score.
+  """
+  changes = np.asarray(scores, np.float32)[:, np.newaxis] - np.asarray(scores_without, np.float32)
+  return [dict(zip(names, row)) for row in changes.tolist()]
+
+
+def questions(schema: AttributeSchema, query: Mapping[str, str]) -> list[Question]:
+  """The attributes of which the query says nothing, each with the queries its answers would make.
+
+  Args:
+    schema: of the attributes.
+    query: attribute name to value or '!value'.
+
+  Returns:
+    In the order of the schema; none when everything is said. 'none' is an answer for attributes
+    that have a column per value.
+  """
+  found = []
+  for attribute in schema.attributes:
+    if attribute.name in query:
+      continue
+    values = tuple(attribute.values) + (() if attribute.is_binary else (NONE,))
+    vectors = np.stack([schema.encode_query({**query, attribute.name: v}) for v in values])
+    found.append(Question(attribute.name, values, vectors))
+  return found
+
+
+def temperature(scores: np.ndarray, answer_scores: np.ndarray) -> float:
+  """The unit in which scores become probabilities.
+
+  Args:
+    scores: [C], of the candidates.
+    answer_scores: [C, V], of the candidates when each of V answers is added to the query.
+  """
+  columns = np.concatenate([np.asarray(scores, np.float64)[:, np.newaxis], answer_scores], axis=1)
+  return float(np.sqrt(np.mean(np.var(columns, axis=0))))
+
+
+def information_gain(scores: np.ndarray, answer_scores: np.ndarray, *, temperature: float) -> float:
+  """The information, in bits, that the answer to a question gives about which candidate is meant.
+
+  The mutual information of candidate c and answer v,
+
+      I = H(V) - H(V | C),   p(c) = softmax_c(s_c / T),   p(v | c) = softmax_v(s_cv / T):
+
+  how surprising the answer is, without what would surprise even if the candidate were known.
+
+  Args:
+    scores: [C], s_c.
+    answer_scores: [C, V], s_cv.
+    temperature: T > 0.
+
+  Returns:
+    0 ... log2(min(C, V)).
+  """
+  candidates = _softmax(np.asarray(scores, np.float64) / temperature)  # [C]
+  answers = _softmax(np.asarray(answer_scores, np.float64) / temperature)  # [C, V]
+  gain = _entropy(candidates @ answers) - candidates @ _entropy(answers)
+  return float(max(gain, 0.0))  # rounding may leave -1e-17
+
+
+def suggestions(
+  asked: Sequence[Question], scores: np.ndarray, answer_scores: np.ndarray
+) -> list[Suggestion]:
+  """The questions by what their answers tell, best first; ties in the order they came.
+
+  Args:
+    asked: from `questions`.
+    scores: [C], of the candidates for the query as it is.
+    answer_scores: [C, sum of V], for the vectors of all questions, one after the other.
+  """
+  if not asked or not len(scores):
+    return []
+  unit = temperature(scores, answer_scores)
+  found, start = [], 0
+  for question in asked:
+    stop = start + len(question.values)
+    # Without any difference between candidates, no answer tells anything.
+    gain = (
+      information_gain(scores, answer_scores[:, start:stop], temperature=unit) if unit > 0 else 0.0
+    )
+    found.append(Suggestion(question.attribute, gain))
+    start = stop
+  return sorted(found, key=lambda suggestion: -suggestion.gain)
+
+
+def _softmax(values):
+  """Along the last axis."""
+  powers = np.exp(values - values.max(axis=-1, keepdims=True))
+  return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _entropy(shares):
+  """In bits, along the last axis; 0 log 0 = 0."""
+  logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
+  return -np.sum(shares * logs, axis=-1)
