@@ -6,7 +6,8 @@ F4  training, evaluation, serving, index,            rooms; none imports another
 F3  methods                                          training alone sees it, only methods.method
 F2  joint_space, search.asking
 F1  networks, data                                   rooms that do not know each other
-F0  losses, correlation, replicas, spec, evaluation.ranking, serving.search, search.answer
+F0  losses, correlation, replicas, spec, evaluation.ranking, serving.search, serving.errors,
+    search.answer
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ FLOORS = {
   'tfreid.spec': 0,
   'tfreid.evaluation.ranking': 0,
   'tfreid.serving.search': 0,
+  'tfreid.serving.errors': 0,
   'tfreid.search.answer': 0,
   'tfreid.networks': 1,
   'tfreid.data': 1,

@@ -126,7 +126,7 @@ def test_variants_that_do_not_belong_to_the_queries_are_an_error(model):
     model['explain'](attributes=queries, variants=tf.zeros([3, 4, 30]))
   variants = np.zeros([2, 4, 30], np.float32)
   variants[1, 2, 3] = np.inf
-  with pytest.raises(tf.errors.InvalidArgumentError, match='variant of a query holds NaN or inf'):
+  with pytest.raises(tf.errors.InvalidArgumentError, match='attribute vector holds NaN or inf'):
     model['explain'](attributes=queries, variants=tf.constant(variants))
 
 

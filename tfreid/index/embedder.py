@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfreid.data.attributes import AttributeSchema
+from tfreid.serving import errors
 
 _SIGNATURES = ('embed_images', 'embed_attributes')
 
@@ -151,10 +152,4 @@ def _clear() -> Iterator[None]:
   try:
     yield
   except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-    # The first line says what is wrong; the rest is a walk through the graph.
-    lines = [line.strip() for line in (error.message or '').splitlines() if line.strip()]
-    wordy = [
-      line for line in lines if 'error(s) found' not in line and 'Graph execution' not in line
-    ]
-    said = (wordy or lines or ['it cannot be decoded'])[0]
-    raise ValueError(said[:300]) from error
+    raise ValueError(errors.plain(error.message)) from error

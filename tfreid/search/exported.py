@@ -15,6 +15,7 @@ from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search import asking
 from tfreid.search.answer import Answer, Hit, Suggestion
+from tfreid.serving import errors
 
 # What an index can do and a gallery inside a model cannot.
 _OPTIONS = ('where', 'must', 'must_not', 'exclude', 'min_score')
@@ -204,7 +205,7 @@ class ExportedModel:
     try:
       return signatures[signature](**inputs)
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-      raise ValueError(_first_line(error)) from error
+      raise ValueError(errors.plain(error.message)) from error
 
   def _concept(self, identifier: str) -> np.ndarray | None:
     """The concept, float32 [E], of a crop of the gallery; None if there is none of that id."""
@@ -291,13 +292,6 @@ def _check(top_k: int, options: Mapping[str, Any]):
       f'{", ".join(sorted(options))}: only an index can filter its answers. Make one of the crops '
       'with tools/index.py.'
     )
-
-
-def _first_line(error: tf.errors.OpError) -> str:
-  """What is wrong, without the walk through the graph."""
-  lines = [line.strip() for line in (error.message or '').splitlines() if line.strip()]
-  said = [line for line in lines if 'error(s) found' not in line and 'Graph execution' not in line]
-  return (said or lines or ['The model does not take this input'])[0][:300]
 
 
 def _gallery(path: str) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,194 @@
+"""What can be searched answers alike: the exported model, the index, and a computation by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfreid.search
+from tfreid.search.exported import ExportedModel
+
+QUERIES = (
+  {'hat': 'yes'},
+  {'upper_color': '!blue'},
+  {'gender': 'female', 'hat': '!yes', 'upper_color': 'red'},
+  {'upper_color': 'none', 'gender': 'male'},
+)
+
+
+@pytest.fixture(scope='module')
+def sources(people):
+  with tfreid.search.load(people.model) as model, tfreid.search.load(people.index) as index:
+    yield model, index
+
+
+def direct_reasons(people, query):
+  """Crop to attribute to change of the score, by the encoder that was trained."""
+
+  def scores(said):
+    vector = people.schema.encode_query(said) if said else people.schema.unsaid()
+    return people.gallery @ people.space.encode_attributes(vector[np.newaxis]).numpy()[0]
+
+  whole = scores(query)
+  changes = {
+    name: whole - scores({other: value for other, value in query.items() if other != name})
+    for name in query
+  }
+  return {
+    identifier: {name: change[row] for name, change in changes.items()}
+    for row, identifier in enumerate(people.ids)
+  }
+
+
+@pytest.mark.parametrize('query', QUERIES)
+def test_reasons_are_those_of_a_direct_computation_from_each_source(people, sources, query):
+  expected = direct_reasons(people, query)
+  assert max(abs(change) for changes in expected.values() for change in changes.values()) > 0.1
+  answers = [source.search(query, explain=True, top_k=10) for source in sources]
+  assert [hit.id for hit in answers[0].hits] == [hit.id for hit in answers[1].hits]
+  for answer in answers:
+    assert len(answer.hits) == 10
+    for hit in answer.hits:
+      assert list(hit.reasons) == list(query)
+      for name, change in hit.reasons.items():
+        assert change == pytest.approx(expected[hit.id][name], abs=3e-6)
+
+
+def test_an_answer_is_the_same_explained_or_not(sources):
+  for source in sources:
+    plain, explained = (
+      source.search('woman, red top', explain=explain) for explain in (False, True)
+    )
+    assert [hit.id for hit in plain.hits] == [hit.id for hit in explained.hits]
+    np.testing.assert_allclose(
+      [hit.score for hit in plain.hits], [hit.score for hit in explained.hits], atol=1e-6
+    )
+    assert not any(hit.reasons for hit in plain.hits)
+    assert explained.text == 'woman, red top'
+    assert explained.query == {'gender': 'female', 'upper_color': 'red'}
+
+
+def test_sources_suggest_the_same_with_the_same_gains(sources):
+  for query in ('hat', {'upper_color': '!red'}):
+    first, second = (source.suggest(query, top_k=12) for source in sources)
+    said = {'hat'} if query == 'hat' else {'upper_color'}
+    assert {s.attribute for s in first} == {'gender', 'hat', 'upper_color'} - said
+    assert first[0].gain >= first[1].gain > 0
+    assert [s.attribute for s in first] == [s.attribute for s in second]
+    assert [s.gain for s in first] == pytest.approx([s.gain for s in second], abs=1e-5)
+  for source in sources:
+    assert source.suggest('woman, red top, no hat') == []
+    with pytest.raises(ValueError, match="Did not understand 'purple'"):
+      source.suggest('purple')
+
+
+def test_suggestions_are_about_the_best_crops_alone(sources):
+  for source in sources:
+    # Of one crop, nothing is left to be known.
+    assert [s.gain for s in source.suggest('hat', top_k=1)] == [0.0, 0.0]
+
+
+def test_crops_like_a_crop_by_id_by_file_and_by_bytes(people, sources, crops):
+  for source in sources:
+    by_id = source.like('004.png', top_k=5)
+    path = str(crops / '004.png')
+    by_file, by_bytes = source.like(path, top_k=6), source.like((crops / '004.png').read_bytes())
+    expected = np.argsort(-people.gallery @ people.gallery[4])
+    assert [hit.id for hit in by_file.hits] == [people.ids[row] for row in expected[:6]]
+    assert [hit.id for hit in by_bytes.hits] == [people.ids[row] for row in expected[:20]]
+    others = [people.ids[row] for row in expected if row != 4]
+    assert [hit.id for hit in by_id.hits] == others[:5]
+    with pytest.raises(ValueError, match='neither an id of the .* nor an image file'):
+      source.like('nowhere.png')
+    with pytest.raises(ValueError, match='neither a JPEG nor a PNG'):
+      source.like(b'no image')
+
+
+def test_the_crops_of_a_gallery_are_in_the_model_whatever_its_precision(people, tmp_path, crops):
+  from tfreid.serving import export
+
+  encoders = export.encoders(people.space)
+  directory = export.export(
+    people.space,
+    str(tmp_path),
+    encoders=encoders,
+    gallery=people.gallery,
+    ids=people.ids,
+    crops=[export.Crop('a', (crops / '000.png').read_bytes())],
+    schema=people.schema,
+    gallery_precision='bfloat16',
+  )
+  # No path is known of any crop.
+  with ExportedModel(directory) as model, ExportedModel(people.model) as expected:
+    found, wanted = model.like('004.png'), expected.like('004.png')
+    assert [hit.id for hit in found.hits] == [hit.id for hit in wanted.hits]
+    assert [hit.score for hit in found.hits] == [hit.score for hit in wanted.hits]
+
+
+def test_facts_are_plain_json_and_name_the_same_model(people, sources):
+  facts = [source.info() for source in sources]
+  assert json.loads(json.dumps(facts)) == facts
+  assert [fact['crops'] for fact in facts] == [24, 24]
+  assert [fact['embedding_size'] for fact in facts] == [8, 8]
+  assert facts[0]['model']['fingerprint'] == facts[1]['model']['fingerprint']
+  assert 'explain' in facts[0]['signatures']
+  for source in sources:
+    assert source.schema == people.schema
+
+
+def test_a_model_refuses_what_only_an_index_can_do(sources):
+  model, index = sources
+  for options in ({'where': 'camera == 1'}, {'must': 'hat', 'min_score': 0.1}):
+    for ask in (lambda o: model.search('hat', **o), lambda o: model.like('000.png', **o)):
+      with pytest.raises(ValueError, match=f'{" *, *".join(sorted(options))}: only an index can'):
+        ask(options)
+  with pytest.raises(TypeError, match="unexpected keyword argument 'wheer'"):
+    model.search('hat', wheer='camera == 1')
+  for source in sources:
+    with pytest.raises(ValueError, match='must be at least 1, not 0'):
+      source.search('hat', top_k=0)
+  answer = index.search('hat', explain=True, exclude=['000.png'], must={'gender': 'female'})
+  assert len(answer.hits) == 11 and all(hit.reasons for hit in answer.hits)
+  assert index.suggest('hat', must={'gender': 'female'}, top_k=3)
+
+
+def test_a_concept_has_no_reasons(people, sources):
+  answer = sources[1].search(people.gallery[0], explain=True)
+  assert len(answer.hits) == 20 and not any(hit.reasons for hit in answer.hits)
+
+
+def test_an_older_export_answers_and_says_what_it_cannot_do(people, tmp_path):
+  directory = shutil.copytree(f'{people.model}/1', tmp_path / 'model' / '1')
+  loaded = tf.saved_model.load(str(directory))
+  kept = {name: loaded.signatures[name] for name in ('serving_default', 'embed_images')}
+  tf.saved_model.save(loaded, str(tmp_path / 'older' / '1'), signatures=kept)
+  shutil.copytree(directory / 'assets.extra', tmp_path / 'older' / '1' / 'assets.extra')
+  with tfreid.search.load(str(tmp_path / 'older')) as older:
+    with tfreid.search.load(people.model) as newer:
+      assert older.search('hat').hits == newer.search('hat').hits
+    for ask in (
+      lambda: older.search('hat', explain=True),
+      lambda: older.suggest('hat'),
+      lambda: older.like('000.png'),
+      lambda: older.like(b'...'),
+    ):
+      with pytest.raises(ValueError, match=r'earlier version .*Export it again'):
+        ask()
+
+
+def test_a_closed_model_says_so(people):
+  model = tfreid.search.load(people.model)
+  model.close()
+  with pytest.raises(ValueError, match='is closed'):
+    model.search('hat')
+
+
+def test_a_model_without_schema_is_refused(people, tmp_path):
+  directory = shutil.copytree(f'{people.model}/1', tmp_path / 'model' / '1')
+  (directory / 'assets.extra' / 'schema.json').unlink()
+  with pytest.raises(FileNotFoundError, match='Export it with a schema'):
+    ExportedModel(str(directory))
