@@ -7,7 +7,8 @@
   tools/search.py --index=indexes/depot --like=crops/a17.jpg
 
 The description is a list of name=value settings, of words, or of both. --model searches the gallery
-inside an exported model, --index one made with tools/index.py.
+inside an exported model, --index one made with tools/index.py. Beside each tick or cross stands
+what the attribute adds to the score of the crop, and below the table what to ask for next.
 """
 
 from absl import app, flags
@@ -34,7 +35,13 @@ _MUST_NOT = flags.DEFINE_string(
 _EXCLUDE_IDS = flags.DEFINE_list('exclude_ids', [], 'With --index: ids that are not wanted.')
 _MIN_SCORE = flags.DEFINE_float('min_score', None, 'With --index: only crops that score as much.')
 _LIKE = flags.DEFINE_string(
-  'like', None, 'With --index: instead of a description, the id of a crop or an image file.'
+  'like', None, 'Instead of a description, the id of a crop of the gallery or an image file.'
+)
+_EXPLAIN = flags.DEFINE_bool(
+  'explain',
+  None,
+  'Show what each attribute adds to the scores, and what to ask for next. Done by default wherever '
+  'the model can, which takes some more vectors through its attribute encoder and a second search.',
 )
 _HTML = flags.DEFINE_string('html', None, 'Also write the answer as one self-contained page.')
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
@@ -55,35 +62,42 @@ def main(argv):
     'exclude': _EXCLUDE_IDS.value,
     'min_score': _MIN_SCORE.value,
   }
-  if not _INDEX.value and (
-    _LIKE.value or any(value not in ('', [], None) for value in options.values())
-  ):
+  options = {name: value for name, value in options.items() if value not in ('', [], None)}
+  if options and not _INDEX.value:
     raise app.UsageError(
-      '--filter, --must, --must_not, --exclude_ids, --min_score and --like need --index.'
+      '--filter, --must, --must_not, --exclude_ids and --min_score need --index.'
     )
-  with _tool.clear_errors():
-    if _INDEX.value:
-      answer = _ask_index(text, options)
-    else:
-      answer = _ask_model(text)
-    _show(answer)
+  if _LIKE.value and _EXPLAIN.value:
+    raise app.UsageError('--explain needs a description: a crop names no attributes.')
+  with _tool.clear_errors(), _open() as source:
+    _show(_ask(source, text, options))
 
 
-def _ask_index(text, options):
-  import tfreid.index
+def _open():
+  """What the flags name, ready to be asked."""
+  if _INDEX.value:
+    import tfreid.index
 
-  with tfreid.index.open(_INDEX.value, model=_MODEL.value or '') as index:
-    if _LIKE.value:
-      return index.like(_LIKE.value, top_k=_TOP_K.value, **options)
-    return index.search(text, top_k=_TOP_K.value, **options)
-
-
-def _ask_model(text):
-  from tfreid.data import words
+    return tfreid.index.open(_INDEX.value, model=_MODEL.value or '')
   from tfreid.search import exported
 
-  model = exported.ExportedModel(_MODEL.value)
-  return model.search(words.parse(text, model.schema), top_k=_TOP_K.value, text=text)
+  return exported.ExportedModel(_MODEL.value)
+
+
+def _ask(source, text, options):
+  """The answer of a source to the description or --like."""
+  import dataclasses
+
+  if _LIKE.value:
+    return source.like(_LIKE.value, top_k=_TOP_K.value, **options)
+  explain = _EXPLAIN.value
+  if explain is None:
+    # What was exported by an earlier version is searched without, and silently: nobody asked.
+    explain = 'explain' in source.info().get('signatures', ['explain'])
+  answer = source.search(text, top_k=_TOP_K.value, explain=explain, **options)
+  if explain:
+    answer = dataclasses.replace(answer, suggestions=source.suggest(answer.query, **options))
+  return answer
 
 
 def _show(answer):
@@ -95,7 +109,10 @@ def _show(answer):
   else:
     from rich.console import Console
 
-    Console().print(answer.table())
+    console = Console()
+    console.print(answer.table())
+    if answer.ask_next():
+      console.print(f'Ask next: {answer.ask_next()}', highlight=False, soft_wrap=True)
   if _HTML.value:
     from tfreid.search import page
 

@@ -1,7 +1,11 @@
+from __future__ import annotations
+
+import dataclasses
+
 import pytest
 
 from tfreid.search import page
-from tfreid.search.answer import CROSS, TICK, UNKNOWN, Answer, Hit, verdict
+from tfreid.search.answer import CROSS, TICK, UNKNOWN, Answer, Hit, Suggestion, verdict
 
 
 @pytest.mark.parametrize(
@@ -54,3 +58,25 @@ def test_thumbnail_of_a_file_that_is_no_image_is_left_out(tmp_path):
   broken = tmp_path / 'broken.jpg'
   broken.write_bytes(b'not an image')
   assert page.thumbnail(str(broken)) == ''
+
+
+def test_the_next_question_leaves_out_what_tells_nothing_and_is_escaped_on_the_page():
+  suggestions = [Suggestion('hat<', 0.814), Suggestion('age', 0.5), Suggestion('bag', 0.004)]
+  answer = dataclasses.replace(_answer(), suggestions=suggestions)
+  assert answer.ask_next() == 'hat< (0.81 bits), age (0.50 bits)'
+  assert answer.ask_next(1) == 'hat< (0.81 bits)'
+  assert 'Ask next: hat&lt; (0.81 bits), age (0.50 bits)<' in page.render(answer)
+  assert answer.to_json()['ask_next'][2] == {'attribute': 'bag', 'gain': 0.004}
+  assert _answer().ask_next() == '' and 'Ask next' not in page.render(_answer())
+
+
+def test_reasons_stand_beside_the_marks_with_a_word_of_what_they_are():
+  hit = Hit('a.jpg', 0.9, attributes={'gender': 'female'}, reasons={'gender': 0.1234, 'hat': -2})
+  answer = dataclasses.replace(_answer(), hits=[hit])
+  text = page.render(answer)
+  assert 'gender: female <small>(+0.123)</small>' in text
+  assert 'hat <small>(-2.000)</small>' in text
+  assert 'what the attribute adds to the score' in text
+  assert 'what the attribute adds to the score' not in page.render(_answer())
+  assert 'what the attribute adds to the score' in answer.table().caption
+  assert answer.to_json()['hits'][0]['reasons'] == {'gender': 0.1234, 'hat': -2.0}

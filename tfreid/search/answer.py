@@ -57,6 +57,7 @@ class Answer:
     source: what was asked, for the page's footer.
     gallery_size: number of crops searched.
     seconds: time the search took.
+    suggestions: what to ask for next, best first, where that was asked.
   """
 
   query: Mapping[str, str]
@@ -65,6 +66,7 @@ class Answer:
   source: str = ''
   gallery_size: int = 0
   seconds: float = 0.0
+  suggestions: Sequence[Suggestion] = ()
 
   def table(self) -> Table:
     """The answer for the terminal: a row per crop, a tick or cross per queried attribute."""
@@ -80,14 +82,24 @@ class Answer:
       for name in self.query:
         mark = styles[verdict(self.query[name], hit.attributes.get(name))]
         if name in hit.reasons:
-          mark += f' {hit.reasons[name]:+.2f}'
+          mark += f' {hit.reasons[name]:+.3f}'
         marks.append(mark)
       table.add_row(str(rank), f'{hit.score:.3f}', *marks, hit.id)
     notes = [f'{TICK} annotated as asked, {CROSS} otherwise, {UNKNOWN} not annotated.']
     if any(hit.reasons for hit in self.hits):
-      notes.append('Numbers: change of the score when the attribute is withdrawn.')
+      notes.append('Numbers: what the attribute adds to the score.')
     table.caption = ' '.join(notes)
     return table
+
+  def ask_next(self, count: int = 3) -> str:
+    """The best suggestions in words: 'hat (0.81 bits), gender (0.40 bits)'; '' if there are none.
+
+    Args:
+      count: of suggestions, at most. Those that round to no information are left out.
+    """
+    return ', '.join(
+      f'{name} ({gain:.2f} bits)' for name, gain in self.suggestions[:count] if gain >= 0.005
+    )
 
   def to_json(self) -> dict[str, Any]:
     """The answer as plain JSON types."""
@@ -97,6 +109,7 @@ class Answer:
       'source': self.source,
       'gallery_size': self.gallery_size,
       'seconds': round(self.seconds, 4),
+      'ask_next': [{'attribute': name, 'gain': float(gain)} for name, gain in self.suggestions],
       'hits': [
         {
           'rank': rank,

@@ -25,6 +25,7 @@ h1 { font-size: 20px; margin: 0 0 8px; }
 .chips { display: flex; flex-wrap: wrap; gap: 6px; margin: 0 0 20px; padding: 0; list-style: none; }
 .chips li { border: 1px solid var(--line); background: var(--card); border-radius: 999px;
   padding: 2px 12px; }
+.next { margin: 0 0 20px; color: var(--soft); }
 ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px;
   margin: 0; padding: 0; list-style: none; }
 .hit { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
@@ -54,14 +55,21 @@ def render(answer: Answer) -> str:
   hits = ''.join(_hit(rank, hit, answer) for rank, hit in enumerate(answer.hits, start=1))
   title = answer.text or describe(answer.query)
   source = f' Asked: {html.escape(answer.source)}.' if answer.source else ''
+  question = answer.ask_next()
+  asked = f'<p class="next">Ask next: {html.escape(question)}</p>\n' if question else ''
+  explained = (
+    ' In brackets: what the attribute adds to the score.'
+    if any(hit.reasons for hit in answer.hits)
+    else ''
+  )
   return (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     f'<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n'
-    f'<h1>{html.escape(title)}</h1>\n<ul class="chips">{chips}</ul>\n<ol>{hits}</ol>\n'
+    f'<h1>{html.escape(title)}</h1>\n<ul class="chips">{chips}</ul>\n{asked}<ol>{hits}</ol>\n'
     f'<footer>Best {len(answer.hits)} of {answer.gallery_size} crops.{source} '
-    f'{TICK} annotated as asked, {CROSS} otherwise, {UNKNOWN} not annotated. A high score is not '
-    'an identification.</footer>\n</body>\n</html>\n'
+    f'{TICK} annotated as asked, {CROSS} otherwise, {UNKNOWN} not annotated.{explained} A high '
+    'score is not an identification.</footer>\n</body>\n</html>\n'
   )
 
 
@@ -73,7 +81,7 @@ def _hit(rank: int, hit: Hit, answer: Answer) -> str:
     mark = verdict(value, hit.attributes.get(name))
     said = hit.attributes.get(name, '')
     shown = html.escape(f'{name}: {said}' if said else name)
-    change = f' <small>({hit.reasons[name]:+.2f})</small>' if name in hit.reasons else ''
+    change = f' <small>({hit.reasons[name]:+.3f})</small>' if name in hit.reasons else ''
     marks.append(
       f'<li class="{classes[mark]}"><span role="img" aria-label="{words[mark]}">{mark}</span> '
       f'{shown}{change}</li>'
