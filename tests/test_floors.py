@@ -2,9 +2,9 @@
 
 F5  experiment, reporting, comparison, search        compose the rest, as tools/ do; know everyone
 F4  training, evaluation, serving, index,            rooms; none imports another
-    search.exported, search.page
+    search.exported, search.page, search.remote
 F3  methods                                          training alone sees it, only methods.method
-F2  joint_space, search.asking
+F2  joint_space, search.asking, search.client, search.gallery
 F1  networks, data                                   rooms that do not know each other
 F0  losses, correlation, replicas, spec, evaluation.ranking, serving.search, serving.errors,
     search.answer
@@ -34,12 +34,15 @@ FLOORS = {
   'tfreid.data': 1,
   'tfreid.joint_space': 2,
   'tfreid.search.asking': 2,
+  'tfreid.search.client': 2,
+  'tfreid.search.gallery': 2,
   'tfreid.methods': 3,
   'tfreid.training': 4,
   'tfreid.evaluation': 4,
   'tfreid.serving': 4,
   'tfreid.index': 4,
   'tfreid.search.exported': 4,
+  'tfreid.search.remote': 4,
   'tfreid.search.page': 4,
   'tfreid.search': 5,
   'tfreid.experiment': 5,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import zlib
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tfreid.data import pipeline, words
+from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import retriever
 
 
@@ -128,6 +130,48 @@ def test_variants_that_do_not_belong_to_the_queries_are_an_error(model):
   variants[1, 2, 3] = np.inf
   with pytest.raises(tf.errors.InvalidArgumentError, match='attribute vector holds NaN or inf'):
     model['explain'](attributes=queries, variants=tf.constant(variants))
+
+
+def test_search_by_id_is_search_by_the_concept_of_that_row(model, gallery):
+  answer = model['search_ids'](crop_ids=tf.constant(['test/0042.jpg', 'nobody', '']))
+  expected = model['search_concepts'](concepts=tf.constant(gallery[[42]]))
+  assert texts(answer['ids'])[0] == texts(expected['ids'])[0]
+  np.testing.assert_allclose(answer['scores'][0], expected['scores'][0], atol=1e-6)
+  assert texts(answer['ids'])[1:] == [[''] * 20] * 2
+  assert not answer['scores'].numpy()[1:].any()
+
+
+def test_the_model_describes_itself_without_a_path(model, schema, encoders):
+  answers = texts(model['describe'](any=tf.constant(['', 'x']))['description'])
+  assert answers[0] == answers[1]
+  described = json.loads(answers[0])
+  assert AttributeSchema.from_json(described['schema']) == schema
+  assert (described['gallery_size'], described['num_results']) == (300, 20)
+  assert described['fingerprint'] == encoders.fingerprint
+  assert '/' not in answers[0] and 'squares' not in answers[0]
+
+
+@pytest.mark.parametrize(
+  ('signature', 'inputs', 'limit'),
+  [
+    ('serving_default', {'attributes': np.zeros([1025, 30], np.float32)}, 1024),
+    ('embed_attributes', {'attributes': np.zeros([1025, 30], np.float32)}, 1024),
+    ('search_concepts', {'concepts': np.zeros([1025, 12], np.float32)}, 1024),
+    ('search_words', {'words': [''] * 1025}, 1024),
+    ('embed_images', {'image_bytes': [''] * 257}, 256),
+    ('search_images', {'image_bytes': [''] * 257}, 256),
+    ('search_ids', {'crop_ids': [''] * 65}, 64),
+    ('describe', {'any': [''] * 65}, 64),
+    (
+      'explain',
+      {'attributes': np.zeros([1, 30], np.float32), 'variants': np.zeros([1, 16385, 30], 'f')},
+      16384,
+    ),
+  ],
+)
+def test_a_request_for_too_much_is_refused(model, signature, inputs, limit):
+  with pytest.raises(tf.errors.InvalidArgumentError, match=f'A request may have {limit} '):
+    model[signature](**{name: tf.constant(value) for name, value in inputs.items()})
 
 
 def test_an_empty_batch_is_an_empty_answer(model):

@@ -67,18 +67,27 @@ class Source(Protocol):
 
 
 def load(directory: str, **options: Any) -> Source:
-  """What can be searched: the index or the exported model in a directory.
+  """What can be searched: the index or the exported model in a directory, or a model of a server.
 
   Args:
-    directory: of an index, of a version of an exported model, or of such a model.
-    **options: of `tfreid.index.open`, for an index.
+    directory: of an index, of a version of an exported model, or of such a model; or the address of
+      a TF Serving, 'grpc://host:8500' or 'http://host:8501'.
+    **options: of `tfreid.index.open`, for an index; of `tfreid.search.remote.ServedModel`, for a
+      server: `model`, its name there, at least.
 
   Raises:
     FileNotFoundError: there is neither.
     ValueError: it is damaged, or options for an exported model.
+    ServingError: the server cannot be reached, or lacks the model.
   """
   import os
 
+  if '://' in directory:
+    from tfreid.search.remote import ServedModel
+
+    if 'model' not in options:
+      raise ValueError(f"Say which model of {directory} is meant: model='people', for example.")
+    return ServedModel(directory, **options)
   directory = os.path.expanduser(directory)
   # Here, so that importing the package, which every room may do for `answer`, opens no room.
   if os.path.isfile(os.path.join(directory, 'index.json')):

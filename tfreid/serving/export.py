@@ -205,6 +205,18 @@ def export(
   partial = tempfile.mkdtemp(prefix=f'.{version}-partial-', dir=directory)
   try:
     os.chmod(partial, 0o755)
+    # What a client may know as well; `about` may hold paths.
+    identity = {
+      'format': FORMAT,
+      'tfreid': tfreid.__version__,
+      'tensorflow': tf.__version__,
+      'created': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
+      'fingerprint': encoders.fingerprint,
+      'metric': 'dot_product',
+      'encoding': schema.encoding if schema else None,
+      'precision': encoders.image.precision,
+      'gallery_precision': gallery_precision,
+    }
     retriever = Retriever(
       encoders.image,
       encoders.attribute,
@@ -213,24 +225,17 @@ def export(
       top_k=top_k,
       schema=schema,
       gallery_precision=gallery_precision,
+      about=identity,
     )
     with _quiet():
       tf.saved_model.save(retriever, partial, signatures=retriever.signatures())
     facts = {
-      'format': FORMAT,
-      'tfreid': tfreid.__version__,
-      'tensorflow': tf.__version__,
-      'created': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-      'fingerprint': encoders.fingerprint,
+      **identity,
       'image_size': list(retriever.image_shape[:2]),
       'num_attributes': retriever.num_attributes,
       'embedding_size': retriever.size,
       'gallery_size': retriever.gallery.size,
       'num_results': retriever.num_results,
-      'metric': 'dot_product',
-      'encoding': schema.encoding if schema else None,
-      'precision': encoders.image.precision,
-      'gallery_precision': gallery_precision,
       'gallery_bytes': retriever.gallery.memory_bytes,
       'folded_batch_norms': encoders.image.num_folded,
       'kept_batch_norms': encoders.image.num_kept,
@@ -246,7 +251,7 @@ def export(
     _check_ranking(written, gallery, ids, attributes)
     extra = os.path.join(partial, 'assets.extra')
     os.mkdir(extra)
-    examples = _examples(crops[:_GOLDEN_CROPS], attributes, schema)
+    examples = _examples(crops[:_GOLDEN_CROPS], attributes, ids, schema)
     _write_json(os.path.join(extra, 'golden.json'), _golden(written, examples, limit))
     _write_json(os.path.join(extra, 'model.json'), facts)
     if schema is not None:
@@ -404,7 +409,7 @@ def _check_ranking(written, gallery, ids, attributes, num_queries: int = 2):
       )
 
 
-def _examples(crops, attributes, schema) -> dict[str, dict[str, list]]:
+def _examples(crops, attributes, ids, schema) -> dict[str, dict[str, list]]:
   """For each signature to show and warm up: its inputs by name, and two examples of each."""
   contents = [crop.contents for crop in crops]
   queries = list(attributes[:2])
@@ -414,6 +419,8 @@ def _examples(crops, attributes, schema) -> dict[str, dict[str, list]]:
     'explain': {'attributes': queries, 'variants': [attributes[2:4], attributes[4:6]]},
     'embed_images': {'image_bytes': contents},
     'search_images': {'image_bytes': contents},
+    'search_ids': {'crop_ids': [ids[0], 'no such crop']},
+    'describe': {'any': ['', '']},
   }
   if schema is not None:
     first, last = schema.attributes[0], schema.attributes[-1]
@@ -442,12 +449,7 @@ def _golden(written, examples, limit) -> dict[str, Any]:
             for row in zip(*inputs.values())
           ],
         },
-        'response': {
-          'predictions': [
-            {key: _json_value(arrays[key][i]) for key in sorted(arrays)}
-            for i in range(len(next(iter(arrays.values()))))
-          ]
-        },
+        'response': {'predictions': _predictions(arrays)},
       }
     )
   return {
@@ -456,6 +458,15 @@ def _golden(written, examples, limit) -> dict[str, Any]:
     'tolerance': limit,
     'golden': golden,
   }
+
+
+def _predictions(arrays: Mapping[str, np.ndarray]) -> list[Any]:
+  """Outputs by name, in the row format: a dict for each row, or, of a single output, its values."""
+  rows = [
+    {name: _json_value(value) for name, value in zip(sorted(arrays), row)}
+    for row in zip(*(arrays[name] for name in sorted(arrays)))
+  ]
+  return rows if len(arrays) > 1 else [value for row in rows for value in row.values()]
 
 
 def _json_value(value, *, binary=False):

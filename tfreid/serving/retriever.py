@@ -6,7 +6,9 @@ weights, the gallery and its ids are variables, so that nothing hits the 2 GB li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +21,11 @@ from tfreid.serving.search import ExactSearch
 
 # A crop of a person has thousands of pixels. A small file that unfolds into billions is an attack.
 MAX_PIXELS = 2**24
+# What one request may ask for: a small file, an empty text unfold into a thousand times their size.
+MAX_IMAGES = 256
+MAX_ROWS = 1024
+MAX_VARIANTS = 2**14
+MAX_CROP_IDS = 64
 
 _JPEG, _PNG = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
 
@@ -34,10 +41,14 @@ class Retriever(tf.Module):
       contradictory; ids '' and scores 0 for a text of which anything was not understood
     search_images: image_bytes string [B] -> ids, scores
     search_concepts: concepts float32 [B, E] -> ids, scores
+    search_ids: crop_ids string [B], rows of the gallery -> ids, scores; ids '' and scores 0 for an
+      id that is not in the gallery
     explain: attributes float32 [B, A], variants float32 [B, M, A] -> ids, scores, and
       variant_scores float32 [B, K, M], the scores of those K crops for each variant of the query
     embed_images: image_bytes string [B] (JPEG or PNG) -> concepts float32 [B, E]
     embed_attributes: attributes float32 [B, A] -> concepts float32 [B, E]
+    describe: any string [B], which is not looked at -> description string [B], JSON: the schema
+      and the sizes, for a client that has nothing but the address
 
   Attributes:
     image_shape: (height, width, 3) to which crops are resized.
@@ -56,6 +67,7 @@ class Retriever(tf.Module):
     top_k: int = 100,
     schema: AttributeSchema | None = None,
     gallery_precision: str = 'float32',
+    about: Mapping[str, Any] | None = None,
   ):
     """Puts the parts together.
 
@@ -67,6 +79,7 @@ class Retriever(tf.Module):
       top_k: number of results at most.
       schema: of the attributes; without it there is no search by words.
       gallery_precision: of the scan of the gallery, 'float32' or 'bfloat16'; see `ExactSearch`.
+      about: further facts for `describe`, JSON-able. Everybody who may ask can read them.
 
     Raises:
       ValueError: the sizes do not fit, an id occurs twice or is empty, or the gallery is not
@@ -107,6 +120,18 @@ class Retriever(tf.Module):
     # A schema is no tensor: it is tracked as little as the tables that are made of it.
     reader = None if schema is None else descriptions.DescriptionReader(schema)
     self._read: Callable | None = reader and (lambda texts: reader(texts))
+    self._description = json.dumps(
+      {
+        'schema': schema and schema.to_json(),
+        'image_size': list(self.image_shape[:2]),
+        'num_attributes': self.num_attributes,
+        'embedding_size': self.size,
+        'gallery_size': self.gallery.size,
+        'num_results': self.num_results,
+        **(about or {}),
+      },
+      ensure_ascii=False,
+    )
     # Traced once each, whatever the number of signatures that call them.
     self._specs = {
       'attributes': tf.TensorSpec([None, self.num_attributes], tf.float32, name='attributes'),
@@ -114,6 +139,8 @@ class Retriever(tf.Module):
       'concepts': tf.TensorSpec([None, self.size], tf.float32, name='concepts'),
       'image_bytes': tf.TensorSpec([None], tf.string, name='image_bytes'),
       'words': tf.TensorSpec([None], tf.string, name='words'),
+      'crop_ids': tf.TensorSpec([None], tf.string, name='crop_ids'),
+      'any': tf.TensorSpec([None], tf.string, name='any'),
     }
     self.search = self._traced(self.search, 'concepts')
     self.embed_attributes = self._traced(self.embed_attributes, 'attributes')
@@ -154,6 +181,27 @@ class Retriever(tf.Module):
     scores, rows = self.gallery(concepts, k=self.num_results)
     return {'ids': tf.gather(self.ids.value(), rows), 'scores': scores}
 
+  def search_ids(self, crop_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The best K crops for crops of the gallery, by their ids, string [B].
+
+    Returns:
+      'ids' and 'scores' as `search` does, the crop itself among them; '' and 0 for an id that is
+      not in the gallery.
+    """
+    names = self.ids.value()
+
+    def find(name):
+      # Ids differ, so there is one row at most; -1 if there is none.
+      return tf.reduce_max(tf.concat([tf.where(names == name)[:, 0], [-1]], axis=0))
+
+    rows = tf.map_fn(find, crop_ids, fn_output_signature=tf.int64)
+    found = self.search(self.gallery.rows(tf.maximum(rows, 0)))
+    return _only(rows >= 0, found)
+
+  def describe(self, any: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The schema and the sizes as JSON: 'description' string [B], B times the same."""
+    return {'description': tf.fill(tf.shape(any), self._description)}
+
   def explain(self, attributes: tf.Tensor, variants: tf.Tensor) -> dict[str, tf.Tensor]:
     """The best K crops for attribute vectors [B, A], and what they score for other vectors.
 
@@ -177,8 +225,13 @@ class Retriever(tf.Module):
       tf.shape(attributes)[0],
       'Variants must be given for each query: [B, M, A] for attributes [B, A]. Queries:',
     )
+    few = tf.debugging.assert_less_equal(
+      tf.reduce_prod(tf.cast(tf.shape(variants)[:2], tf.int64)),
+      tf.constant(MAX_VARIANTS, tf.int64),
+      f'A request may have {MAX_VARIANTS} variants. It has:',
+    )
     scores, rows = self.gallery(self.embed_attributes(attributes), k=self.num_results)
-    with tf.control_dependencies([fits]):
+    with tf.control_dependencies([fits, few]):
       shape = tf.shape(variants)
     concepts = self.embed_attributes(tf.reshape(variants, [-1, self.num_attributes]))
     concepts = tf.reshape(concepts, [shape[0], shape[1], self.size])  # [B, M, E]
@@ -199,10 +252,8 @@ class Retriever(tf.Module):
     """
     reading = self._read(texts)
     found = self.search(self.embed_attributes(reading.vectors))
-    valid = reading.valid[:, tf.newaxis]
     return {
-      'ids': tf.where(valid, found['ids'], ''),
-      'scores': tf.where(valid, found['scores'], 0.0),
+      **_only(reading.valid, found),
       'understood': reading.understood,
       'unknown': reading.unknown,
       'contradictory': reading.contradictory,
@@ -212,30 +263,58 @@ class Retriever(tf.Module):
     """The concrete functions to save, by the name of their signature."""
     functions = {
       'serving_default': (
-        lambda attributes: self.search(self.embed_attributes(attributes)),
+        lambda attributes: self.search(self.embed_attributes(_few(attributes))),
         'attributes',
       ),
       'search_images': (
-        lambda image_bytes: self.search(self.embed_images(image_bytes)),
+        lambda image_bytes: self.search(self.embed_images(_few(image_bytes, MAX_IMAGES))),
         'image_bytes',
       ),
-      'search_concepts': (lambda concepts: self.search(concepts), 'concepts'),
-      'explain': (self.explain, 'attributes', 'variants'),
+      'search_concepts': (lambda concepts: self.search(_few(concepts)), 'concepts'),
+      'search_ids': (
+        lambda crop_ids: self.search_ids(_few(crop_ids, MAX_CROP_IDS)),
+        'crop_ids',
+      ),
+      'explain': (
+        lambda attributes, variants: self.explain(_few(attributes), variants),
+        'attributes',
+        'variants',
+      ),
       'embed_images': (
-        lambda image_bytes: {'concepts': self.embed_images(image_bytes)},
+        lambda image_bytes: {'concepts': self.embed_images(_few(image_bytes, MAX_IMAGES))},
         'image_bytes',
       ),
       'embed_attributes': (
-        lambda attributes: {'concepts': self.embed_attributes(attributes)},
+        lambda attributes: {'concepts': self.embed_attributes(_few(attributes))},
         'attributes',
       ),
+      'describe': (lambda any: self.describe(_few(any, MAX_CROP_IDS)), 'any'),
     }
     if self._read is not None:
-      functions['search_words'] = self.search_words, 'words'
+      functions['search_words'] = lambda words: self.search_words(_few(words)), 'words'
     return {
       signature: self._traced(function, *names).get_concrete_function()
       for signature, (function, *names) in functions.items()
     }
+
+
+def _few(rows: tf.Tensor, limit: int = MAX_ROWS) -> tf.Tensor:
+  """The rows, unless there are more than `limit`, which is an InvalidArgumentError when it runs."""
+  count = tf.shape(rows)[0]
+  check = tf.debugging.Assert(
+    count <= limit, [f'A request may have {limit} rows. Send the rest in another. It has:', count]
+  )
+  with tf.control_dependencies([check]):
+    return tf.identity(rows)
+
+
+def _only(valid: tf.Tensor, found: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  """What was found for the rows that are valid (bool [B]); ids '' and scores 0 for the others."""
+  valid = valid[:, tf.newaxis]
+  return {
+    'ids': tf.where(valid, found['ids'], ''),
+    'scores': tf.where(valid, found['scores'], 0.0),
+  }
 
 
 def decode_crops(image_bytes: tf.Tensor, image_size: Sequence[int]) -> tf.Tensor:

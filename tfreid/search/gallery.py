@@ -1,0 +1,93 @@
+"""What is known of the crops of a gallery beside their concepts, and ranked rows of it. Floor 2."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tfreid.search.answer import Hit
+
+# What an index can do and a gallery inside a model cannot.
+_OPTIONS = ('where', 'must', 'must_not', 'exclude', 'min_score')
+
+
+def check(top_k: int, options: Mapping[str, Any]) -> None:
+  """Refuses what the gallery inside a model cannot do.
+
+  Raises:
+    ValueError: an option of an index, or fewer than one result.
+    TypeError: an option that nothing has.
+  """
+  if top_k < 1:
+    raise ValueError(f'The number of results must be at least 1, not {top_k}.')
+  unknown = [name for name in options if name not in _OPTIONS]
+  if unknown:
+    raise TypeError(f'search() got an unexpected keyword argument {unknown[0]!r}')
+  if options:
+    raise ValueError(
+      f'{", ".join(sorted(options))}: only an index can filter its answers. Make one of the crops '
+      'with tools/index.py.'
+    )
+
+
+def read(path: str) -> dict[str, dict[str, Any]]:
+  """What is known of each crop, by id; {} where nothing was kept.
+
+  Args:
+    path: of an export's `assets.extra/gallery.jsonl`: a JSON object per line, with the key id.
+
+  Raises:
+    ValueError: a line is none.
+  """
+  if not os.path.isfile(path):
+    return {}
+  rows = {}
+  with open(path, encoding='utf-8') as file:
+    for number, line in enumerate(file, start=1):
+      if not line.strip():
+        continue
+      try:
+        row = json.loads(line)
+        rows[row['id']] = row
+      except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path}, line {number}: no JSON object with an id: {error!r}.') from error
+  return rows
+
+
+def hits(
+  ids: Sequence[str],
+  scores: Sequence[float],
+  known: Mapping[str, Mapping[str, Any]],
+  *,
+  top_k: int,
+  reasons: Sequence[Mapping[str, float]] = (),
+  left_out: str = '',
+) -> list[Hit]:
+  """Ranked crops with what is known of them.
+
+  Args:
+    ids: best first.
+    scores: of these.
+    known: from `read`.
+    top_k: number of hits, at most.
+    reasons: of each crop, or nothing.
+    left_out: id of a crop that is not wanted.
+  """
+  found = []
+  for rank, (identifier, score) in enumerate(zip(ids, scores)):
+    if identifier == left_out:
+      continue
+    about = known.get(identifier, {})
+    found.append(
+      Hit(
+        id=identifier,
+        score=float(score),
+        path=about.get('path', ''),
+        attributes=about.get('attributes') or {},
+        metadata={key: about[key] for key in ('person_id', 'camera') if key in about},
+        reasons=reasons[rank] if reasons else {},
+      )
+    )
+  return found[:top_k]

@@ -1,0 +1,364 @@
+"""Searching an exported model that TF Serving serves, as if it were here. Floor 4.
+
+No TensorFlow is imported for REST: a client starts in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from tfreid.data import words
+from tfreid.data.attributes import AttributeSchema
+from tfreid.search import asking, client, gallery
+from tfreid.search.answer import Answer, Suggestion
+from tfreid.search.client import ServingError
+
+_Result = TypeVar('_Result')
+
+
+class _Opened(NamedTuple):
+  """A version of the model, and what was learned of it.
+
+  Attributes:
+    client: asks this version and no other.
+    version: its number.
+    signatures: their names.
+    schema: its attributes; None where neither it nor the caller says.
+    facts: its sizes and fingerprint; {} of an old export.
+  """
+
+  client: client.Client
+  version: int
+  signatures: tuple[str, ...]
+  schema: AttributeSchema | None
+  facts: Mapping[str, Any]
+
+
+class ServedModel:
+  """An exported model under TF Serving.
+
+  Attribute vectors have the order of a schema, and a new version may have another schema. So each
+  request asks for the version whose schema is known, and when the server has let that go, the
+  newest (or the labelled) one is looked at first. A version that the caller names is never left.
+
+  Attributes:
+    address: of the server.
+    name: of the model on the server.
+  """
+
+  def __init__(
+    self,
+    address: str,
+    model: str,
+    *,
+    version: int | None = None,
+    label: str = '',
+    timeout: float = 10.0,
+    schema: AttributeSchema | str | None = None,
+    gallery_file: str = '',
+    certificate: str = '',
+    headers: Mapping[str, str] | None = None,
+  ):
+    """Looks at the model on the server.
+
+    Args:
+      address: 'grpc://host:8500' or 'http://host:8501'; with TLS 'grpcs://' or 'https://'.
+      model: its name on the server.
+      version: a version to stay with; the newest by default.
+      label: a label of a version ('stable'), instead of its number.
+      timeout: seconds for a call.
+      schema: the attributes, or the path of an export's schema.json; only for a model that was
+        exported before it could say them itself.
+      gallery_file: an export's gallery.jsonl, for paths and annotations of the hits; a server
+        knows ids only.
+      certificate: see `client.connect`.
+      headers: see `client.connect`.
+
+    Raises:
+      ValueError: an argument that cannot be.
+      FileNotFoundError: no schema or gallery file where one is named.
+      ServingError: the server cannot be reached, or lacks the model or version.
+      ImportError: gRPC without the extra `client`.
+    """
+    for path in (schema, gallery_file):
+      if isinstance(path, str) and path and not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no file '{path}'.")
+    if isinstance(schema, str):
+      with open(schema, encoding='utf-8') as file:
+        schema = AttributeSchema.from_json(file.read())
+    self._given_schema = schema
+    self._known = gallery.read(gallery_file) if gallery_file else {}
+    self._client = client.connect(
+      address,
+      model,
+      version=version,
+      label=label,
+      timeout=timeout,
+      certificate=certificate,
+      headers=headers,
+    )
+    self.address = str(self._client.address)
+    self.name = model
+    try:
+      self._opened = self._open()
+    except BaseException:
+      self._client.close()
+      raise
+
+  @property
+  def version(self) -> int:
+    """The number of the version that is asked."""
+    return self._opened.version
+
+  @property
+  def schema(self) -> AttributeSchema:
+    """The attributes of the model.
+
+    Raises:
+      ValueError: the model does not say them, and no schema was given.
+    """
+    return self._schema(self._opened)
+
+  def search(
+    self,
+    query: str | Mapping[str, str],
+    *,
+    top_k: int = 20,
+    text: str = '',
+    explain: bool = False,
+    **options: Any,
+  ) -> Answer:
+    """The best crops for a description.
+
+    Args:
+      query: a description in words, or attribute name to value.
+      top_k: number of crops; the export fixed how many there are at most.
+      text: the description as it was given, for the answer.
+      explain: fill `Hit.reasons`, in the same request.
+      **options: none; those of an index are refused.
+
+    Raises:
+      ValueError: an unknown word, attribute or value, or an option.
+      ServingError: see `client.Client.predict`.
+    """
+    gallery.check(top_k, options)
+    if isinstance(query, str):
+      text = text or query
+
+    def ask(served: _Opened) -> Answer:
+      started = time.perf_counter()
+      if isinstance(query, str) and served.schema is None and not explain:
+        said, found = self._read_there(served, query)
+        return self._answer(served, found, started, top_k=top_k, query=said, text=text)
+      schema = self._schema(served)
+      said = words.parse(query, schema) if isinstance(query, str) else query
+      vector = schema.encode_query(said)[np.newaxis]
+      reasons: list[dict[str, float]] = []
+      if explain:
+        variants = asking.withdrawals(schema, said)[np.newaxis]
+        found = served.client.predict('explain', {'attributes': vector, 'variants': variants})
+        reasons = asking.reasons(list(said), found['scores'][0], found['variant_scores'][0])
+      else:
+        found = served.client.predict('serving_default', {'attributes': vector})
+      return self._answer(
+        served, found, started, top_k=top_k, query=said, text=text, reasons=reasons
+      )
+
+    return self._asking(ask)
+
+  def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
+    """The crops most like one crop.
+
+    Args:
+      crop: the id of a crop of the gallery (which is then left out of the answer), the path of an
+        image here, or the bytes of one.
+      top_k: number of crops; the export fixed how many there are at most.
+      **options: none; those of an index are refused.
+
+    Raises:
+      ValueError: it is neither, the image cannot be decoded, or an option.
+      ServingError: see `client.Client.predict`.
+    """
+    gallery.check(top_k, options)
+
+    def ask(served: _Opened) -> Answer:
+      started = time.perf_counter()
+      if isinstance(crop, bytes):
+        return self._answer(served, self._look(served, crop), started, top_k=top_k)
+      text = f'like {crop}'
+      if 'search_ids' in served.signatures:
+        found = served.client.predict('search_ids', {'crop_ids': client.strings([crop])})
+        if found['ids'][0, 0]:
+          return self._answer(served, found, started, top_k=top_k, text=text, left_out=crop)
+      if not os.path.isfile(crop):
+        raise ValueError(f"'{crop}' is neither an id of the gallery nor an image file.")
+      with open(crop, 'rb') as file:
+        found = self._look(served, file.read())
+      return self._answer(served, found, started, top_k=top_k, text=text)
+
+    return self._asking(ask)
+
+  def suggest(self, query: str | Mapping[str, str], *, top_k: int = 50) -> list[Suggestion]:
+    """What to ask for next: the attributes that the query leaves out, best first.
+
+    Args:
+      query: a description in words, or attribute name to value.
+      top_k: number of best crops between which the answer is to decide.
+
+    Returns:
+      For each attribute of which nothing is said, the bits that its answer is expected to give
+      about which of these crops is meant; see `asking.suggestions`.
+
+    Raises:
+      ValueError: an unknown word, attribute or value.
+      ServingError: see `client.Client.predict`.
+    """
+    gallery.check(top_k, {})
+
+    def ask(served: _Opened) -> list[Suggestion]:
+      schema = self._schema(served)
+      said = words.parse(query, schema) if isinstance(query, str) else query
+      vector = schema.encode_query(said)[np.newaxis]
+      questions = asking.questions(schema, said)
+      if not questions:
+        return []
+      variants = np.concatenate([question.vectors for question in questions])[np.newaxis]
+      found = served.client.predict('explain', {'attributes': vector, 'variants': variants})
+      return asking.suggestions(
+        questions, found['scores'][0, :top_k], found['variant_scores'][0, :top_k]
+      )
+
+    return self._asking(ask)
+
+  def info(self) -> dict[str, Any]:
+    """Facts of the model as plain JSON types, and the versions that the server knows now."""
+    opened = self._opened
+    return {
+      'directory': self._source(opened),
+      'engine': 'TF Serving',
+      'crops': self._size(opened),
+      'embedding_size': opened.facts.get('embedding_size'),
+      'signatures': sorted(opened.signatures),
+      'version': opened.version,
+      'versions': {str(number): state for number, state in self._client.versions().items()},
+      'model': {'path': self._source(opened), **opened.facts},
+    }
+
+  def refresh(self) -> bool:
+    """Looks for a newer version, or where the label went; returns whether there was another.
+
+    Without it, a version is asked for as long as the server has it.
+    """
+    opened = self._open()
+    changed = opened.version != self._opened.version
+    self._opened = opened
+    return changed
+
+  def close(self) -> None:
+    """Ends the connection; nothing can be asked after that."""
+    self._client.close()
+
+  def __enter__(self) -> ServedModel:
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self.close()
+
+  def _open(self) -> _Opened:
+    metadata = self._client.metadata()
+    names = tuple(sorted(metadata.signatures))
+    at = self._client.at(metadata.version)
+    schema, facts = self._given_schema, {}
+    if 'describe' in names:
+      (text,) = at.predict('describe', {'any': client.strings([''])})['description']
+      try:
+        facts = dict(json.loads(text))
+        described = facts.pop('schema')
+      except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+          f'{self.name} at {self.address} describes itself in a way that this version of tfreid '
+          f'does not read: {error!r}.'
+        ) from error
+      schema = schema or (described and AttributeSchema.from_json(described))
+    elif 'serving_default' not in names:
+      raise ValueError(
+        f'{self.name} at {self.address} is no model that tfreid exported: it has the signatures '
+        f'{", ".join(names) or "(none)"}.'
+      )
+    return _Opened(at, metadata.version, names, schema, facts)
+
+  def _asking(self, function: Callable[[_Opened], _Result]) -> _Result:
+    """Calls `function` with the version that is open, or with its successor where that is gone."""
+    opened = self._opened
+    try:
+      return function(opened)
+    except ServingError as error:
+      if error.code != 'NOT_FOUND' or self._client.version is not None:
+        raise
+      try:
+        self.refresh()
+      except (ServingError, ValueError):
+        raise error from None
+      if self._opened.version == opened.version:
+        raise
+    return function(self._opened)
+
+  def _schema(self, opened: _Opened) -> AttributeSchema:
+    if opened.schema is None:
+      raise ValueError(
+        f'{self.name} at {self.address} was exported without a schema, or by an earlier version, '
+        "and does not say its attributes. Give the export's assets.extra/schema.json (schema=), or "
+        'export it again.'
+      )
+    return opened.schema
+
+  def _read_there(self, served, text):
+    """A description that the model reads by itself: what it understood, and what it found."""
+    found = served.client.predict('search_words', {'words': client.strings([text])})
+    for name, what in (
+      ('unknown', 'Did not understand'),
+      ('contradictory', 'The description contradicts itself about'),
+    ):
+      if found[name][0]:
+        raise ValueError(f"{what} '{found[name][0]}'.")
+    said = {}
+    for setting in filter(None, found['understood'][0].split(', ')):
+      name, _, value = setting.partition('=')
+      said[name.removesuffix('!')] = ('!' if name.endswith('!') else '') + value
+    if not said:
+      raise ValueError('The description says nothing about any attribute.')
+    return said, found
+
+  def _look(self, served, contents):
+    return served.client.predict('search_images', {'image_bytes': client.strings([contents])})
+
+  def _source(self, opened: _Opened) -> str:
+    return f'{self.address}, {self.name}, version {opened.version}'
+
+  def _size(self, opened: _Opened) -> int:
+    return int(opened.facts.get('gallery_size') or len(self._known))
+
+  def _answer(
+    self, served, found, started, *, top_k, query=(), text='', reasons=(), left_out=''
+  ) -> Answer:
+    return Answer(
+      query=dict(query),
+      hits=gallery.hits(
+        found['ids'][0],
+        found['scores'][0],
+        self._known,
+        top_k=top_k,
+        reasons=reasons,
+        left_out=left_out,
+      ),
+      text=text,
+      source=self._source(served),
+      gallery_size=self._size(served),
+      seconds=time.perf_counter() - started,
+    )
