@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import sys
+
 import numpy as np
 import pytest
 
@@ -266,3 +269,33 @@ def test_crops_of_a_commit_that_did_not_end_are_not_seen_and_removed_later(tmp_p
   }
   assert found.problems() == []
   found.close()
+
+
+def test_many_threads_with_more_filters_than_are_remembered_get_their_own_answers(any_engine):
+  if any_engine.name == 'milvus':
+    pytest.skip('remembers no filters')
+  concepts, rows = gallery()
+  found = any_engine(concepts, rows)
+  query = queries(concepts)[:1]
+  names = [row.id for row in rows]
+
+  def ask(i):
+    where = filters.parse(f'camera == {i % 5} and time != "2024-{i % 12 + 1:02d}-01"')
+    return [match.row.id for match in found.search(query, top_k=N, where=where)[0]]
+
+  def direct(i):
+    wanted = [
+      (row.fields.get('camera') == i % 5, row.fields.get('time', '') not in ('', month))
+      for row, month in zip(rows, [f'2024-{i % 12 + 1:02d}-01'] * N)
+    ]
+    return {name for name, (camera, time) in zip(names, wanted) if camera and time}
+
+  interval = sys.getswitchinterval()
+  sys.setswitchinterval(1e-5)
+  try:
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+      answers = list(threads.map(ask, range(240)))
+  finally:
+    sys.setswitchinterval(interval)
+  for i, answer in enumerate(answers):
+    assert set(answer) == direct(i)

@@ -192,3 +192,13 @@ def test_a_model_without_schema_is_refused(people, tmp_path):
   (directory / 'assets.extra' / 'schema.json').unlink()
   with pytest.raises(FileNotFoundError, match='Export it with a schema'):
     ExportedModel(str(directory))
+
+
+def test_a_crop_is_known_by_its_id_and_not_by_its_path(people, sources, crops):
+  for source in sources:
+    found = source.crop('000.png')
+    assert (found.id, found.path) == ('000.png', str(crops / '000.png'))
+    assert found.attributes['gender'] == 'female'
+    assert source.crop('023.png').attributes == {}
+    assert source.crop(str(crops / '000.png')) is None
+    assert source.crop('') is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,8 @@ class EmbeddedIndex(Engine):
     self._size = int(self._live.sum())
     self._masks: collections.OrderedDict = collections.OrderedDict()
     self._exact, self._kernels = None, {}
+    # Readers may be many threads; what they remember for each other is changed by one at a time.
+    self._remembering = threading.Lock()
 
   @property
   def size(self) -> int:
@@ -249,13 +252,17 @@ class EmbeddedIndex(Engine):
     """Which rows may be answered, bool [n]."""
     keep = self._live
     if where is not None:
-      if where not in self._masks:
+      with self._remembering:
+        mask = self._masks.get(where)
+      if mask is None:
         parts = [filters.evaluate(where, s.column, len(s)) for s in self._segments]
-        self._masks[where] = np.concatenate([np.empty(0, bool), *parts])
+        mask = np.concatenate([np.empty(0, bool), *parts])
+      with self._remembering:
+        self._masks[where] = mask
+        self._masks.move_to_end(where)
         if len(self._masks) > _MASKS:
           self._masks.popitem(last=False)
-      self._masks.move_to_end(where)
-      keep = keep & self._masks[where]
+      keep = keep & mask
     if exclude:
       keep = keep.copy()
       keep[self._find(exclude)] = False
@@ -302,7 +309,8 @@ class EmbeddedIndex(Engine):
 
     del min_score  # The caller cuts; the kernel has no use for it.
     masked = not keep.all()
-    kernel = self._kernel(top_k, masked)
+    with self._remembering:
+      kernel = self._kernel(top_k, masked)
     inputs = [tf.constant(queries), *([tf.constant(keep)] if masked else [])]
     scores, positions = kernel(*inputs)
     return list(zip(positions.numpy()[:, :top_k], scores.numpy()[:, :top_k]))

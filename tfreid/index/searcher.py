@@ -196,6 +196,11 @@ class Searcher:
     with open(crop, 'rb') as file:
       return self.search(self.model.embed_images([file.read()])[0], text=f'like {crop}', **options)
 
+  def crop(self, identifier: str) -> Hit | None:
+    """What is known of the crop of that id, with a score of 0; None if there is none."""
+    row = self.engine.rows([identifier]).get(identifier)
+    return None if row is None else _hit(Match(row, 0.0), {})
+
   def refresh(self) -> bool:
     """Takes over what was added and removed since; returns whether that was anything."""
     return self.engine.refresh()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
   from tfreid.data.attributes import AttributeSchema
-  from tfreid.search.answer import Answer, Suggestion
+  from tfreid.search.answer import Answer, Hit, Suggestion
 
 
 class Source(Protocol):
@@ -53,6 +53,13 @@ class Source(Protocol):
     """The attributes of which the query says nothing, by what asking for them would tell.
 
     The gain is about which of the best `top_k` crops is meant; best first; see `search.asking`.
+    """
+
+  def crop(self, identifier: str) -> Hit | None:
+    """What is known of the crop of that id, with a score of 0; None if there is none.
+
+    `like` takes an id that is unknown for the path of a file: whoever passes on what strangers
+    say asks here first.
     """
 
   def info(self) -> dict[str, Any]:

@@ -158,6 +158,19 @@ class ExportedModel:
       questions, found['scores'].numpy()[0, :top_k], found['variant_scores'].numpy()[0, :top_k]
     )
 
+  def crop(self, identifier: str) -> Hit | None:
+    """What is known of the crop of that id, with a score of 0; None if there is none."""
+    about = self._gallery.get(identifier)
+    if about is None:
+      return None
+    return Hit(
+      id=identifier,
+      score=0.0,
+      path=about.get('path', ''),
+      attributes=about.get('attributes') or {},
+      metadata={key: about[key] for key in ('person_id', 'camera') if key in about},
+    )
+
   def info(self) -> dict[str, Any]:
     """Facts of the model as plain JSON types: assets.extra/model.json, and what was loaded."""
     path = os.path.join(self.directory, 'assets.extra', 'model.json')
