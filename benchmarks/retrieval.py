@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import time
@@ -43,6 +44,8 @@ def _faiss(rows: np.ndarray) -> Callable | None:
   """FAISS' exact search with as many threads as there are cores; None where it is not there."""
   if len(rows) > FAISS_ROWS:
     return None
+  # Its threads would go on spinning for a while after each search, into the other's turn.
+  os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
   try:
     import faiss
   except ImportError:
