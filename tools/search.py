@@ -5,9 +5,11 @@
   tools/search.py --model=saved_models/demo --html=answer.html "woman, red top, no hat"
   tools/search.py --index=indexes/depot --filter='camera in [1, 2]' "woman, red top"
   tools/search.py --index=indexes/depot --like=crops/a17.jpg
+  tools/search.py --server=grpc://localhost:8500 --model_name=people "woman, red top"
 
 The description is a list of name=value settings, of words, or of both. --model searches the gallery
-inside an exported model, --index one made with tools/index.py. Beside each tick or cross stands
+inside an exported model, --index one made with tools/index.py, --server that of an exported model
+under TF Serving. Beside each tick or cross stands
 what the attribute adds to the score of the crop, and below the table what to ask for next.
 """
 
@@ -22,6 +24,29 @@ _MODEL = flags.DEFINE_string(
   'its model is, if that was moved.',
 )
 _INDEX = flags.DEFINE_string('index', None, 'Index to search instead of the gallery of the model.')
+_SERVER = flags.DEFINE_string(
+  'server',
+  None,
+  'Address of a TF Serving instead of a folder: grpc://host:8500 or http://host:8501, with TLS '
+  'grpcs:// or https://.',
+)
+_MODEL_NAME = flags.DEFINE_string('model_name', 'people', 'With --server: name of the model there.')
+_VERSION = flags.DEFINE_string(
+  'model_version', '', 'With --server: number or label of the version; the newest by default.'
+)
+_GALLERY = flags.DEFINE_string(
+  'gallery',
+  '',
+  "With --server: the export's assets.extra/gallery.jsonl, for pictures and annotations.",
+)
+_TIMEOUT = flags.DEFINE_float(
+  'timeout', 10.0, 'With --server: seconds to wait for an answer.', lower_bound=0.001
+)
+_CERTIFICATE = flags.DEFINE_string(
+  'certificate',
+  '',
+  "With --server: PEM file of the authority that signed the server's certificate.",
+)
 _TOP_K = flags.DEFINE_integer('top_k', 20, 'Number of crops to show.', lower_bound=1)
 _FILTER = flags.DEFINE_string(
   'filter',
@@ -50,11 +75,13 @@ _JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
 def main(argv):
   """Loads the model or the index and answers."""
   text = ', '.join(argv[1:])
-  if not (_MODEL.value or _INDEX.value) or bool(text) == bool(_LIKE.value):
+  if not (_MODEL.value or _INDEX.value or _SERVER.value) or bool(text) == bool(_LIKE.value):
     raise app.UsageError(
-      'Give --model=DIRECTORY or --index=DIRECTORY, and a description in quotation marks, or '
-      '--like.'
+      'Give --model=DIRECTORY, --index=DIRECTORY or --server=ADDRESS, and a description in '
+      'quotation marks, or --like.'
     )
+  if _SERVER.value and (_MODEL.value or _INDEX.value):
+    raise app.UsageError('Give --server or a folder (--model, --index), not both.')
   options = {
     'where': _FILTER.value,
     'must': _MUST.value,
@@ -79,6 +106,19 @@ def _open():
     import tfreid.index
 
     return tfreid.index.open(_INDEX.value, model=_MODEL.value or '')
+  if _SERVER.value:
+    from tfreid.search import remote
+
+    wanted = _VERSION.value
+    return remote.ServedModel(
+      _SERVER.value,
+      _MODEL_NAME.value,
+      version=int(wanted) if wanted.isdecimal() else None,
+      label='' if wanted.isdecimal() else wanted,
+      timeout=_TIMEOUT.value,
+      gallery_file=_GALLERY.value,
+      certificate=_CERTIFICATE.value,
+    )
   from tfreid.search import exported
 
   return exported.ExportedModel(_MODEL.value)

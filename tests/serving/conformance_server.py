@@ -45,8 +45,8 @@ class _NoTfreid(importlib.abc.MetaPathFinder):
       raise ImportError(f'{name} must not be needed to serve a model')
 
 
-assert not any(name.partition('.')[0] == 'tfreid' for name in sys.modules)
 if __name__ == '__main__':
+  assert 'tfreid' not in sys.modules
   sys.meta_path.insert(0, _NoTfreid())
 
 import grpc  # noqa: E402
@@ -201,6 +201,11 @@ def _array(tensor: int) -> np.ndarray:
   return np.frombuffer(contents, dtype).reshape(shape)
 
 
+def _milliseconds(timeout: float | None) -> int:
+  """As RunOptions has it, 0 for no limit: gRPC says centuries for a call without a deadline."""
+  return int(max(1000 * timeout, 1)) if timeout is not None and timeout < 1e6 else 0
+
+
 class Bundle:
   """A SavedModel in a C++ session.
 
@@ -237,7 +242,7 @@ class Bundle:
     inputs = (_Output * len(feeds))(*(self._output(name) for name in feeds))
     outputs = (_Output * len(fetches))(*(self._output(name) for name in fetches))
     found = (ctypes.c_void_p * len(fetches))()
-    options = config_pb2.RunOptions(timeout_in_ms=int(1000 * timeout) if timeout else 0)
+    options = config_pb2.RunOptions(timeout_in_ms=_milliseconds(timeout))
     packed = options.SerializeToString()
     run_options = _LIBRARY.TF_NewBufferFromString(packed, len(packed))
     status = _LIBRARY.TF_NewStatus()
