@@ -36,6 +36,7 @@ def load():
     f'DATA_ROOT = {_DATA_ROOT.value!r}',
     "ENCODING = 'binary'",
     'VALIDATION_SHARE = 0.0',
+    'VALIDATION_SEED = 0',
     *_GIN_BINDINGS.value,
   ]
   _tool.configure([f'datasets/{_DATASET.value}.gin'], given)

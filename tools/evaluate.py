@@ -3,6 +3,7 @@
 
   tools/evaluate.py --space=runs/a2img/joint/space
   tools/evaluate.py --space=runs/a2img/joint/space --dataset=market1501 --data_root=/data/market1501
+  tools/evaluate.py --space=runs/a2img/joint/space --attribute_counts=1,2,4,8,all
 
 Without --dataset the data are those of the run's config.gin. The space alone is loaded, not the
 method that trained it.
@@ -42,6 +43,28 @@ _JSON = flags.DEFINE_string('json', None, 'Write everything here too, each query
 _RESULTS = flags.DEFINE_string(
   'results', None, "The results file to add to; default: the run's results.jsonl."
 )
+_COUNTS = flags.DEFINE_list(
+  'attribute_counts',
+  [],
+  'Also ask with so many attributes, drawn at random, e.g. 1,2,4,8,all, or each number there is: '
+  "'every'. Writes the curve as .csv, .json and .png.",
+)
+_DRAWS = flags.DEFINE_integer(
+  'attribute_draws', 5, 'How often each query is asked with other attributes.', lower_bound=1
+)
+_SEED = flags.DEFINE_integer('attribute_seed', 0, 'Of the draws.', lower_bound=0)
+_RELEVANCE = flags.DEFINE_enum(
+  'relevance',
+  'identity',
+  ['identity', 'said'],
+  'What is right when attributes are left out: images with the semantic ID of the full query, or '
+  'all that agree with what was said.',
+)
+_CURVE = flags.DEFINE_string(
+  'curve',
+  None,
+  "Files of the curve, without ending; default: attribute_counts in the run's folder.",
+)
 _APPEND = flags.DEFINE_bool('append', True, 'Add a row to the results file.')
 
 
@@ -67,7 +90,11 @@ def load_benchmark(about, run):
   given = [] if _DATA_ROOT.value is None else [f'DATA_ROOT = {_DATA_ROOT.value!r}']
   if _DATASET.value:
     files = [f'datasets/{_DATASET.value}.gin']
-    given += [f'ENCODING = {_encoding(about)!r}', 'VALIDATION_SHARE = 0.0']
+    given += [
+      f'ENCODING = {_encoding(about)!r}',
+      'VALIDATION_SHARE = 0.0',
+      'VALIDATION_SEED = 0',
+    ]
   elif run or _GIN_FILE.value:
     files = [os.path.join(run, 'config.gin')] if run else []
   else:
@@ -102,15 +129,17 @@ def evaluate_space(about, benchmark):
   """Embeds the split and evaluates it, with a progress bar.
 
   Returns:
-    The Evaluation, and the GradedMetrics of the first --top results.
+    The Evaluation, the GradedMetrics of the first --top results, and the Curve over
+    --attribute_counts or None.
   """
   import numpy as np
   import rich.console
   import rich.progress
   import tensorflow as tf
 
+  from tfreid.data.attributes import AttributeSchema
   from tfreid.data.pipeline import Pipeline
-  from tfreid.evaluation import retrieval
+  from tfreid.evaluation import partial, retrieval
   from tfreid.joint_space import JointSpace
 
   split = getattr(benchmark, _SPLIT.value)
@@ -120,6 +149,14 @@ def evaluate_space(about, benchmark):
       "--gin_bindings='VALIDATION_SHARE = 0.1'."
     )
   check_schema(about, benchmark.schema)
+  # What is not said is the rate of the data that the space was trained on.
+  saved = about.get('schema')
+  schema = AttributeSchema.from_json(saved) if saved else benchmark.schema
+  counts = None if _COUNTS.value == ['every'] else _COUNTS.value
+  if _COUNTS.value:
+    # Before the long part.
+    partial.checked_counts(counts, schema)
+    partial.drawing()
   space = JointSpace.load(_SPACE.value)
   pipeline = Pipeline(space.image_shape[:2], _BATCH_SIZE.value)
   console = rich.console.Console(stderr=True)
@@ -138,12 +175,28 @@ def evaluate_space(about, benchmark):
       )
     except tf.errors.OpError as error:
       raise pipeline.explain(error, split) from error
+    curve = None
+    if _COUNTS.value:
+      task = bar.add_task('Asking with fewer attributes', total=None)
+      curve = partial.curve(
+        space,
+        split,
+        embeddings.gallery,
+        schema=schema,
+        counts=counts,
+        draws=_DRAWS.value,
+        seed=_SEED.value,
+        relevance=_RELEVANCE.value,
+        resamples=_RESAMPLES.value or 1,
+        progress=lambda done, count: bar.update(task, completed=done, total=count),
+      )
   evaluation = retrieval.evaluate_embeddings(embeddings, seen=benchmark.seen(split))
   graded = retrieval.graded(embeddings, split, groups=benchmark.schema.groups, k=_TOP.value)
-  return evaluation, {
+  means = {
     f'violations{_TOP.value}': float(np.mean(graded.violations)),
     f'nDCG{_TOP.value}': float(np.mean(graded.ndcg)),
   }
+  return evaluation, means, curve
 
 
 def epoch_of(space: str) -> int | None:
@@ -155,13 +208,25 @@ def epoch_of(space: str) -> int | None:
     return json.load(file).get('epochs')
 
 
-def write_json(path: str, value):
-  """Writes JSON so that a reader sees the old or the new file, never half of one."""
+def write(path: str, contents: bytes):
+  """Writes a file so that a reader sees the old or the new one, never half of one."""
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   partial = f'{path}.partial-{os.getpid()}'
-  with open(partial, 'w', encoding='utf-8') as file:
-    json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+  with open(partial, 'wb') as file:
+    file.write(contents)
   os.replace(partial, path)
+
+
+def write_json(path: str, value):
+  """Writes JSON as `write` does."""
+  write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode())
+
+
+def write_curve(base: str, curve, *, title: str, facts):
+  """Writes base.csv, base.json and base.png."""
+  write(f'{base}.png', curve.picture(title))
+  write(f'{base}.csv', curve.to_csv().encode())
+  write_json(f'{base}.json', {**facts, **curve.to_json()})
 
 
 def main(argv):
@@ -176,7 +241,7 @@ def main(argv):
     about = JointSpace.metadata(_SPACE.value)
     run = run_directory(_SPACE.value)
     benchmark = load_benchmark(about, run)
-    evaluation, graded = evaluate_space(about, benchmark)
+    evaluation, graded, curve = evaluate_space(about, benchmark)
 
     import rich.console
 
@@ -214,8 +279,13 @@ def main(argv):
           'metrics': evaluation.to_json(per_query=True),
         },
       )
+    beside = run or os.path.dirname(os.path.abspath(_SPACE.value))
+    if curve:
+      console.print(curve.table(f'Attributes given: {title}'))
+      base = _CURVE.value or os.path.join(beside, 'attribute_counts')
+      write_curve(base, curve, title=title, facts=facts)
+      console.print(f'Curve in {base}.png, .csv and .json', highlight=False, soft_wrap=True)
     if _APPEND.value:
-      beside = run or os.path.dirname(os.path.abspath(_SPACE.value))
       path = _RESULTS.value or os.path.join(beside, 'results.jsonl')
       results.append_result(path, evaluation=evaluation, config=config, more=graded, **facts)
       console.print(f'Added to {path}', highlight=False, soft_wrap=True)

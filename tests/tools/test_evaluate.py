@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfreid.data import market1501, synthetic
 from tfreid.data.pipeline import Pipeline
-from tfreid.evaluation import results, retrieval
+from tfreid.evaluation import partial, results, retrieval
 from tfreid.joint_space import JointSpace
 
 ROOT = Path(__file__).parents[2]
@@ -124,9 +124,42 @@ def test_the_data_may_be_named_and_the_row_be_left_out(run, data, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_curve_over_the_number_of_attributes_is_printed_and_written(run, benchmark, tmp_path):
+  pytest.importorskip('matplotlib', reason="needs the extra 'report'")
+  done = evaluate(
+    f'--space={run}/joint/space',
+    '--noappend',
+    '--attribute_counts=all,1,3',
+    '--attribute_draws=2',
+    '--attribute_seed=4',
+    f'--curve={tmp_path}/out/curve',
+  )
+  assert done.returncode == 0, done.stderr
+  split = benchmark.test
+  space = JointSpace.load(str(run / 'joint' / 'space'))
+  embeddings = retrieval.embed_split(space, split, Pipeline(IMAGE[:2], 64).evaluation(split))
+  want = partial.curve(
+    space, split, embeddings.gallery, schema=benchmark.schema, counts=[1, 3, 'all'], draws=2, seed=4
+  )
+  lines = (tmp_path / 'out' / 'curve.csv').read_text().splitlines()
+  assert lines == want.to_csv().splitlines()
+  data = json.loads((tmp_path / 'out' / 'curve.json').read_text())
+  assert data['points'] == want.to_json()['points'] and data['method'] == 'a2img'
+  # The last point is what the tables say.
+  ordinary = retrieval.evaluate_embeddings(embeddings).overall
+  assert want.points[-1].summary == ordinary
+  assert f'{100 * ordinary.mAP:.2f}' in done.stdout
+  most = len(benchmark.schema.attributes)
+  assert f'1 of {most}' in done.stdout and f'{most} of {most}' in done.stdout
+  assert (tmp_path / 'out' / 'curve.png').read_bytes().startswith(b'\x89PNG')
+  assert sorted(path.suffix for path in (tmp_path / 'out').iterdir()) == ['.csv', '.json', '.png']
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
+    (['--space={space}', '--attribute_counts=1,99'], "'99' is no number of attributes"),
     (['--space={run}/joint'], 'holds no joint space'),
     (['--space={space}', '--split=validation'], 'VALIDATION_SHARE'),
     (['--space={space}', "--gin_bindings=market1501.load.encoding='three_state'"], 'other ones'),
