@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,6 +41,34 @@ def two_devices() -> list[str]:
 
   _split_cpu()
   return [device.name for device in tf.config.list_logical_devices('CPU')]
+
+
+_TOOL_ON_TWO_DEVICES = """
+import runpy
+import sys
+import tensorflow as tf
+(cpu,) = tf.config.list_physical_devices('CPU')
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+sys.path.insert(0, 'tools')
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.fixture(scope='session')
+def run_on_two_devices():
+  """run_on_two_devices(tool, *arguments): the tool in a process whose CPU is split in two."""
+
+  def run(tool, *arguments):
+    return subprocess.run(
+      [sys.executable, '-c', _TOOL_ON_TWO_DEVICES, f'tools/{tool}.py', *map(str, arguments)],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  return run
 
 
 @pytest.fixture(scope='session')

@@ -76,3 +76,48 @@ def test_gradient_of_a_set_loss_is_that_of_the_global_batch(pair):
 
   expected = 2.0 * np.sum(np.sum(array, axis=0) ** 2)
   assert float(run(parts(pair, array))) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize('count', [0, 1, 2, 3, 5, 8])
+def test_a_batch_is_shared_out_and_put_together_in_its_order(pair, count):
+  with pair.scope():
+    factor = tf.Variable(0.0)
+  # As a mirrored variable never is: to see which replica made which row.
+  for value, component in zip((10.0, 100.0), factor.values):
+    component.assign(value)
+  sizes = []
+
+  def times(rows):
+    sizes.append(rows.shape)
+    tf.debugging.assert_positive(tf.size(rows) + tf.cast(count == 0, tf.int32))
+    return factor * tf.cast(rows, tf.float32)
+
+  shared = replicas.by_parts(times, pair, tf.TensorSpec([None, 2], tf.int32))
+  rows = np.arange(1, 2 * count + 1, dtype=np.int32).reshape(count, 2)
+  first = -(-count // 2)
+  expected = np.concatenate([10.0 * rows[:first], 100.0 * rows[first:]])
+  np.testing.assert_array_equal(shared(tf.constant(rows, shape=[count, 2])), expected)
+  assert len(sizes) == 2  # traced for each replica, into one graph
+
+
+def test_texts_are_shared_out_too(pair):
+  shared = replicas.by_parts(tf.strings.length, pair, tf.TensorSpec([None], tf.string))
+  np.testing.assert_array_equal(shared(tf.constant(['a', 'bb', 'ccc'])), [1, 2, 3])
+
+
+def test_on_one_device_nothing_is_shared_out(two_devices):
+  strategy = replicas.local()
+  assert strategy.num_replicas_in_sync == 1
+  double = replicas.by_parts(lambda rows: 2 * rows, strategy, tf.TensorSpec([None], tf.int32))
+  nodes = double.get_concrete_function().graph.get_operations()
+  assert {node.type for node in nodes} <= {'Placeholder', 'Const', 'Mul', 'Identity'}
+  np.testing.assert_array_equal(double(tf.constant([3, 4])), [6, 8])
+
+
+def test_as_many_devices_as_there_are(two_devices):
+  assert replicas.local(1).num_replicas_in_sync == 1
+  strategy = replicas.local(2)
+  assert [device[-5:] for device in strategy.extended.worker_devices] == ['CPU:0', 'CPU:1']
+  for count in (0, 3):
+    with pytest.raises(ValueError, match=f'There are 2 CPUs to compute on, not {count}'):
+      replicas.local(count)

@@ -48,7 +48,12 @@ _GALLERY_PRECISION = flags.DEFINE_enum(
 _TOLERANCE = flags.DEFINE_float(
   'tolerance', None, 'Greatest relative error of a concept, if not the default.', lower_bound=0.0
 )
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Images per step.', lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', 32, 'Images embedded together, on each device.', lower_bound=1
+)
+_DEVICES = flags.DEFINE_integer(
+  'devices', None, 'GPUs that embed; by default all, or the CPU.', lower_bound=1
+)
 _BAD = flags.DEFINE_enum(
   'on_bad_image', 'error', ['error', 'skip'], 'What to do about files that cannot be decoded.'
 )
@@ -72,6 +77,7 @@ def benchmark_gallery(about):
     f'DATA_ROOT = {_DATA_ROOT.value!r}',
     f'ENCODING = {encoding!r}',
     'VALIDATION_SHARE = 0.0',
+    'VALIDATION_SEED = 0',
     *_GIN_BINDINGS.value,
   ]
   _tool.configure([f'datasets/{_DATASET.value}.gin'], given)
@@ -148,9 +154,11 @@ def main(argv):
   with _tool.clear_errors():
     from rich.console import Console
 
+    from tfreid import replicas
     from tfreid.joint_space import JointSpace
     from tfreid.serving import export
 
+    strategy = replicas.local(_DEVICES.value)
     console = Console(highlight=False, soft_wrap=True)
     version = _VERSION.value or export.next_version(_OUT.value)
     export.check_version(_OUT.value, version)  # before minutes are spent on the gallery
@@ -163,7 +171,7 @@ def main(argv):
     root = os.path.abspath(_DATA_ROOT.value or _IMAGES.value)
     space = JointSpace.load(_SPACE.value)
     encoders = export.encoders(space, precision=_PRECISION.value)
-    gallery, kept = _embed(export, encoders.image, paths)
+    gallery, kept = _embed(export, space, encoders, paths, strategy)
     if len(kept) < len(paths):
       console.print(f'Left out, unreadable: {len(paths) - len(kept)} of {len(paths)} files.')
     paths, rows = [paths[i] for i in kept], [rows[i] for i in kept]
@@ -186,11 +194,15 @@ def main(argv):
     _say(console, where)
 
 
-def _embed(export, encoder, paths):
+def _embed(export, space, encoders, paths, strategy):
   """Concepts of the files, with a progress bar."""
   import rich.progress
   from rich.console import Console
 
+  if strategy.num_replicas_in_sync > 1:
+    # On each device, and again: what is exported keeps its variables in one place.
+    with strategy.scope():
+      encoders = export.encoders(space, precision=encoders.image.precision)
   with rich.progress.Progress(
     *rich.progress.Progress.get_default_columns(),
     rich.progress.MofNCompleteColumn(),
@@ -198,11 +210,12 @@ def _embed(export, encoder, paths):
   ) as bar:
     task = bar.add_task('Embedding the gallery', total=len(paths))
     return export.embed_files(
-      encoder,
+      encoders.image,
       paths,
       batch_size=_BATCH_SIZE.value,
       skip_bad=_BAD.value == 'skip',
       progress=lambda done, count: bar.update(task, completed=done),
+      strategy=strategy,
     )
 
 

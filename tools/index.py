@@ -12,7 +12,8 @@
 The source is a folder, or a manifest (.csv or .jsonl) with a column `path` and whatever else is
 known: id, camera, time, fields of one's own, attributes. Stopped by anything, `build` and `add` go
 on where they were when the same command is given again; until it has come to its end, the index is
-as it was before. On several machines, `build --shard=1/4` ... `--shard=4/4`, then `merge`.
+as it was before. Crops are embedded on all GPUs of the machine; on several machines,
+`build --shard=1/4` ... `--shard=4/4`, then `merge`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ _SHARD_ROWS = flags.DEFINE_integer(
   'shard_rows', 4096, 'build, add: crops that are embedded before they are safe.', lower_bound=1
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size', 64, 'build, add: crops embedded together.', lower_bound=1
+  'batch_size', 64, 'build, add: crops embedded together, on each device.', lower_bound=1
+)
+_DEVICES = flags.DEFINE_integer(
+  'devices', None, 'build, add: GPUs that embed; by default all, or the CPU.', lower_bound=1
 )
 _IDS = flags.DEFINE_string('ids', None, "remove: a file with an id per line; '-' reads the input.")
 _MISSING_OK = flags.DEFINE_bool('missing_ok', False, 'remove: do not mind ids that are not there.')
@@ -90,7 +94,7 @@ def main(argv):
 
 
 def _build(_):
-  from tfreid.index import building, embedder, ledger, manifest
+  from tfreid.index import building, ledger, manifest
 
   shard = _read_shard()
   if ledger.Ledger(_INDEX.value).exists and not _OVERWRITE.value:
@@ -99,7 +103,7 @@ def _build(_):
       f"'{_INDEX.value}' holds an index already. Use `tools/index.py add` to add crops, or "
       '--overwrite to replace it.'
     )
-  model = embedder.Embedder(_MODEL.value)
+  model = _embedder(_MODEL.value)
   rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
   if shard:
     rows = manifest.part(rows, *shard)
@@ -113,7 +117,7 @@ def _build(_):
       overwrite=_OVERWRITE.value,
       shard=shard,
       shard_rows=_SHARD_ROWS.value,
-      batch_size=_BATCH_SIZE.value,
+      batch_size=_BATCH_SIZE.value * model.num_devices,
       skip_corrupt=_SKIP_CORRUPT.value,
       progress=progress,
     )
@@ -121,10 +125,10 @@ def _build(_):
 
 
 def _add(_):
-  from tfreid.index import building, embedder, ledger, manifest
+  from tfreid.index import building, ledger, manifest
 
   state = ledger.Ledger(_INDEX.value).read()
-  model = embedder.Embedder(_MODEL.value or state['model']['path'])
+  model = _embedder(_MODEL.value or state['model']['path'])
   rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
   with _bar('Embedding') as progress:
     report = building.add(
@@ -133,7 +137,7 @@ def _add(_):
       model,
       existing=_EXISTING.value,
       shard_rows=_SHARD_ROWS.value,
-      batch_size=_BATCH_SIZE.value,
+      batch_size=_BATCH_SIZE.value * model.num_devices,
       skip_corrupt=_SKIP_CORRUPT.value,
       progress=progress,
     )
@@ -216,6 +220,14 @@ def _read_shard():
   if not match:
     raise ValueError(f"--shard is '{_SHARD.value}'; expected i/n, for example 1/4.")
   return int(match[1]), int(match[2])
+
+
+def _embedder(directory):
+  """The model, on the devices that were asked for."""
+  from tfreid import replicas
+  from tfreid.index import embedder
+
+  return embedder.Embedder(directory, strategy=replicas.local(_DEVICES.value))
 
 
 def _attributes(model):

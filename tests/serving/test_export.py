@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfreid import replicas
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import export, folding, warmup
 
@@ -303,6 +304,24 @@ def test_files_are_embedded_as_the_exported_model_embeds_their_bytes(
   answer = model['embed_images'](image_bytes=tf.constant([crop.contents for crop in crops]))
   np.testing.assert_allclose(concepts, answer['concepts'], atol=1e-6)
   assert positions.tolist() == list(range(6)) and seen == [(4, 6), (6, 6)]
+
+
+@pytest.mark.parametrize('count', [1, 3, 6])
+def test_files_are_embedded_alike_on_two_devices(
+  tmp_path, space, encoders, crops, two_devices, count
+):
+  paths = [str(tmp_path / crop.name) for crop in crops[:count]]
+  for path, crop in zip(paths, crops):
+    Path(path).write_bytes(crop.contents)
+  strategy = replicas.local(len(two_devices))
+  with strategy.scope():
+    pair = export.encoders(space)
+  # Batches of 2 x 2: the last one is ragged, or smaller than the number of devices.
+  concepts, positions = export.embed_files(pair.image, paths, batch_size=2, strategy=strategy)
+  expected, _ = export.embed_files(encoders.image, paths, batch_size=2)
+  np.testing.assert_allclose(concepts, expected, rtol=0, atol=1e-6)
+  assert positions.tolist() == list(range(count))
+  assert pair.fingerprint == encoders.fingerprint
 
 
 def test_unreadable_files_are_named_or_skipped(tmp_path, encoders, crops):

@@ -92,6 +92,31 @@ def test_a_folder_of_crops_is_a_gallery_too_and_bad_files_are_named(space, tmp_p
   assert (extra / 'schema.json').exists()
 
 
+@pytest.mark.slow
+def test_two_devices_embed_the_gallery_as_one_does(
+  space, tiny_market, tmp_path, run_on_two_devices
+):
+  flags = [f'--space={space}', '--dataset=market1501', f'--data_root={tiny_market}']
+  flags += ['--batch_size=3', '--top_k=5']
+  golden, variables = [], []
+  for devices in (1, 2):
+    out = tmp_path / str(devices)
+    done = run_on_two_devices('export', *flags, f'--out={out}', f'--devices={devices}')
+    assert done.returncode == 0, done.stderr
+    assert 'the ranking is that of a full sort' in done.stdout
+    variables.append(tf.train.list_variables(str(out / '1' / 'variables' / 'variables')))
+    golden.append(json.loads((out / '1' / 'assets.extra' / 'golden.json').read_text())['golden'])
+  assert variables[0] == variables[1]  # nothing of the copies is exported
+  ids, scores = (
+    [np.array([row[key] for row in part[0]['response']['predictions']]) for part in golden]
+    for key in ('ids', 'scores')
+  )
+  np.testing.assert_array_equal(ids[1], ids[0])
+  np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
+  none = run_on_two_devices('export', *flags, f'--out={tmp_path}/3', '--devices=3')
+  assert none.returncode == 1 and 'There are 2 CPUs to compute on, not 3.' in none.stderr
+
+
 def test_usage_errors_and_missing_folders_are_one_sentence(tmp_path):
   for flags, message in [
     ([], '--space'),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfreid import replicas
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import errors
 
@@ -29,24 +30,39 @@ class Embedder:
     fingerprint: of the encoders; concepts of models that differ in it must not be mixed.
     size: E, the number of dimensions of the joint space.
     schema: of the attributes, None if the model was exported without.
+    num_devices: on how many devices crops are embedded.
   """
 
-  def __init__(self, directory: str):
+  def __init__(self, directory: str, *, strategy: tf.distribute.Strategy | None = None):
     """Loads the model.
+
+    Loaded in the scope of a strategy, a SavedModel has its variables on each device, its gallery
+    too, and its signatures run in replicas. A copy of the model and a thread for each device would
+    embed as well; it would take as much memory, and threads to look after.
 
     Args:
       directory: of a version (saved_models/demo/1), or of a model, whose newest version is taken.
+      strategy: from `replicas.local`, to embed crops on several devices; by default on one.
 
     Raises:
       FileNotFoundError: there is no exported model.
-      ValueError: it is not one whose crops can be indexed.
+      ValueError: it is not one whose crops can be indexed, or it is damaged.
     """
+    strategy = strategy or tf.distribute.get_strategy()
+    self.num_devices: int = strategy.num_replicas_in_sync
     self.directory = version(directory)
     self.about = description(self.directory)
     self.fingerprint: str = self.about['fingerprint']
     self.size: int = self.about['embedding_size']
     self.schema = schema(self.directory)
-    self._model = tf.saved_model.load(self.directory)
+    try:
+      with strategy.scope():
+        self._model = tf.saved_model.load(self.directory)
+    except tf.errors.OpError as error:
+      raise ValueError(
+        f"The model '{self.directory}' cannot be loaded: {errors.plain(error.message)}. Export it "
+        'again with tools/export.py.'
+      ) from error
     signatures = self._model.signatures
     missing = [name for name in _SIGNATURES if name not in signatures]
     if missing:
@@ -54,7 +70,7 @@ class Embedder:
         f"The model '{self.directory}' has no signature {' and '.join(missing)} (it has: "
         f'{", ".join(signatures) or "none"}). Export it again with tools/export.py.'
       )
-    self._embed_images = signatures['embed_images']
+    self._embed_images = _images(signatures['embed_images'], strategy)
     self._embed_attributes = signatures['embed_attributes']
 
   def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
@@ -64,7 +80,7 @@ class Embedder:
       ValueError: one of them cannot be decoded; the message is the model's, and does not say which.
     """
     with _clear():
-      return self._embed_images(image_bytes=tf.constant(list(contents)))['concepts'].numpy()
+      return self._embed_images(tf.constant(list(contents))).numpy()
 
   def embed_attributes(self, vectors: np.ndarray) -> np.ndarray:
     """Attribute concepts, float32 [B, E], of attribute vectors [B, A]."""
@@ -145,6 +161,17 @@ def schema(directory: str) -> AttributeSchema | None:
     return None
   with open(path, encoding='utf-8') as file:
     return AttributeSchema.from_json(file.read())
+
+
+def _images(signature, strategy):
+  """Concepts of encoded images, a part of each batch on each device."""
+
+  def embed(contents):
+    return signature(image_bytes=contents)['concepts']
+
+  if strategy.num_replicas_in_sync == 1:
+    return embed
+  return replicas.by_parts(embed, strategy, tf.TensorSpec([None], tf.string))
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfreid
+from tfreid import replicas
 from tfreid.data import pipeline
 from tfreid.data.attributes import AttributeSchema
 from tfreid.joint_space import JointSpace
@@ -101,15 +102,17 @@ def embed_files(
   batch_size: int = 32,
   skip_bad: bool = False,
   progress: Progress | None = None,
+  strategy: tf.distribute.Strategy | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Image concepts of files, decoded as the exported model decodes them.
 
   Args:
     encoder: pixels -> concepts.
     paths: JPEG or PNG files.
-    batch_size: images at a time.
+    batch_size: images at a time, on each device.
     skip_bad: leave files out that cannot be decoded, instead of failing.
     progress: called after each batch.
+    strategy: from `replicas.local`, in whose scope the encoder was made; by default one device.
 
   Returns:
     float32 [M, E] and int64 [M], the positions in `paths` of what was embedded, ascending.
@@ -118,10 +121,13 @@ def embed_files(
     ValueError: a file cannot be decoded (it is named), or none can.
   """
   image_size = encoder.input_shape[:2]
-  embed = tf.function(
+  strategy = strategy or tf.distribute.get_strategy()
+  embed = replicas.by_parts(
     lambda images: encoder(tf.cast(images, tf.float32)),
-    input_signature=[tf.TensorSpec([None, *encoder.input_shape], tf.uint8)],
+    strategy,
+    tf.TensorSpec([None, *encoder.input_shape], tf.uint8),
   )
+  batch_size *= strategy.num_replicas_in_sync
 
   def load(position, path):
     return position, pipeline.decode_image(tf.io.read_file(path), image_size)
