@@ -16,7 +16,7 @@ import numpy as np
 from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search import asking, client, gallery
-from tfreid.search.answer import Answer, Suggestion
+from tfreid.search.answer import Answer, Hit, Suggestion
 from tfreid.search.client import ServingError
 
 _Result = TypeVar('_Result')
@@ -193,7 +193,7 @@ class ServedModel:
         return self._answer(served, self._look(served, crop), started, top_k=top_k)
       text = f'like {crop}'
       if 'search_ids' in served.signatures:
-        found = served.client.predict('search_ids', {'crop_ids': client.strings([crop])})
+        found = self._find(served, crop)
         if found['ids'][0, 0]:
           return self._answer(served, found, started, top_k=top_k, text=text, left_out=crop)
       if not os.path.isfile(crop):
@@ -233,6 +233,24 @@ class ServedModel:
       return asking.suggestions(
         questions, found['scores'][0, :top_k], found['variant_scores'][0, :top_k]
       )
+
+    return self._asking(ask)
+
+  def crop(self, identifier: str) -> Hit | None:
+    """What is known of the crop of that id, with a score of 0; None if there is none.
+
+    The server says whether there is one, the gallery file what is known of it.
+
+    Raises:
+      ServingError: see `client.Client.predict`.
+    """
+
+    def ask(served: _Opened) -> Hit | None:
+      there = identifier in self._known
+      if 'search_ids' in served.signatures:
+        found = self._find(served, identifier)
+        there = bool(found['ids'][0, 0])
+      return gallery.hits([identifier], [0.0], self._known, top_k=1)[0] if there else None
 
     return self._asking(ask)
 
@@ -337,6 +355,9 @@ class ServedModel:
 
   def _look(self, served, contents):
     return served.client.predict('search_images', {'image_bytes': client.strings([contents])})
+
+  def _find(self, served, identifier):
+    return served.client.predict('search_ids', {'crop_ids': client.strings([identifier])})
 
   def _source(self, opened: _Opened) -> str:
     return f'{self.address}, {self.name}, version {opened.version}'
