@@ -177,7 +177,7 @@ async def _refresh(current: Current, seconds: float):
         logging.getLogger(__name__).info(
           'The index has changed: %d crops now.', current.facts.get('crops', 0)
         )
-    except Exception:  # noqa: BLE001 - the next look may succeed, and the old index goes on
+    except Exception:  # the next look may succeed, and the old index goes on
       logging.getLogger(__name__).exception('Looking at the index failed.')
 
 
@@ -302,7 +302,7 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
                 'image': {
                   'type': 'string',
                   'format': 'binary',
-                  'description': f'A JPEG or PNG file of at most {messages.MAX_UPLOAD_BYTES} bytes.',
+                  'description': f'JPEG or PNG, at most {messages.MAX_UPLOAD_BYTES} bytes.',
                 },
                 'options': {
                   'type': 'string',
@@ -381,7 +381,7 @@ async def _answer(
     answer, suggestions = await services.searches.run(function)
     body = services.desk.to_json(answer, suggestions, services.desk.top_k(asked))
     entry.update(outcome='answered', understood=body['query'], results=len(body['hits']))
-  except Exception as error:  # noqa: BLE001 - whatever it was, it is logged before it is told
+  except Exception as error:  # whatever it was, it is logged before it is told
     failure = _as_api_error(error)
     outcome = {403: 'refused', 503: 'busy', 504: 'timeout', 500: 'failed'}
     entry.update(

@@ -136,7 +136,7 @@ class Guard:
     except ApiError as error:
       if not started:
         await _say(answer, error)
-    except Exception:  # noqa: BLE001 - whatever it is, it is ours to look at, not the client's
+    except Exception:  # whatever it is, it is ours to look at, not the client's
       logging.getLogger(__name__).exception('%s %s', scope['method'], scope['path'])
       if not started:
         await _say(
@@ -194,8 +194,8 @@ class Guard:
     return ApiError(
       413,
       'too_large',
-      f'The request is too large; at most {self._max_bytes:,} bytes are taken. Send one crop, not a '
-      'whole picture.',
+      f'The request is too large; at most {self._max_bytes:,} bytes are taken. Send one crop, '
+      'not a whole picture.',
     )
 
 

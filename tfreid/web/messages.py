@@ -1,10 +1,13 @@
 """What the API is asked and answers, with the sizes it takes. Floor 5."""
 
+# Pydantic evaluates annotations, and Python 3.9 knows no `X | Y`.
+# ruff: noqa: UP007, UP045
+
 from __future__ import annotations
 
 import json
 import math
-from typing import Any, Dict, List, Optional, Union  # noqa: UP035 - Pydantic reads these on 3.9
+from typing import Any, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,7 +36,6 @@ class ApiError(Exception):
     self.message = message
 
 
-# Optional[...] and Dict[...]: Pydantic evaluates annotations, and Python 3.9 knows no `X | Y`.
 class Narrowing(BaseModel):
   """What a search and a "more like this" have in common."""
 
@@ -45,19 +47,19 @@ class Narrowing(BaseModel):
     max_length=MAX_WHERE,
     description='Of an index: a condition on fields, such as `camera in [1, 2]`.',
   )
-  must: Union[str, Dict[str, str]] = Field(  # noqa: UP006, UP007
+  must: Union[str, dict[str, str]] = Field(
     '', description='Of an index: annotations that a crop must have, in words or by name.'
   )
-  must_not: Union[str, Dict[str, str]] = Field(  # noqa: UP006, UP007
+  must_not: Union[str, dict[str, str]] = Field(
     '', description='Of an index: annotations that a crop must not have.'
   )
-  exclude: List[str] = Field(  # noqa: UP006
+  exclude: list[str] = Field(
     [],
     max_length=MAX_RESULTS,
     description='Of an index: ids that are not wanted. They count as results for `max_results` of '
     'the policy.',
   )
-  min_score: Optional[float] = Field(  # noqa: UP007, UP045
+  min_score: Optional[float] = Field(
     None,
     ge=-_MAX_SCORE,
     le=_MAX_SCORE,
@@ -70,7 +72,7 @@ class Narrowing(BaseModel):
 class SearchRequest(Narrowing):
   """A description: settings, words, or both."""
 
-  query: Dict[str, str] = Field(  # noqa: UP006
+  query: dict[str, str] = Field(
     {},
     max_length=1000,
     description='Attribute name to value; \'!value\' means "not this value". What is not said is '
@@ -98,17 +100,15 @@ class Hit(BaseModel):
   rank: int
   id: str
   score: float = Field(description='Dot product in the joint space; larger is better.')
-  attributes: Dict[str, str] = Field(description='Annotations; empty where nobody looked.')  # noqa: UP006
-  matches: Dict[str, Optional[bool]] = Field(  # noqa: UP006, UP007, UP045
+  attributes: dict[str, str] = Field(description='Annotations; empty where nobody looked.')
+  matches: dict[str, Optional[bool]] = Field(
     description='Whether it is annotated as asked; null where nobody looked.'
   )
-  reasons: Dict[str, float] = Field(  # noqa: UP006
+  reasons: dict[str, float] = Field(
     description='What each attribute of the query adds to the score; positive speaks for the match.'
   )
-  metadata: Dict[str, Any]  # noqa: UP006
-  thumbnail: Optional[str] = Field(  # noqa: UP007, UP045
-    description='Where a small picture is, while this server runs.'
-  )
+  metadata: dict[str, Any]
+  thumbnail: Optional[str] = Field(description='Where a small picture is, while this server runs.')
 
 
 class Suggestion(BaseModel):
@@ -121,10 +121,10 @@ class Suggestion(BaseModel):
 class SearchAnswer(BaseModel):
   """Crops, best first."""
 
-  query: Dict[str, str]  # noqa: UP006
+  query: dict[str, str]
   text: str
-  hits: List[Hit]  # noqa: UP006
-  suggestions: List[Suggestion]  # noqa: UP006
+  hits: list[Hit]
+  suggestions: list[Suggestion]
   top_k: int = Field(description='Crops asked for, as far as the policy allows them.')
   gallery_size: int
   seconds: float
