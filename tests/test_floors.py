@@ -1,6 +1,6 @@
 """The floors of the house: who may import whom, read from the sources without running them.
 
-F5  experiment, reporting, comparison, search        compose the rest, as tools/ do; know everyone
+F5  experiment, reporting, comparison, search, web   compose the rest, as tools/ do; know everyone
 F4  training, evaluation, serving, index,            rooms; none imports another
     search.exported, search.page, search.remote
 F3  methods                                          training alone sees it, only methods.method
@@ -48,6 +48,7 @@ FLOORS = {
   'tfreid.experiment': 5,
   'tfreid.reporting': 5,
   'tfreid.comparison': 5,
+  'tfreid.web': 5,
 }
 
 # Libraries that have a seat: the modules that may import them.
