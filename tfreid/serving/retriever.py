@@ -153,11 +153,16 @@ class Retriever(tf.Module):
     """Attribute concepts, float32 [B, E], of attribute vectors [B, A].
 
     Raises:
-      InvalidArgumentError: when it runs, for numbers that are not finite.
+      InvalidArgumentError: when it runs, for numbers that are not finite, or so large that the
+        concept would not be.
     """
-    # Here and not at the concepts: on some machines a ReLU makes 0 of NaN.
-    return self.attribute_encoder(
+    # Here and not at the concepts alone: on some machines a ReLU makes 0 of NaN.
+    concepts = self.attribute_encoder(
       tf.debugging.assert_all_finite(attributes, 'An attribute vector holds NaN or infinity')
+    )
+    return tf.debugging.assert_all_finite(
+      concepts,
+      'The numbers of an attribute vector are too large: its concept holds NaN or infinity',
     )
 
   def embed_images(self, image_bytes: tf.Tensor) -> tf.Tensor:
@@ -220,6 +225,7 @@ class Retriever(tf.Module):
       InvalidArgumentError: when it runs, for numbers that are not finite, or another number of
         queries in `variants` than in `attributes`.
     """
+    variants = tf.ensure_shape(variants, variants.shape)
     fits = tf.debugging.assert_equal(
       tf.shape(variants)[0],
       tf.shape(attributes)[0],
@@ -299,7 +305,12 @@ class Retriever(tf.Module):
 
 
 def _few(rows: tf.Tensor, limit: int = MAX_ROWS) -> tf.Tensor:
-  """The rows, unless there are more than `limit`, which is an InvalidArgumentError when it runs."""
+  """The rows [B, ...], of the shape that the signature says: a server checks types, not shapes.
+
+  Raises:
+    InvalidArgumentError: when it runs, for another shape, or more rows than `limit`.
+  """
+  rows = tf.ensure_shape(rows, rows.shape)
   count = tf.shape(rows)[0]
   check = tf.debugging.Assert(
     count <= limit, [f'A request may have {limit} rows. Send the rest in another. It has:', count]
