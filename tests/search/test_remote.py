@@ -249,8 +249,13 @@ def test_a_client_follows_a_new_version_and_reads_its_schema(changing, people):
     assert [hit.id for hit in model.search({'gender': 'female'}).hits] == expected
     with pytest.raises(ServingError, match="no signature 'explain' .*it has: .*serving_default"):
       model.search('woman', explain=True)
-  # A version that comes while the old one stays is taken over when somebody looks.
   assert not clients[0].refresh()
+  # Rolled back: the folder of the new version is moved away, and the old one is served again.
+  (folder / '2').rename(folder.parent / '2')
+  server.wait_for('people', {1: 'AVAILABLE', 2: 'END'})
+  for model in (*clients, held):
+    assert [hit.id for hit in model.search({'gender': 'female'}, explain=True).hits] == expected
+    assert model.version == 1
 
 
 # Servers that misbehave.

@@ -584,7 +584,10 @@ class Core:
       versions = [int(entry) for entry in entries if entry.isdigit()]
       labelled = set(self.labels.get(name, {}).values()) & set(versions)
       wanted = {max(versions), *labelled} if versions else set()
-      for version in sorted(wanted - set(self._states[name])):
+      # One that failed is not tried again; one that was let go may come back (a roll-back).
+      states = self._states[name]
+      failed = {version for version, (_, code, _) in states.items() if code}
+      for version in sorted(wanted - failed - set(self._bundles[name])):
         self._states[name][version] = (STATES.LOADING, 0, '')
         try:
           bundle = Bundle(os.path.join(folder, str(version)))
