@@ -13,12 +13,9 @@ import tensorflow as tf
 
 from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
-from tfreid.search import asking
+from tfreid.search import asking, gallery
 from tfreid.search.answer import Answer, Hit, Suggestion
 from tfreid.serving import errors
-
-# What an index can do and a gallery inside a model cannot.
-_OPTIONS = ('where', 'must', 'must_not', 'exclude', 'min_score')
 
 
 class ExportedModel:
@@ -50,7 +47,7 @@ class ExportedModel:
       )
     with open(path, encoding='utf-8') as file:
       self.schema = AttributeSchema.from_json(file.read())
-    self._gallery = _gallery(os.path.join(extra, 'gallery.jsonl'))
+    self._gallery = gallery.read(os.path.join(extra, 'gallery.jsonl'))
     self._model = tf.saved_model.load(self.directory)
 
   def search(
@@ -75,7 +72,7 @@ class ExportedModel:
       ValueError: an unknown word, attribute or value, an option, or `explain` of a model that was
         exported before it could.
     """
-    _check(top_k, options)
+    gallery.check(top_k, options)
     if isinstance(query, str):
       text = text or query
       query = words.parse(query, self.schema)
@@ -107,7 +104,7 @@ class ExportedModel:
     Raises:
       ValueError: it is neither, the image cannot be decoded, or an option.
     """
-    _check(top_k, options)
+    gallery.check(top_k, options)
     text, left_out = '', ''
     started = time.perf_counter()
     if isinstance(crop, bytes):
@@ -141,7 +138,7 @@ class ExportedModel:
       ValueError: an unknown word, attribute or value, or a model that was exported before it could
         explain.
     """
-    _check(top_k, {})
+    gallery.check(top_k, {})
     if isinstance(query, str):
       query = words.parse(query, self.schema)
     vector = self.schema.encode_query(query)
@@ -160,16 +157,9 @@ class ExportedModel:
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
-    about = self._gallery.get(identifier)
-    if about is None:
+    if identifier not in self._gallery:
       return None
-    return Hit(
-      id=identifier,
-      score=0.0,
-      path=about.get('path', ''),
-      attributes=about.get('attributes') or {},
-      metadata={key: about[key] for key in ('person_id', 'camera') if key in about},
-    )
+    return gallery.hits([identifier], [0.0], self._gallery, top_k=1)[0]
 
   def info(self) -> dict[str, Any]:
     """Facts of the model as plain JSON types: assets.extra/model.json, and what was loaded."""
@@ -229,36 +219,27 @@ class ExportedModel:
     (rows,) = np.nonzero(ids == identifier.encode())
     if not len(rows):
       return None
-    gallery, row = self._model.gallery, int(rows[0])
-    if hasattr(gallery, 'vectors'):
-      return gallery.vectors[row].numpy()
+    stored, row = self._model.gallery, int(rows[0])
+    if hasattr(stored, 'vectors'):
+      return stored.vectors[row].numpy()
     # A gallery that is scanned in bfloat16 keeps the halves of its float32 numbers apart; see
     # `tfreid.serving.search`.
-    upper = tf.cast(tf.bitcast(gallery.upper[row], tf.int16), tf.int32)
-    lower = tf.cast(gallery.lower[row], tf.int32)
+    upper = tf.cast(tf.bitcast(stored.upper[row], tf.int16), tf.int32)
+    lower = tf.cast(stored.lower[row], tf.int32)
     return tf.bitcast(tf.bitwise.left_shift(upper, 16) + lower, tf.float32).numpy()
 
   def _answer(self, found, *, top_k, seconds, query=(), text='', reasons=(), left_out='') -> Answer:
-    hits = []
-    ids, scores = found['ids'].numpy()[0], found['scores'].numpy()[0]
-    for rank, (value, score) in enumerate(zip(ids, scores)):
-      identifier = value.decode()
-      if identifier == left_out:
-        continue
-      about = self._gallery.get(identifier, {})
-      hits.append(
-        Hit(
-          id=identifier,
-          score=float(score),
-          path=about.get('path', ''),
-          attributes=about.get('attributes') or {},
-          metadata={key: about[key] for key in ('person_id', 'camera') if key in about},
-          reasons=reasons[rank] if reasons else {},
-        )
-      )
+    hits = gallery.hits(
+      [value.decode() for value in found['ids'].numpy()[0]],
+      found['scores'].numpy()[0],
+      self._gallery,
+      top_k=top_k,
+      reasons=reasons,
+      left_out=left_out,
+    )
     return Answer(
       query=dict(query),
-      hits=hits[:top_k],
+      hits=hits,
       text=text,
       source=self.directory,
       gallery_size=len(self._gallery),
@@ -286,31 +267,3 @@ def newest_version(directory: str) -> str:
       'the folder of a version, for example saved_models/demo/1; tools/export.py writes them.'
     )
   return os.path.join(directory, max(versions, key=int))
-
-
-def _check(top_k: int, options: Mapping[str, Any]):
-  """Refuses what the gallery inside a model cannot do.
-
-  Raises:
-    ValueError: an option of an index, or fewer than one result.
-    TypeError: an option that nothing has.
-  """
-  if top_k < 1:
-    raise ValueError(f'The number of results must be at least 1, not {top_k}.')
-  unknown = [name for name in options if name not in _OPTIONS]
-  if unknown:
-    raise TypeError(f'search() got an unexpected keyword argument {unknown[0]!r}')
-  if options:
-    raise ValueError(
-      f'{", ".join(sorted(options))}: only an index can filter its answers. Make one of the crops '
-      'with tools/index.py.'
-    )
-
-
-def _gallery(path: str) -> dict[str, dict[str, Any]]:
-  """What is known of each crop, by id; {} where nothing was kept."""
-  if not os.path.isfile(path):
-    return {}
-  with open(path, encoding='utf-8') as file:
-    rows = [json.loads(line) for line in file if line.strip()]
-  return {row['id']: row for row in rows}

@@ -44,8 +44,9 @@ class ServedModel:
   """An exported model under TF Serving.
 
   Attribute vectors have the order of a schema, and a new version may have another schema. So each
-  request asks for the version whose schema is known, and when the server has let that go, the
-  newest (or the labelled) one is looked at first. A version that the caller names is never left.
+  request asks for the version whose schema is known. When the server has let that go, or a question
+  cannot be answered, the newest (or the labelled) one is looked at and asked. A version that the
+  caller names is never left.
 
   Attributes:
     address: of the server.
@@ -312,12 +313,17 @@ class ServedModel:
     return _Opened(at, metadata.version, names, schema, facts)
 
   def _asking(self, function: Callable[[_Opened], _Result]) -> _Result:
-    """Calls `function` with the version that is open, or with its successor where that is gone."""
+    """Calls `function` with the version that is open, or with its successor where that is gone.
+
+    What a question lacks (a word, a signature, a schema) may be in the successor as well; so before
+    such an error is told, the server is asked whether there is one.
+    """
     opened = self._opened
     try:
       return function(opened)
-    except ServingError as error:
-      if error.code != 'NOT_FOUND' or self._client.version is not None:
+    except (ServingError, ValueError) as error:
+      curable = isinstance(error, ValueError) or error.code in ('NOT_FOUND', 'FAILED_PRECONDITION')
+      if not curable or self._client.version is not None:
         raise
       try:
         self.refresh()
