@@ -59,7 +59,9 @@ _DEVICES = flags.DEFINE_integer(
 )
 _IDS = flags.DEFINE_string('ids', None, "remove: a file with an id per line; '-' reads the input.")
 _MISSING_OK = flags.DEFINE_bool('missing_ok', False, 'remove: do not mind ids that are not there.')
-_FILES = flags.DEFINE_bool('files', False, 'verify: also that the image files exist, unchanged.')
+_FILES = flags.DEFINE_bool(
+  'files', False, 'verify: also that the image files exist, unchanged, and the model as well.'
+)
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON.')
 _PROGRESS = flags.DEFINE_bool('progress', True, 'Show a progress bar.')
 
@@ -183,16 +185,25 @@ def _info(_):
 
 def _verify(_):
   import tfreid.index
+  from tfreid.index.index import damage
+  from tfreid.index.ledger import Ledger
 
-  with tfreid.index.open(_INDEX.value) as index:
-    problems = index.problems(files=_FILES.value)
-    size = len(index)
+  try:
+    with tfreid.index.open(_INDEX.value) as index:
+      problems, size = index.problems(files=_FILES.value), len(index)
+  except (ValueError, OSError):
+    # Too damaged to be opened, or no index at all: then this fails, too.
+    problems, size = damage(Ledger(_INDEX.value)), None
+    if not problems:
+      raise
   if _JSON.value:
     print(json.dumps({'crops': size, 'problems': problems}, indent=1, ensure_ascii=False))
   else:
     for problem in problems:
       print(problem)
-    print(f'{size} crops: {"no problem found" if not problems else f"{len(problems)} problems"}.')
+    what = f'{size} crops' if size is not None else 'The index cannot be opened'
+    count = f'{len(problems)} problem{"s" if len(problems) > 1 else ""}'
+    print(f'{what}: {count if problems else "no problem found"}.')
   if problems:
     sys.exit(1)
 

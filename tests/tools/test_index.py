@@ -85,7 +85,7 @@ def test_build_search_remove_verify(world):
   done = run('index', 'verify', index, '--files')
   assert done.returncode == 1
   assert "'5.png'" in done.stdout
-  assert '4 crops: 1 problems.' in done.stdout
+  assert '4 crops: 1 problem.' in done.stdout
 
 
 def test_usage_errors_are_short_and_fast():

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ from tfreid.index.segment import Row
 EXISTING = ('refuse', 'skip', 'replace')
 
 _READERS = 8
+# How often a file is read that changes while it is read.
+_ATTEMPTS = 3
 _NAMED = 5  # corrupt files that a message names
 
 # Called with (crops done, crops in all).
@@ -405,8 +408,7 @@ def _read(rows, batch_size) -> Iterator[tuple[list[Row], list[bytes], list[tuple
 
   def contents(row):
     try:
-      with open(row.path, 'rb') as file:
-        return file.read()
+      return _contents(row.path)
     except OSError as error:
       return (row.path, error.strerror or str(error))
 
@@ -424,6 +426,25 @@ def _read(rows, batch_size) -> Iterator[tuple[list[Row], list[bytes], list[tuple
         [got for got in read if isinstance(got, bytes)],
         [got for got in read if not isinstance(got, bytes)],
       )
+
+
+def _contents(path: str) -> bytes:
+  """What is in a file, at one moment.
+
+  Raises:
+    OSError: it cannot be read, is no file, or does not stop changing.
+  """
+  for _ in range(_ATTEMPTS):
+    # Not to wait for a writer, should it be a pipe.
+    with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+      before = os.fstat(file.fileno())
+      if not stat.S_ISREG(before.st_mode):
+        raise OSError('it is not a file')
+      contents = file.read()
+      after = os.fstat(file.fileno())
+    if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, len(contents)):
+      return contents
+  raise OSError('it changes while it is read')
 
 
 def _embed(model, contents) -> tuple[np.ndarray, list[int], list[tuple[int, str]]]:

@@ -175,8 +175,14 @@ class EmbeddedIndex(Engine):
       partial = f'{target}.partial'
       shutil.rmtree(partial, ignore_errors=True)
       os.makedirs(partial)
-      for file in segment.FILES:
-        _link(os.path.join(part.directory, file), os.path.join(partial, file))
+      try:
+        for file in segment.FILES:
+          _link(os.path.join(part.directory, file), os.path.join(partial, file))
+      except FileNotFoundError as error:
+        raise FileNotFoundError(
+          f"'{error.filename}' vanished while it was merged. Merge again when nobody writes to "
+          f"'{other.ledger.directory}'."
+        ) from error
       segment.flush_directory(partial)
       os.rename(partial, target)
       segment.flush_directory(self.ledger.segments)
@@ -207,7 +213,8 @@ class EmbeddedIndex(Engine):
     state = self.ledger.read()
     if state['generation'] == self.state['generation']:
       return False
-    self.__init__(self.ledger, state, resident=self.resident)
+    # Opened first: where that fails, this one stays what it was.
+    self.__dict__ = EmbeddedIndex(self.ledger, state, resident=self.resident).__dict__
     return True
 
   def _write(self, entries, shard):
@@ -367,6 +374,15 @@ class EmbeddedIndex(Engine):
       order, scores = engine.best(self._vectors_at(positions), positions, query, top_k)
       results.append((positions[order], scores))
     return results
+
+
+def damage(ledger: Ledger) -> list[str]:
+  """What is wrong with the files of an index that may be too damaged to be opened."""
+  return [
+    problem
+    for entry in ledger.read()['segments']
+    for problem in segment.damage(os.path.join(ledger.segments, entry['name']), entry)
+  ]
 
 
 class _Candidates:

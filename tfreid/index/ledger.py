@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -25,6 +26,9 @@ from tfreid.index.segment import flush_directory
 
 FORMAT = 1
 STATE, PENDING, LOCK, SEGMENTS = 'index.json', 'pending.json', 'lock', 'segments'
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Ledger:
@@ -90,14 +94,17 @@ class Ledger:
   def lock(self) -> Iterator[None]:
     """Holds the writer's lock; the system releases it if the process dies.
 
+    What fails below it leaves no new files behind but shards of an unfinished build: after a full
+    disk there is as much room as before.
+
     Raises:
       BlockingIOError: another process writes.
+      OSError: the folder cannot be written to, or the disk is full; with `errno`.
     """
     if self._locked:
       yield
       return
-    os.makedirs(self.segments, exist_ok=True)
-    with open(self._path(LOCK), 'a', encoding='utf-8') as file:
+    with self._explained(), self._opened() as file:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError as error:
@@ -107,6 +114,11 @@ class Ledger:
       self._locked = True
       try:
         yield
+      except BaseException:
+        # Whatever is wrong here as well, the first error is the one to be told.
+        with contextlib.suppress(OSError, ValueError):
+          self.clean()
+        raise
       finally:
         self._locked = False
 
@@ -138,6 +150,44 @@ class Ledger:
     for name in os.listdir(self.directory):
       if name.endswith('.json.partial'):
         os.remove(self._path(name))
+
+  def _opened(self):
+    os.makedirs(self.segments, exist_ok=True)
+    return open(self._path(LOCK), 'a', encoding='utf-8')
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    """Says of an error of the disk which index it is about, and what to do."""
+    before = self._generation()
+    try:
+      yield
+    except OSError as error:
+      known = error.errno in (*_FULL, *_FORBIDDEN)
+      if self._generation() != before:
+        advice = (
+          'The change was made all the same; what it replaced is left, and the next writer removes '
+          'it.'
+        )
+      elif not known:
+        raise
+      elif error.errno in _FULL:
+        advice = 'It is as it was before. Make room, then give the same command again.'
+      else:
+        advice = 'It is as it was before. Writing needs a folder that this user may write to.'
+      reason = error.strerror or str(error)
+      file = f" ('{error.filename}')" if error.filename else ''
+      told = type(error)(
+        f"The index '{self.directory}' cannot be written: {reason}{file}. {advice}"
+      )
+      told.errno = error.errno
+      raise told from error
+
+  def _generation(self) -> int | None:
+    """Of the last commit; None if there was none, or it cannot be read."""
+    try:
+      return self._read(STATE).get('generation')
+    except (OSError, ValueError):
+      return None
 
   def _path(self, name: str) -> str:
     return os.path.join(self.directory, name)

@@ -42,6 +42,7 @@ def read(source: str, *, attributes: Mapping[str, Sequence[str]] | None = None) 
 
   Raises:
     FileNotFoundError: there is no such folder or file.
+    OSError: it, or a folder in it, cannot be read.
     ValueError: no crop, or a row that cannot be read; the message names the line.
   """
   source = os.path.expanduser(source)
@@ -100,13 +101,18 @@ def part(rows: Sequence[Row], number: int, count: int) -> Sequence[Row]:
 
 def _folder(source: str) -> list[Row]:
   rows = []
-  for folder, _, files in os.walk(source):
+  for folder, _, files in os.walk(source, onerror=_refuse):
     for file in files:
       if file.lower().endswith(ENDINGS):
         path = os.path.join(folder, file)
         name = os.path.relpath(path, source).replace(os.sep, '/')
         rows.append(Row(_utf8(name, path), os.path.abspath(path)))
   return sorted(rows, key=lambda row: row.id)
+
+
+def _refuse(error: OSError):
+  """Else `os.walk` would pass over the folder, and its crops would be missing."""
+  raise OSError(f"The folder '{error.filename}' cannot be listed: {error.strerror}.") from error
 
 
 def _csv_lines(file, source) -> Iterator[tuple[int, dict[str, Any]]]:

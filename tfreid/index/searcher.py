@@ -22,6 +22,12 @@ if TYPE_CHECKING:
   from tfreid.index.embedder import Embedder
 
 
+# Crops that verifying embeds again, and how far off their concepts may be, relatively: bfloat16 on
+# another processor rounds otherwise, and a model with other weights is off by about 1.
+_EMBEDDED_AGAIN = 8
+_ALIKE = 0.03
+
+
 class Searcher:
   """An index with the model that it was built with.
 
@@ -233,21 +239,43 @@ class Searcher:
     """What is wrong with the index; empty if nothing is.
 
     Args:
-      files: also that each crop's file exists and is the one that was embedded.
+      files: also that each crop's file exists and is the one that was embedded, and that the model
+        is the one that embedded it: some crops are embedded again.
     """
     found = self.engine.problems()
-    if files and not found:
-      for _, rows in self.engine.parts():
-        for row in rows:
-          try:
-            with open(row.path, 'rb') as file:
-              changed = row.digest and segment.digest(file.read()) != row.digest
-          except OSError as error:
-            found.append(f"'{row.id}': {row.path}: {error.strerror or error}.")
-            continue
-          if changed:
-            found.append(f"'{row.id}': {row.path} has changed since it was embedded.")
-    return found
+    if not files or found:
+      return found
+    whole: dict[str, bytes] = {}
+    for _, rows in self.engine.parts():
+      for row in rows:
+        try:
+          with open(row.path, 'rb') as file:
+            contents = file.read()
+        except OSError as error:
+          found.append(f"'{row.id}': {row.path}: {error.strerror or error}.")
+          continue
+        if row.digest and segment.digest(contents) != row.digest:
+          found.append(f"'{row.id}': {row.path} has changed since it was embedded.")
+        elif len(whole) < _EMBEDDED_AGAIN:
+          whole[row.id] = contents
+    return found + self._problems_of_model(whole)
+
+  def _problems_of_model(self, crops):
+    """What is wrong with the model, which must make the concepts of these crops again."""
+    try:
+      model = self.model
+      vectors = model.embed_images(list(crops.values())) if crops else []
+    except (ValueError, OSError) as error:
+      return [f'The model: {error}']
+    known = self.engine.concepts(list(crops))
+    for name, vector, concept in zip(crops, vectors, known):
+      # Not "greater than": what is not a number is no small difference either.
+      if not np.linalg.norm(vector - concept) <= _ALIKE * np.linalg.norm(concept):
+        return [
+          f"The model: '{model.directory}' makes another concept of '{name}' than the one in the "
+          'index. Its files are not those that the index was built with.'
+        ]
+    return []
 
   def close(self) -> None:
     """Frees what the engine holds."""

@@ -13,6 +13,7 @@ each file, and, where rows were removed, the file that lists them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -112,13 +113,13 @@ def write(
 
 def _write_files(folder, parts, size, width):
   """The files of a segment; returns the greatest norm and the kinds of the fields' values."""
-  concepts = np.lib.format.open_memmap(
-    os.path.join(folder, 'embeddings.npy'), mode='w+', dtype=np.float32, shape=(size, width)
-  )
   hashes, offsets = np.empty(size, np.uint64), np.zeros(size + 1, np.int64)
   columns: dict[str, tuple[dict, np.ndarray]] = {}
   start, norm = 0, 0.0
-  with open(os.path.join(folder, 'rows.jsonl'), 'wb') as file:
+  files = [os.path.join(folder, file) for file in ('embeddings.npy', 'rows.jsonl')]
+  with open(files[0], 'wb') as concepts, open(files[1], 'wb') as lines:
+    # Written and not mapped: where the disk is full, a write is an error, and a mapping a SIGBUS.
+    _write_header(concepts, np.dtype('<f4'), (size, width))
     for vectors, rows in parts:
       vectors = np.asarray(vectors, np.float32)
       if vectors.shape != (len(rows), width) or start + len(rows) > size:
@@ -135,10 +136,10 @@ def _write_files(folder, parts, size, width):
           'infinity, or numbers too large to be compared. Check the model.'
         )
       norm = max(norm, float(lengths.max(initial=0.0)))
-      concepts[start : start + len(rows)] = vectors
+      concepts.write(vectors.astype('<f4', copy=False).tobytes())
       for position, row in enumerate(rows, start=start):
         line = json.dumps(row.to_json(), separators=(',', ':')).encode() + b'\n'
-        file.write(line)
+        lines.write(line)
         offsets[position + 1] = offsets[position] + len(line)
         hashes[position] = id_hash(row.id)
         for key, value in (*row.fields.items(), *row.attributes.items()):
@@ -150,17 +151,13 @@ def _write_files(folder, parts, size, width):
       start += len(rows)
   if start != size:
     raise ValueError(f'{start} rows were given for a segment of {size}.')
-  concepts.flush()
-  del concepts
-  np.save(os.path.join(folder, 'offsets.npy'), offsets)
-  np.save(os.path.join(folder, 'hashes.npy'), hashes)
+  _save(os.path.join(folder, 'offsets.npy'), offsets)
+  _save(os.path.join(folder, 'hashes.npy'), hashes)
   with open(os.path.join(folder, 'columns.json'), 'w', encoding='utf-8') as file:
     values = {key: [value for _, value in known] for key, (known, _) in columns.items()}
     json.dump(values, file, ensure_ascii=False)
   codes = [codes for _, codes in columns.values()]
-  np.save(
-    os.path.join(folder, 'codes.npy'), np.stack(codes) if codes else np.empty((0, size), 'i4')
-  )
+  _save(os.path.join(folder, 'codes.npy'), np.stack(codes) if codes else np.empty((0, size), 'i4'))
   kinds = {key: sorted({kind for kind, _ in known}) for key, (known, _) in columns.items()}
   return {'greatest_norm': norm * (1 + 1e-6), 'fields': kinds}
 
@@ -198,26 +195,44 @@ class Segment:
     self._columns: dict[str, list] | None = None
     removed = entry.get('removed')
     self.removed = self._load(removed['file']) if removed else np.empty(0, np.int64)
-    if len(self.concepts) != entry['rows'] or len(self.hashes) != entry['rows']:
+    if (
+      len(self.concepts) != entry['rows']
+      or len(self.hashes) != entry['rows']
+      or len(self._offsets) != entry['rows'] + 1
+      or len(self._lines) != self._offsets[-1]
+    ):
       raise ValueError(
-        f"'{self.directory}' has {len(self.concepts)} rows, but index.json says {entry['rows']}. "
-        'Run `tools/index.py verify`.'
+        f"'{self.directory}' is damaged: it does not hold the {entry['rows']} rows that index.json "
+        'speaks of. Run `tools/index.py verify`.'
       )
 
   def _load(self, file):
-    path = os.path.join(self.directory, file)
-    try:
+    path = self._path(file)
+    with self._checked(file):
       # An empty array cannot be mapped.
       return np.load(path, mmap_mode='r' if self.entry['rows'] else None)
-    except ValueError as error:
-      raise ValueError(f"'{path}' is damaged: {error}. Run `tools/index.py verify`.") from error
 
   def _map(self, file):
-    with open(os.path.join(self.directory, file), 'rb') as opened:
+    with open(self._path(file), 'rb') as opened:
       # An empty file cannot be mapped.
       if not os.fstat(opened.fileno()).st_size:
         return b''
       return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+
+  def _path(self, file):
+    path = os.path.join(self.directory, file)
+    if not os.path.isfile(path):
+      raise FileNotFoundError(f"'{path}' is missing. Run `tools/index.py verify`.")
+    return path
+
+  @contextlib.contextmanager
+  def _checked(self, file):
+    """Says of what cannot be read in a file that the file is damaged."""
+    try:
+      yield
+    except (ValueError, TypeError, EOFError) as error:
+      path = os.path.join(self.directory, file)
+      raise ValueError(f"'{path}' is damaged: {error}. Run `tools/index.py verify`.") from error
 
   def __len__(self) -> int:
     return self.entry['rows']
@@ -233,12 +248,15 @@ class Segment:
     """The rows at these positions."""
     for position in positions:
       line = self._lines[int(self._offsets[position]) : int(self._offsets[position + 1])]
-      yield Row.from_json(json.loads(line))
+      with self._checked('rows.jsonl'):
+        row = Row.from_json(json.loads(line))
+      yield row
 
   def column(self, name: str) -> Column | None:
     """A field or an attribute of all rows, removed ones too; None if no row has it."""
     if self._columns is None:
-      self._columns = json.loads(self._column_text[:])
+      with self._checked('columns.json'):
+        self._columns = json.loads(self._column_text[:])
     if name not in self._columns:
       return None
     return Column(self._columns[name], self._codes[list(self._columns).index(name)])
@@ -259,7 +277,7 @@ class Segment:
     removed = np.union1d(self.removed, positions).astype(np.int64)
     file = f'removed-{secrets.token_hex(8)}.npy'
     path = os.path.join(self.directory, file)
-    np.save(path, removed)
+    _save(path, removed)
     size, checksum = _sealed(path)
     flush_directory(self.directory)
     return {
@@ -269,19 +287,36 @@ class Segment:
 
   def problems(self) -> list[str]:
     """What is wrong with the files, by checksum; empty if nothing is."""
-    found = []
-    files = dict(self.entry['files'])
-    if self.entry.get('removed'):
-      removed = self.entry['removed']
-      files[removed['file']] = [removed['size'], removed['checksum']]
-    for file, (size, checksum) in files.items():
-      path = os.path.join(self.directory, file)
+    return damage(self.directory, self.entry)
+
+
+def damage(directory: str, entry: Mapping[str, Any]) -> list[str]:
+  """What is wrong with the files of a segment, which need not be fit to be opened.
+
+  Args:
+    directory: of the segment.
+    entry: of index.json.
+  """
+  if not os.path.isdir(directory):
+    return [f'{directory}, a segment of {entry["rows"]} crops, is missing.']
+  found = []
+  files = dict(entry['files'])
+  if entry.get('removed'):
+    removed = entry['removed']
+    files[removed['file']] = [removed['size'], removed['checksum']]
+  for file, (size, checksum) in files.items():
+    path = os.path.join(directory, file)
+    try:
       actual = os.path.getsize(path)
       if actual != size:
         found.append(f'{path} has {actual} bytes; {size} were written.')
       elif _checksum(path) != checksum:
         found.append(f'{path} is not what was written: its checksum differs.')
-    return found
+    except FileNotFoundError:
+      found.append(f'{path} is missing.')
+    except OSError as error:
+      found.append(f'{path} cannot be read: {error.strerror}.')
+  return found
 
 
 def flush_directory(path: str) -> None:
@@ -291,6 +326,18 @@ def flush_directory(path: str) -> None:
     os.fsync(descriptor)
   finally:
     os.close(descriptor)
+
+
+def _save(path: str, array: np.ndarray) -> None:
+  """`np.save`, whose error does not say why where the disk is full."""
+  with open(path, 'wb') as file:
+    _write_header(file, array.dtype, array.shape)
+    file.write(array.tobytes())
+
+
+def _write_header(file, dtype, shape):
+  header = {'descr': np.lib.format.dtype_to_descr(dtype), 'fortran_order': False, 'shape': shape}
+  np.lib.format.write_array_header_1_0(file, header)
 
 
 def _sealed(path: str) -> list:
