@@ -90,7 +90,18 @@ def questions(schema: AttributeSchema, query: Mapping[str, str]) -> list[Questio
 
 
 def temperature(scores: np.ndarray, answer_scores: np.ndarray) -> float:
-  """The unit in which scores become probabilities.
+  """The unit T in which scores become probabilities: their spread between candidates.
+
+  The root mean square, over the query and its V continuations, of the standard deviation of the
+  scores over the candidates. Scores of different spaces have different units, cosines in [-1, 1] or
+  dot products of any length; what a difference means can only be read from the differences there
+  are. In this unit the candidates are, typically, one apart: the best is more likely than the
+  others but does not take all, and an attribute counts by how far apart its answers move the
+  candidates, compared with how far apart they are. A space that is scaled or shifted gives the same
+  advice. The continuations count too, because the candidates were chosen for being alike under the
+  query alone: their spread there may be as good as zero.
+
+  Nothing was fitted to people's answers, so gains rank questions; they are no promise of bits.
 
   Args:
     scores: [C], of the candidates.
