@@ -1,0 +1,123 @@
+"""A tiny index and a tiny exported model behind the application, and somebody who asks it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import types
+from pathlib import Path
+
+import pytest
+
+from tfreid.web.policy import Policy
+
+
+def _depot():
+  """The module that makes what the tests of searching search."""
+  path = Path(__file__).parents[1] / 'search' / 'depot.py'
+  spec = importlib.util.spec_from_file_location('web_depot', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture(scope='session')
+def people(tmp_path_factory):
+  """A model and an index of 24 crops: .model, .index, .schema, .ids, .crops, .folder.
+
+  The index knows camera (0 to 2) and site; half the crops are annotated. Not to be written to.
+  """
+  from tfreid.index import building, manifest
+  from tfreid.index.embedder import Embedder
+
+  depot = _depot()
+  folder = tmp_path_factory.mktemp('web')
+  crops = depot.write_crops(folder / 'crops')
+  made = depot.build(folder, crops, 'three_state')
+  said = [
+    {'gender': 'female', 'hat': 'no', 'upper_color': 'red+blue'},
+    {'gender': 'male', 'hat': 'yes', 'upper_color': 'green'},
+  ]
+  rows = []
+  for i, path in enumerate(sorted(crops.glob('*.png'))):
+    annotated = said[i % 2] if i < 12 else {}
+    rows.append(
+      {'path': str(path), 'id': f'shelf {i % 2}/{path.name}', 'camera': i % 3, **annotated}
+    )
+  listed = folder / 'listed.jsonl'
+  listed.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  found = manifest.read(str(listed), attributes={a.name: a.values for a in depot.ATTRIBUTES})
+  building.build(str(folder / 'depot'), found, Embedder(made.model))
+  return types.SimpleNamespace(
+    folder=folder,
+    crops=crops,
+    model=made.model,
+    index=str(folder / 'depot'),
+    schema=made.schema,
+    ids=[row['id'] for row in rows],
+    png=(crops / '000.png').read_bytes(),
+  )
+
+
+class Client:
+  """Asks an application, and keeps what it logged.
+
+  Attributes:
+    http: the test client.
+    app: the application.
+    path: of the audit log.
+  """
+
+  def __init__(self, http, app, path):
+    self.http, self.app, self.path = http, app, path
+
+  def __getattr__(self, name):
+    return getattr(self.http, name)
+
+  def search(self, **asked):
+    return self.http.post('/api/v1/search', json=asked)
+
+  def like(self, **asked):
+    return self.http.post('/api/v1/like', json=asked)
+
+  def upload(self, contents, name='crop.png', **options):
+    files = {'image': (name, contents, 'image/png')}
+    return self.http.post('/api/v1/like', files=files, data={'options': json.dumps(options)})
+
+  def log(self):
+    return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
+@pytest.fixture(scope='session')
+def loaded(people):
+  """The model, loaded once: each application opens its own index with it."""
+  from tfreid.index.embedder import Embedder
+
+  return Embedder(people.model)
+
+
+@pytest.fixture
+def serve(people, loaded, tmp_path):
+  """serve(policy={...}, source=None, **options of create): a Client of an application."""
+  from starlette.testclient import TestClient
+
+  import tfreid.index
+  from tfreid.web import app, audit, policy
+
+  started = []
+
+  def start(rules=None, *, source=None, **options):
+    source = source or tfreid.index.open(people.index, model=loaded)
+    log = tmp_path / f'audit-{len(started)}.jsonl'
+    rules = policy.from_json(rules) if rules else Policy()
+    options.setdefault('limits', app.Limits(refresh_seconds=0))
+    made = app.create(source, policy=rules, audit=audit.AuditLog(str(log)), **options)
+    # An error of the server must be an answer, too: the client does not raise it.
+    http = TestClient(made, base_url='http://localhost:8000', raise_server_exceptions=False)
+    http.__enter__()
+    started.append(http)
+    return Client(http, made, log)
+
+  yield start
+  for http in started:
+    http.__exit__(None, None, None)
