@@ -157,6 +157,7 @@ def create(
     redirect_slashes=False,
     lifespan=lifespan,
   )
+  api.state.desk, api.state.searches = services.desk, services.searches
   _add_errors(api, services)
   _add_page(api, services)
   _add_api(api, services)
