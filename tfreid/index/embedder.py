@@ -58,9 +58,10 @@ class Embedder:
     try:
       with strategy.scope():
         self._model = tf.saved_model.load(self.directory)
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, OSError, LookupError, ValueError, RuntimeError) as error:
+      # Of files that are cut off TensorFlow says many things, IndexError among them.
       raise ValueError(
-        f"The model '{self.directory}' cannot be loaded: {errors.plain(error.message)}. Export it "
+        f"The model '{self.directory}' cannot be loaded: {errors.plain(str(error))}. Export it "
         'again with tools/export.py.'
       ) from error
     signatures = self._model.signatures
