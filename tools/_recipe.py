@@ -117,14 +117,15 @@ class Recipe:
     while True:
       before = len(used) + len(scopes) + len(macros)
       for key, value in self.values.items():
-        name = key.rpartition('/')[2].rpartition('.')[0]
-        if key in macros or name in used:
+        scope, _, plain = key.rpartition('/')
+        in_scope = not scope or set(scope.split('/')) <= scopes
+        if key in macros or (plain.rpartition('.')[0] in used and in_scope):
           for found in _mentioned(value):
             if isinstance(found, Macro):
               macros.add(found.name)
             else:
-              scope, _, plain = found.name.rpartition('/')
-              used.add(plain)
+              scope, _, name = found.name.rpartition('/')
+              used.add(name)
               scopes.update(part for part in scope.split('/') if part)
       if len(used) + len(scopes) + len(macros) == before:
         return used, scopes, macros

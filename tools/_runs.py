@@ -15,9 +15,10 @@ import _tool
 
 _POLL = 0.5  # seconds
 
-# What is drawn where no data are given; gin/tables.gin has the recipe that goes with it.
+# What is drawn where no data are given; gin/tables.gin has the recipe that goes with it. Many
+# people of few images each: what systems learn from is different descriptions.
 PEOPLE = os.path.join('datasets', 'tables')
-_TRAIN_PEOPLE, _TEST_PEOPLE, _IMAGES_PER_PERSON = 150, 150, (6, 10)
+_TRAIN_PEOPLE, _TEST_PEOPLE, _IMAGES_PER_PERSON = 300, 250, (3, 5)
 _SIZE = (64, 32)
 NUM_IMAGES = _TRAIN_PEOPLE * sum(_IMAGES_PER_PERSON) // 2  # for training, about
 
@@ -99,7 +100,10 @@ def seeds(texts: Sequence[str]) -> list[int]:
 
 def machine() -> dict[str, str]:
   """What the runs were made on."""
-  found = {'system': platform.platform(), 'processor': platform.processor() or platform.machine()}
+  found = {
+    'system': f'{platform.system()} {platform.machine()}',
+    'processor': platform.processor() or platform.machine(),
+  }
   try:
     with open('/proc/cpuinfo', encoding='utf-8') as file:
       names = [line.partition(':')[2].strip() for line in file if line.startswith('model name')]

@@ -52,6 +52,7 @@ _KEEP = flags.DEFINE_bool('keep_weights', False, 'Keep the weights of the runs, 
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the runs and do none.')
 
 _METRICS = ('mAP', 'rank1', 'rank5', 'rank10')
+_PRETRAINED_BY = 'without_adversarial'
 
 
 def main(argv):
@@ -131,7 +132,7 @@ class Tuning:
     started = time.time()
     for number, (system, point, fold) in enumerate(todo, start=1):
       title = f'{system}, {_said(point)}, fold {fold}'
-      if self._pretrain(system, fold):
+      if self._pretrain(fold):
         status, seconds = self._one(system, point, fold)
         values = self._values(system, point, fold)
         if status or values is None:
@@ -194,7 +195,7 @@ class Tuning:
   def _pretraining(self, fold: int) -> str:
     return os.path.join(_OUT.value, 'pretrain', f'fold-{fold}')
 
-  def _pretrain(self, system: str, fold: int) -> bool:
+  def _pretrain(self, fold: int) -> bool:
     """Makes the fold's pre-training if it is missing; returns whether it is there."""
     from tfreid.comparison import plan
 
@@ -204,7 +205,9 @@ class Tuning:
       'METHOD = "pretrain"',
       f'STAGES = [@{plan.PRETRAIN}/stages.Stage()]',
     ]
-    fingerprint = _recipe.Recipe(self.files(system), bindings).fingerprint()
+    # From one method's files, whichever system comes first: all share the stage.
+    files = self.files(_PRETRAINED_BY)
+    fingerprint = _recipe.Recipe(files, bindings).fingerprint()
     record = plan.read_record(directory)
     if record.get('fingerprint') == fingerprint and record.get('status') == 0:
       return True
@@ -214,7 +217,7 @@ class Tuning:
         'remove the folder.'
       )
     plan.write_record(directory, {'fingerprint': fingerprint})
-    status, _ = self._train(system, bindings, directory)
+    status, _ = self._train(files, bindings, directory)
     plan.write_record(directory, {'fingerprint': fingerprint, 'status': status})
     return status == 0
 
@@ -225,7 +228,7 @@ class Tuning:
     # A run of another configuration, which the page does not know any more, is done anew.
     _remove(directory, '')
     os.makedirs(directory, exist_ok=True)
-    status, seconds = self._train(system, self.bindings(point, fold), directory)
+    status, seconds = self._train(self.files(system), self.bindings(point, fold), directory)
     if not status:
       rows = [
         row
@@ -246,11 +249,11 @@ class Tuning:
         _remove(directory, plan.RECORD)
     return status, seconds
 
-  def _train(self, system, bindings, directory) -> tuple[int, float]:
+  def _train(self, files, bindings, directory) -> tuple[int, float]:
     command = [
       sys.executable,
       os.path.join(_tool.ROOT, 'tools', 'train.py'),
-      *(f'--gin_file={name}' for name in self.files(system)),
+      *(f'--gin_file={name}' for name in files),
       *(f'--gin_bindings={binding}' for binding in bindings),
       f'--run_dir={directory}',
       '--allow_changed_config',

@@ -107,6 +107,22 @@ def test_a_fingerprint_heeds_what_is_used_and_nothing_else(gin):
   assert of('DATA_ROOT = "elsewhere"') != same
 
 
+@pytest.mark.parametrize('method', ['a2img', 'mmd', 'dcca'])
+def test_a_shared_pretraining_does_not_depend_on_what_starts_from_it(method):
+  def of(*bindings):
+    alone = ('METHOD = "pretrain"', 'STAGES = [@pretrain/stages.Stage()]')
+    files = [f'methods/{method}.gin', 'datasets/market1501.gin']
+    return Recipe(files, [*bindings, *alone]).fingerprint()
+
+  without = Recipe(
+    ['methods/without_adversarial.gin', 'datasets/market1501.gin'],
+    ['METHOD = "pretrain"', 'STAGES = [@pretrain/stages.Stage()]'],
+  ).fingerprint()
+  assert of() == without
+  assert of('joint/stages.Stage.epochs = 3') == without
+  assert of('pretrain/stages.Stage.epochs = 3') != without
+
+
 def test_a_file_that_gin_cannot_read_is_named(gin):
   path = gin('bad.gin', 'a.b = = 3')
   with pytest.raises(ValueError, match='bad.gin cannot be read'):
