@@ -115,7 +115,7 @@ def create(
     ValueError: the policy does not fit the source.
   """
   policy, access, limits = policy or Policy(), access or Access(), limits or Limits()
-  current = Current(source, resident=resident)
+  current = Current(source, resident=resident, warm=desks.warm)
   services = _Services(
     desk=desks.Desk(current, policy),
     policy=policy,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tfreid.search import Source
@@ -18,13 +18,21 @@ class Current:
   the old one is closed when the last question it was asked is answered.
   """
 
-  def __init__(self, source: Source, *, resident: bool = False):
+  def __init__(
+    self,
+    source: Source,
+    *,
+    resident: bool = False,
+    warm: Callable[[Source], None] = lambda source: None,
+  ):
     """Begins with a source, which it closes in the end.
 
     Args:
       source: what answers.
       resident: how a changed index is opened; see `tfreid.index.open`.
+      warm: called with it before it takes the place of the old one.
     """
+    self._warm = warm
     self._lock = threading.Lock()
     self._resident = resident
     self._users: dict[int, int] = {}
@@ -75,6 +83,7 @@ class Current:
       from tfreid import index
 
       source = index.open(self._source.directory, model=self._source.model, resident=self._resident)
+      self._warm(source)
       facts = source.info()
     except (OSError, ValueError) as error:
       logging.getLogger(__name__).warning('The changed index cannot be opened: %s', error)

@@ -299,10 +299,21 @@ def examples(schema: AttributeSchema) -> list[str]:
   return found
 
 
+def warm(source: Source) -> None:
+  """Asks a source what its first clients would wait for: loading, and tracing of graphs."""
+  attribute = source.schema.attributes[0]
+  query = {attribute.name: attribute.values[-1]}
+  hits = source.search(query, top_k=20).hits
+  if hasattr(source, 'engine') and hits:
+    # With a mask of rows, too.
+    source.search(query, top_k=20, exclude=[hits[0].id])
+    source.search(query, top_k=_CANDIDATES, exclude=[hits[0].id])
+
+
 def _abilities(source: Source, facts: Mapping[str, Any]) -> dict[str, bool]:
   attribute = source.schema.attributes[0]
   query = {attribute.name: attribute.values[-1]}
-  source.search(query, top_k=1)
+  warm(source)
   picture = io.BytesIO()
   Image.new('RGB', (64, 128), 'gray').save(picture, 'PNG')
 

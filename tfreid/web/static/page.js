@@ -244,6 +244,7 @@ const phrase = (name, value) =>
 function clearResults() {
   for (const id of ['grid', 'said', 'next', 'empty', 'error']) $(id).replaceChildren();
   for (const id of ['said', 'next', 'empty', 'more', 'legend', 'link', 'login']) $(id).hidden = true;
+  $('results-title').classList.remove('sr');
 }
 
 function wait(count) {
@@ -269,10 +270,8 @@ function showEmpty() {
       : 'Too many look alike? Say more.',
   ];
   if (info.can.like) steps.push('A crop looks right? Ask for more like it.');
-  const examples = schema.examples.map((text) => make('button', {
-    type: 'button', textContent: text,
-    onclick: () => { $('words').value = text; search(read()); },
-  }));
+  const examples = exampleButtons();
+  $('results-title').classList.add('sr');
   $('empty').replaceChildren(
     make('h3', { textContent: 'Whom are you looking for?' }),
     make('p', { className: 'soft' },
@@ -283,6 +282,13 @@ function showEmpty() {
     make('div', { className: 'answers' }, ...examples),
   );
   $('empty').hidden = false;
+}
+
+function exampleButtons() {
+  return schema.examples.map((text) => make('button', {
+    type: 'button', textContent: text,
+    onclick: () => { $('words').value = text; search(read()); },
+  }));
 }
 
 function showError(error) {
@@ -302,6 +308,9 @@ function showError(error) {
   }[error.code] || 'This was not understood';
   $('error').replaceChildren(
     make('b', { textContent: heading }), error instanceof Refusal ? error.message : String(error));
+  if (error.code === 'query' && schema) {
+    $('error').append(make('div', { className: 'answers' }, ...exampleButtons()));
+  }
 }
 
 function show(answer, state, file) {
@@ -378,14 +387,18 @@ function goTo(name) {
 
 function plate(source, alternative) {
   const box = make('div', { className: 'plate' });
+  const none = () => {
+    box.classList.add('none');
+    return 'no picture';
+  };
   if (!source) {
-    box.append('no picture');
+    box.append(none());
     return box;
   }
   const image = make('img', {
     loading: 'lazy', decoding: 'async', width: 128, height: 256, alt: alternative, src: source,
   });
-  image.addEventListener('error', () => image.replaceWith('no picture'));
+  image.addEventListener('error', () => image.replaceWith(none()));
   box.append(image);
   return box;
 }
@@ -393,7 +406,7 @@ function plate(source, alternative) {
 function card(hit, query, scale) {
   const box = plate(hit.thumbnail, `Crop ${hit.id}`);
   box.append(make('span', { className: 'rank', 'aria-hidden': 'true', textContent: hit.rank }));
-  const facts = Object.entries(hit.metadata).map(([name, value]) => `${title(name)} ${value}`);
+  const facts = Object.entries(hit.metadata).map(([name, value]) => `${name === 'time' ? '' : `${title(name)} `}${value}`);
   const like = info.can.like ? make('button', {
     type: 'button', textContent: 'More like this', 'aria-label': `More like ${hit.id}`,
     onclick: () => {
@@ -407,7 +420,7 @@ function card(hit, query, scale) {
       make('p', { className: 'score' }, 'score ', make('b', { textContent: hit.score.toFixed(3) })),
       make('ul', { className: 'reasons' },
         ...Object.keys(query).map((name) => reason(hit, name, query[name], scale))),
-      facts.length ? make('p', { className: 'meta', textContent: facts.join(' · ') }) : null,
+      facts.length ? make('p', { className: 'meta' }, ...facts.map((fact) => make('span', { textContent: fact }))) : null,
       make('p', { className: 'id', title: hit.id, textContent: hit.id }),
       like));
 }
