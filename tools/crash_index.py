@@ -3,18 +3,20 @@
 
   tools/crash_index.py                 100 kills
   tools/crash_index.py --kills=1000 --seed=7
+  tools/crash_index.py --engine=milvus --longest=5
 
 A child process builds, adds, replaces, removes and compacts through the functions that
 tools/index.py calls; the embedding is a function of the file's bytes, so that a kill falls into the
 writing and not into a neural network. It says so before and after each operation. The parent sends
-SIGKILL after a random time, opens what is left, and checks: the crops are those before or those
-after the operation that was under way, and those after it if the child had said that it was done;
-each has the concept and the fields it should have; the checksums are right; and the next child can
-go on.
+SIGKILL (to Milvus Lite as well) after a random time, opens what is left, and checks: the crops are
+those before or those after the operation that was under way, and those after it if the child had
+said that it was done; each has the concept and the fields it should have; the checksums are right;
+and the next child can go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -32,6 +34,7 @@ import _tool
 _KILLS = flags.DEFINE_integer('kills', 100, 'How often to kill.', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the moments and operations.')
 _LONGEST = flags.DEFINE_float('longest', 0.5, 'Seconds that a child writes before it is killed.')
+_ENGINE = flags.DEFINE_enum('engine', 'embedded', ['embedded', 'milvus'], 'What is written to.')
 _KEEP = flags.DEFINE_bool('keep', False, 'Leave the folder for inspection.')
 _CHILD = flags.DEFINE_string('child', None, 'The folder; starts the process that is killed.')
 
@@ -78,7 +81,7 @@ def row_of(folder, number, version):
   return Row(f'crop {number}', path, {'camera': number % 3, 'version': version})
 
 
-def write(folder: str, seed: int) -> None:
+def write(folder: str, seed: int, engine: str) -> None:
   """Writes to the index until it is killed."""
   from tfreid.index import building
   from tfreid.index.ledger import Ledger
@@ -104,12 +107,14 @@ def write(folder: str, seed: int) -> None:
       operation = 'remove'
       for number in there:
         del after[f'crop {number}']
-    else:
+    elif engine == 'embedded':
       operation = 'compact'
+    else:
+      continue
     print(json.dumps({'begin': operation, 'after': after}), flush=True)
     rows = [row_of(folder, number, version) for number in numbers]
     if operation == 'build':
-      building.build(index, rows, DigestModel(), overwrite=True, **options)
+      building.build(index, rows, DigestModel(), engine_name=engine, overwrite=True, **options)
     elif operation == 'remove':
       building.remove(index, [f'crop {number}' for number in there])
     elif operation == 'compact':
@@ -126,12 +131,16 @@ def contents(index: str) -> dict[str, int]:
   Raises:
     AssertionError: something is not as it was written.
   """
-  import numpy as np
-
   import tfreid.index.engine
   from tfreid.index.ledger import Ledger
 
-  engine = tfreid.index.engine.open_engine(Ledger(index))
+  with contextlib.closing(tfreid.index.engine.open_engine(Ledger(index))) as engine:
+    return _contents(engine)
+
+
+def _contents(engine):
+  import numpy as np
+
   problems = engine.problems()
   if problems:
     raise AssertionError(problems)
@@ -148,7 +157,7 @@ def contents(index: str) -> dict[str, int]:
   return found
 
 
-def run(folder: str, kills: int, seed: int, longest: float) -> dict[str, int]:
+def run(folder: str, kills: int, seed: int, longest: float, engine: str) -> dict[str, int]:
   """Kills `kills` children; returns what was under way, and how it came out.
 
   Raises:
@@ -161,9 +170,16 @@ def run(folder: str, kills: int, seed: int, longest: float) -> dict[str, int]:
   known: dict[str, int] = {}
   for kill in range(kills):
     child = subprocess.Popen(
-      [sys.executable, os.path.abspath(__file__), f'--child={folder}', f'--seed={seed + kill + 1}'],
+      [
+        sys.executable,
+        os.path.abspath(__file__),
+        f'--child={folder}',
+        f'--seed={seed + kill + 1}',
+        f'--engine={engine}',
+      ],
       stdout=subprocess.PIPE,
       text=True,
+      start_new_session=True,
     )
     # Until it has imported everything and read the index, there is nothing to interrupt.
     lines = [json.loads(child.stdout.readline() or 'null')]
@@ -174,7 +190,7 @@ def run(folder: str, kills: int, seed: int, longest: float) -> dict[str, int]:
     time.sleep(draw.uniform(0.0, longest))
     if child.poll() is not None:
       raise AssertionError(f'Child {kill} ended by itself with {child.returncode}.')
-    child.send_signal(signal.SIGKILL)
+    os.killpg(child.pid, signal.SIGKILL)
     # A line that was cut off was not said.
     rest = child.stdout.read().split('\n')[:-1]
     child.wait()
@@ -210,11 +226,11 @@ def main(argv):
   """Runs the test, or is its child."""
   _tool.no_arguments(argv)
   if _CHILD.value:
-    write(_CHILD.value, _SEED.value)
+    write(_CHILD.value, _SEED.value, _ENGINE.value)
     return
   folder = tempfile.mkdtemp(prefix='crash-index-')
   try:
-    counts = run(folder, _KILLS.value, _SEED.value, _LONGEST.value)
+    counts = run(folder, _KILLS.value, _SEED.value, _LONGEST.value, _ENGINE.value)
   except AssertionError as error:
     print(f'Lost or half (in {folder}): {error}', file=sys.stderr)
     sys.exit(1)

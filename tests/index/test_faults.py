@@ -518,3 +518,19 @@ def test_another_model_in_the_place_of_the_one_that_embedded(tmp_path, models, c
   shutil.rmtree(model)
   (problem,) = problems()
   assert 'holds no exported model' in problem
+
+
+def test_a_closed_milvus_file_is_free_for_other_processes(tmp_path, files, digest_model):
+  pytest.importorskip('pymilvus', reason="needs the extra 'milvus'")
+  directory = str(tmp_path / 'index')
+  building.build(directory, files(6), digest_model, engine_name='milvus')
+  first, second = tfreid.index.open(directory), tfreid.index.open(directory)
+  first.close()
+  first.close()
+  # The other one goes on: they share a server.
+  assert len(second.engine.rows(['id 1', 'id 2'])) == 2
+  second.close()
+  done = tool('remove', f'--index={directory}', 'id 3')
+  assert done.returncode == 0, done.stderr
+  with tfreid.index.open(directory) as again:
+    assert len(again) == 5

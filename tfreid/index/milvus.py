@@ -17,6 +17,7 @@ Where the server asks for one, the token is read from the environment variable M
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -44,6 +45,11 @@ _BATCH = 1000
 _BATCH_BYTES = 1 << 23
 
 
+# How many indexes of this process are open at an address, or in a Milvus Lite file: with the last
+# one the connection ends, and the server of the file.
+_open: collections.Counter[str] = collections.Counter()
+
+
 class MilvusIndex(Engine):
   """An index in a collection of Milvus."""
 
@@ -64,9 +70,18 @@ class MilvusIndex(Engine):
     self.uri = about['uri'] or os.path.join(ledger.directory, 'milvus.db')
     if '://' not in self.uri:
       os.makedirs(os.path.dirname(os.path.abspath(self.uri)), exist_ok=True)
+    self._closed = False
     with self._clear():
       self._client = client(uri=self.uri, token=os.environ.get('MILVUS_TOKEN', ''))
-      self._check_collection()
+    # As Milvus Lite tells its files apart.
+    self._place = self.uri if '://' in self.uri else os.path.realpath(self.uri)
+    _open[self._place] += 1
+    try:
+      with self._clear():
+        self._check_collection()
+    except BaseException:
+      self.close()
+      raise
 
   @property
   def size(self) -> int:
@@ -242,8 +257,19 @@ class MilvusIndex(Engine):
     return changed
 
   def close(self) -> None:
-    """Closes the connection."""
+    """Closes the connection; the last one to a Milvus Lite file leaves it to other processes."""
+    if self._closed:
+      return
+    self._closed = True
+    _open[self._place] -= 1
+    if _open[self._place]:
+      # pymilvus has one connection for all clients of an address: closing one would close them all.
+      return
     self._client.close()
+    if '://' not in self.uri:
+      from milvus_lite.server_manager import server_manager_instance
+
+      server_manager_instance.release_server(self.uri)
 
   @property
   def _collection(self):
