@@ -82,6 +82,7 @@ def test_a_condition_chooses_these_rows(text, expected):
     ('camera == None', "is asked for with 'is'"),
     ('camera is 1', "'is' asks for a missing field"),
     ('camera == 1e999', 'finite'),
+    (f'camera == 0x{"f" * 400}', 'finite'),
     ('camera == b"1"', 'neither a text'),
     ('camera == -"a"', 'is not a text, a number'),
     ('camera == 1 if camera else 2', 'is not a condition'),

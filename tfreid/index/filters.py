@@ -17,7 +17,6 @@ import difflib
 import hashlib
 import json
 import keyword
-import math
 import operator
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -189,7 +188,8 @@ def kind(value: Any) -> str:
     return 'flag'
   if isinstance(value, str):
     return 'text'
-  if isinstance(value, (int, float)) and math.isfinite(value) and abs(value) < 2**63:
+  # NaN and infinity are not below either; `math.isfinite` would fail on very large integers.
+  if isinstance(value, (int, float)) and abs(value) < 2**63:
     return 'number'
   raise ValueError(f'{value!r} is neither a text, nor a finite number, nor true or false.')
 

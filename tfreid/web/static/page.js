@@ -419,19 +419,19 @@ function card(hit, query, scale) {
     make('div', { className: 'body' },
       make('p', { className: 'score' }, 'score ', make('b', { textContent: hit.score.toFixed(3) })),
       make('ul', { className: 'reasons' },
-        ...Object.keys(query).map((name) => reason(hit, name, query[name], scale))),
+        ...Object.keys(query).map((name) => reason(hit, name, scale))),
       facts.length ? make('p', { className: 'meta' }, ...facts.map((fact) => make('span', { textContent: fact }))) : null,
       make('p', { className: 'id', title: hit.id, textContent: hit.id }),
       like));
 }
 
-function reason(hit, name, asked, scale) {
+function reason(hit, name, scale) {
   const match = hit.matches[name];
   const annotated = hit.attributes[name];
   const [mark, words, kind] = match === true ? ['✓', 'annotated as asked', 'yes']
     : match === false ? ['✗', 'annotated otherwise', 'no'] : ['·', 'not annotated', ''];
   const change = hit.reasons[name];
-  const text = `${title(name)}: ${annotated !== undefined ? title(annotated) : phrase(name, asked).split(': ')[1]}`;
+  const text = annotated === undefined ? title(name) : `${title(name)}: ${title(annotated)}`;
   const item = make('li', {},
     make('span', { className: kind, role: 'img', 'aria-label': words, textContent: mark }),
     make('span', { className: 'name', title: text, textContent: text }));
