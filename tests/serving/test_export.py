@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -337,3 +338,17 @@ def test_unreadable_files_are_named_or_skipped(tmp_path, encoders, crops):
     export.embed_files(encoders.image, paths[1:2], skip_bad=True)
   with pytest.raises(ValueError, match=r'a\.png|nowhere'):
     export.embed_files(encoders.image, [str(tmp_path / 'nowhere.png')])
+
+
+def test_a_file_that_changes_while_files_are_embedded_is_no_traceback(tmp_path, encoders, crops):
+  paths = [str(tmp_path / f'{i}.png') for i in range(200)]
+  for path in paths:
+    Path(path).write_bytes(crops[0].contents)
+  Path(paths[150]).write_bytes(crops[0].contents[:100])
+
+  def mend(done, count):
+    time.sleep(2.0)  # by then the next batch has been read ahead
+    Path(paths[150]).write_bytes(crops[0].contents)
+
+  with pytest.raises(ValueError, match='could not be read when its turn came, and can be read now'):
+    export.embed_files(encoders.image, paths, batch_size=100, progress=mend)

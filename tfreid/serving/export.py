@@ -509,6 +509,11 @@ def _explained(error, paths, image_size) -> Exception:
         f'{path} cannot be read: {_first_line(reason)}. JPEG and PNG files are expected. Replace '
         'or remove it, or leave unreadable files out (--on_bad_image=skip).'
       )
+  if isinstance(error, (tf.errors.NotFoundError, tf.errors.InvalidArgumentError)):
+    return ValueError(
+      f'A file could not be read when its turn came, and can be read now: {_first_line(error)}. Do '
+      'not change the images while they are embedded; give the same command again.'
+    )
   return error
 
 
