@@ -121,3 +121,79 @@ def serve(people, loaded, tmp_path):
   yield start
   for http in started:
     http.__exit__(None, None, None)
+
+
+@pytest.fixture(scope='session')
+def start_server(tmp_path_factory):
+  """start_server(*flags): the address of a `tools/serve.py` in a process of its own."""
+  import subprocess
+  import sys
+  import threading
+
+  root = Path(__file__).parents[2]
+  running = []
+
+  def start(*flags):
+    process = subprocess.Popen(
+      [sys.executable, str(root / 'tools' / 'serve.py'), '--port=0', *flags],
+      cwd=tmp_path_factory.mktemp('cwd'),
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    running.append(process)
+    late = threading.Timer(180, process.kill)
+    late.start()
+    said = []
+    for line in process.stdout:
+      said.append(line)
+      if line.startswith('Open '):
+        late.cancel()
+        # Whatever it says later must not fill the pipe.
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        return line.split()[1]
+    late.cancel()
+    raise RuntimeError(f'The server did not start: {"".join(said)}')
+
+  yield start
+  for process in running:
+    process.terminate()
+    process.wait(timeout=30)
+
+
+@pytest.fixture(scope='session')
+def chromium(tmp_path_factory):
+  """A headless Chromium; skips where there is none, except in CI."""
+  import os
+  import shutil
+
+  missing = [name for name in ('chromium', 'chromedriver') if not shutil.which(name)]
+  if missing:
+    reason = f'no {" and no ".join(missing)} (Debian: apt-get install chromium chromium-driver)'
+    if os.environ.get('CI'):
+      pytest.fail(f'{reason}: the tests of the page must not be skipped silently')
+    pytest.skip(reason)
+  from selenium import webdriver
+  from selenium.webdriver.chrome.service import Service
+
+  options = webdriver.ChromeOptions()
+  options.binary_location = shutil.which('chromium')
+  for flag in (
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+    '--disable-dev-shm-usage',
+    f'--user-data-dir={tmp_path_factory.mktemp("profile")}',
+    '--window-size=1360,900',
+  ):
+    options.add_argument(flag)
+  options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
+  driver = webdriver.Chrome(options=options, service=Service(shutil.which('chromedriver')))
+  driver.set_page_load_timeout(60)
+  yield driver
+  driver.quit()

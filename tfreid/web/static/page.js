@@ -328,8 +328,10 @@ function show(answer, state, file) {
   const said = Object.entries(answer.query).map(([name, value]) =>
     make('li', {}, swatch(value), make('span', {}, `${title(name)}: `,
       make('b', { textContent: value.startsWith('!') ? `not ${title(value.slice(1))}` : title(value) }))));
-  if (state.like) said.push(make('li', {}, 'crops like ', make('b', { textContent: state.like })));
-  if (state.upload) said.push(make('li', {}, 'crops like ', make('b', { textContent: file.name })));
+  const example = state.like || (state.upload ? file.name : '');
+  if (example) {
+    said.push(make('li', {}, make('span', {}, 'crops like ', make('b', { textContent: example }))));
+  }
   $('said').replaceChildren(...said);
   $('said').hidden = !said.length;
   $('link').hidden = state.upload;
@@ -513,7 +515,7 @@ function build() {
   $('pickers').replaceChildren(...schema.attributes.map(picker));
   $('find-row').hidden = schema.attributes.length < MANY;
   if (schema.examples.length) $('words').placeholder = schema.examples[0];
-  $('words-hint').textContent = 'Separate with commas. "no hat" is understood, too.';
+  $('words-hint').textContent = 'Separate with commas. "no hat" works, too.';
   $('words-hint').hidden = !schema.attributes.some((a) => a.values.join() === 'no,yes');
   $('filters').hidden = !info.can.filter;
   $('upload').hidden = !info.can.upload;

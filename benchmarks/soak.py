@@ -1,0 +1,291 @@
+"""The server of the page under 50 clients at once for a minute, on an index of 100k crops.
+
+  python benchmarks/soak.py --crops=1000000 --clients=10 --seconds=30
+
+Each client does what the page does: it searches (with reasons and the next question), fetches the
+pictures that come into sight, sometimes filters, asks for more like a crop, and uploads one. The
+concepts are random unit vectors; server, log and clients share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import http.client
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+NUM_CROPS, CLIENTS, SECONDS = 100_000, 50, 60.0
+WIDTH = 128
+# Crops that a picture is drawn for; the rows share them.
+_PICTURES = 200
+_BLOCK = 4000
+
+
+def run() -> dict[str, float]:
+  """100k crops, 50 clients, a minute."""
+  return measure(crops=NUM_CROPS, clients=CLIENTS, seconds=SECONDS)
+
+
+def measure(*, crops: int, clients: int, seconds: float, flags: Sequence[str] = ()) -> dict:
+  """Makes an index and a model, serves them, and asks.
+
+  Args:
+    crops: in the index.
+    clients: that ask at the same time, each one thing after the other.
+    seconds: for which they go on.
+    flags: more of them, for tools/serve.py.
+
+  Returns:
+    Requests in all and per second, errors, and for each kind of request the milliseconds that half,
+    95 % and 99 % of them took at most.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    log = os.path.join(folder, 'audit.jsonl')
+    # In a process of its own: the clients of this one want no TensorFlow beside them.
+    subprocess.run(
+      [sys.executable, os.path.abspath(__file__), f'--make={folder}', f'--crops={crops}'],
+      check=True,
+    )
+    command = [
+      sys.executable,
+      os.path.join(ROOT, 'tools', 'serve.py'),
+      f'--index={folder}/index',
+      '--port=0',
+      f'--audit_log={log}',
+      *flags,
+    ]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+      port = _port(server)
+      with open(f'{folder}/crops/0.jpg', 'rb') as file:
+        picture = file.read()
+      results = _ask(port, picture, clients=clients, seconds=seconds)
+    finally:
+      server.send_signal(signal.SIGTERM)
+      status = server.wait(timeout=60)
+    with open(log, encoding='utf-8') as file:
+      logged = sum(1 for line in file if json.loads(line)['outcome'] == 'answered')
+    if logged != results.pop('answered'):
+      raise RuntimeError(f'{logged} answers are in the log, which is not how many were given.')
+    if status:
+      raise RuntimeError(f'The server ended with status {status}.')
+  return {'crops': crops, 'clients': clients, **results}
+
+
+def _port(server: subprocess.Popen) -> int:
+  for line in server.stdout:
+    if found := re.match(r'Open http://.*:(\d+)/', line):
+      return int(found[1])
+  raise RuntimeError('The server did not start.')
+
+
+class _Client(threading.Thread):
+  """Asks one thing after the other."""
+
+  def __init__(self, number: int, port: int, picture: bytes, end: threading.Event):
+    super().__init__(daemon=True)
+    self.milliseconds: dict[str, list[float]] = collections.defaultdict(list)
+    self.errors: collections.Counter = collections.Counter()
+    self._random = random.Random(number)
+    self._port, self._picture, self._end = port, picture, end
+    self._connection = None
+
+  def run(self):
+    while not self._end.is_set():
+      hits = self._search()
+      for hit in hits[:6]:
+        self._request('picture', 'GET', hit['thumbnail'])
+      if hits and self._random.random() < 0.2:
+        self._json('like', '/api/v1/like', {'id': self._random.choice(hits)['id']})
+      if self._random.random() < 0.1:
+        self._upload()
+
+  def _search(self):
+    draw = self._random
+    query = draw.choice(
+      [
+        {'gender': 'female', 'upper_color': draw.choice(['red', 'blue', 'black'])},
+        {'gender': 'male', 'backpack': 'yes', 'lower_color': '!black'},
+        {'hat': draw.choice(['yes', 'no']), 'age': 'adult', 'hair': 'long'},
+      ]
+    )
+    asked = {'query': query, 'explain': True, 'suggest': True}
+    if draw.random() < 0.2:
+      asked['where'] = f'camera in [{draw.randrange(20)}, {draw.randrange(20)}]'
+      return self._json('filtered', '/api/v1/search', asked)
+    return self._json('search', '/api/v1/search', asked)
+
+  def _json(self, kind, path, asked):
+    body = json.dumps(asked).encode()
+    found = self._request(kind, 'POST', path, body, 'application/json')
+    return json.loads(found)['hits'] if found else []
+
+  def _upload(self):
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
+    body = head + self._picture + b'\r\n--b--\r\n'
+    self._request('upload', 'POST', '/api/v1/like', body, 'multipart/form-data; boundary=b')
+
+  def _request(self, kind, method, path, body=None, content_type=''):
+    started = time.perf_counter()
+    try:
+      if self._connection is None:
+        self._connection = http.client.HTTPConnection('127.0.0.1', self._port, timeout=120)
+      headers = {'Content-Type': content_type} if content_type else {}
+      self._connection.request(method, path, body, headers)
+      answer = self._connection.getresponse()
+      contents = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+      self.errors[f'{kind}: {type(error).__name__}'] += 1
+      self._connection = None
+      return b''
+    if answer.status != 200:
+      self.errors[f'{kind}: {answer.status}'] += 1
+      return b''
+    self.milliseconds[kind].append(1000 * (time.perf_counter() - started))
+    return contents
+
+
+def _ask(port: int, picture: bytes, *, clients: int, seconds: float) -> dict:
+  end = threading.Event()
+  asking = [_Client(number, port, picture, end) for number in range(clients)]
+  started = time.perf_counter()
+  for client in asking:
+    client.start()
+  time.sleep(seconds)
+  end.set()
+  for client in asking:
+    client.join(180)
+  took = time.perf_counter() - started
+  errors = sum((client.errors for client in asking), collections.Counter())
+  kinds: Mapping[str, list[float]] = collections.defaultdict(list)
+  for client in asking:
+    for kind, values in client.milliseconds.items():
+      kinds[kind] += values
+  count = sum(map(len, kinds.values()))
+  answered = count - len(kinds['picture'])
+  results = {
+    'seconds': took,
+    'requests': count,
+    'errors': sum(errors.values()),
+    'requests_per_second': count / took,
+    'answers_per_second': answered / took,
+    'answered': answered,
+  }
+  for kind, values in sorted(kinds.items()):
+    half, most, nearly = np.percentile(values, [50, 95, 99])
+    results[kind] = {
+      'count': len(values),
+      'p50_ms': float(half),
+      'p95_ms': float(most),
+      'p99_ms': float(nearly),
+    }
+  if errors:
+    results['error_kinds'] = dict(errors)
+  return results
+
+
+def _make(folder: str, crops: int) -> None:
+  """Writes an export of untrained encoders and an index of random concepts, with its pictures."""
+  sys.path.insert(0, ROOT)
+  import tensorflow as tf
+
+  from tfreid.data import market1501
+  from tfreid.data.synthetic import SyntheticPeople
+  from tfreid.index import engine, segment
+  from tfreid.index.embedder import Embedder
+  from tfreid.index.ledger import Ledger
+  from tfreid.joint_space import JointSpace
+  from tfreid.serving import export
+
+  people = SyntheticPeople(
+    num_train_people=_PICTURES // 4 + 10,
+    num_test_people=8,
+    images_per_person=(4, 4),
+    image_size=(128, 64),
+    difficulty='easy',
+  )
+  drawn = market1501.load(people.write(f'{folder}/people', workers=1, progress=False).directory)
+  paths = list(drawn.train.paths)[:_PICTURES]
+  os.mkdir(f'{folder}/crops')
+  for i, path in enumerate(paths):
+    os.rename(path, f'{folder}/crops/{i}.jpg')
+  paths = [f'{folder}/crops/{i}.jpg' for i in range(len(paths))]
+
+  tf.keras.utils.set_random_seed(0)
+  size = drawn.schema.size
+  pixels, vector = tf.keras.Input([128, 64, 3]), tf.keras.Input([size])
+  hidden = tf.keras.layers.Conv2D(16, 8, strides=8, activation='relu')(pixels)
+  hidden = tf.keras.layers.Dense(WIDTH)(tf.keras.layers.Flatten()(hidden))
+  space = JointSpace(
+    tf.keras.Model(pixels, tf.keras.layers.UnitNormalization()(hidden)),
+    tf.keras.Model(
+      vector, tf.keras.layers.UnitNormalization()(tf.keras.layers.Dense(WIDTH)(vector))
+    ),
+  )
+  encoders = export.encoders(space)
+  with open(paths[0], 'rb') as file:
+    sample = export.Crop('0', file.read())
+  gallery, _ = export.embed_files(encoders.image, paths[:2])
+  export.export(
+    space,
+    f'{folder}/model',
+    encoders=encoders,
+    gallery=gallery,
+    ids=['0', '1'],
+    crops=[sample],
+    schema=drawn.schema,
+  )
+  model = Embedder(f'{folder}/model')
+  rng = np.random.default_rng(0)
+
+  def parts():
+    for start in range(0, crops, _BLOCK):
+      count = min(_BLOCK, crops - start)
+      concepts = rng.standard_normal((count, WIDTH), np.float32)
+      concepts /= np.linalg.norm(concepts, axis=1, keepdims=True)
+      yield concepts, [_row(i, paths) for i in range(start, start + count)]
+
+  def _row(i, paths):
+    return segment.Row(
+      f'camera{i % 20}/{i:09d}.jpg',
+      paths[i % len(paths)],
+      {'camera': i % 20, 'time': f'2024-{i % 12 + 1:02d}-{i % 28 + 1:02d}T10:00:00'},
+      {'gender': 'female' if i % 2 else 'male', 'hat': 'no'} if i % 3 else {},
+    )
+
+  ledger = Ledger(f'{folder}/index')
+  about = {
+    'fingerprint': model.fingerprint,
+    'embedding_size': model.size,
+    'path': model.directory,
+  }
+  found = engine.open_engine(ledger, engine.new_state(about))
+  with ledger.lock():
+    found.commit([segment.write(ledger.segments, parts(), size=crops, width=WIDTH)])
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--crops', type=int, default=NUM_CROPS)
+  parser.add_argument('--clients', type=int, default=CLIENTS)
+  parser.add_argument('--seconds', type=float, default=SECONDS)
+  parser.add_argument('--make', default='', help=argparse.SUPPRESS)
+  given = parser.parse_args()
+  if given.make:
+    _make(given.make, given.crops)
+  else:
+    found = measure(crops=given.crops, clients=given.clients, seconds=given.seconds)
+    print(json.dumps(found, indent=1))

@@ -1,0 +1,194 @@
+"""The server's command line, with a real process for each start."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOL = str(ROOT / 'tools' / 'serve.py')
+
+
+@pytest.fixture(scope='module')
+def depot(tmp_path_factory):
+  """Folders of a model and of an index of its crops."""
+  path = ROOT / 'tests' / 'search' / 'depot.py'
+  spec = importlib.util.spec_from_file_location('serve_depot', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  folder = tmp_path_factory.mktemp('depot')
+  return module.build(folder, module.write_crops(folder / 'crops'), 'binary')
+
+
+def refused(*flags, code=1):
+  """What a server says that does not start."""
+  done = subprocess.run(
+    [sys.executable, TOOL, *flags], capture_output=True, text=True, check=False, timeout=120
+  )
+  assert done.returncode == code, done.stdout + done.stderr
+  assert 'Traceback' not in done.stderr
+  return done.stdout + done.stderr
+
+
+class Started:
+  """A server in a process of its own."""
+
+  def __init__(self, *flags):
+    self.process = subprocess.Popen(
+      [sys.executable, TOOL, '--port=0', *flags],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    self.said = ''
+    for line in self.process.stdout:
+      self.said += line
+      if found := re.match(r'Open http://.*:(\d+)/', line):
+        self.port = int(found[1])
+        break
+
+  def ask(self, method, path, body=None, headers=None):
+    connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=60)
+    connection.request(method, path, body, {'Connection': 'close', **(headers or {})})
+    found = connection.getresponse()
+    return found.status, found.read()
+
+  def search(self, query, **headers):
+    body = json.dumps({'query': query, 'top_k': 30})
+    headers = {'Content-Type': 'application/json', **headers}
+    status, answer = self.ask('POST', '/api/v1/search', body, headers)
+    return status, json.loads(answer)
+
+  def end(self, number=signal.SIGTERM):
+    self.process.send_signal(number)
+    rest, _ = self.process.communicate(timeout=60)
+    self.said += rest
+    return self.process.returncode
+
+
+@pytest.fixture
+def start():
+  """start(*flags): a Started."""
+  started = []
+
+  def begin(*flags):
+    started.append(Started(*flags))
+    return started[-1]
+
+  yield begin
+  for server in started:
+    if server.process.poll() is None:
+      server.process.kill()
+      server.process.communicate()
+
+
+def test_help_imports_neither_tensorflow_nor_fastapi():
+  code = (
+    'import sys, runpy; sys.argv = [sys.argv[1], "--help"]\n'
+    'try:\n  runpy.run_path(sys.argv[0], run_name="__main__")\n'
+    'except SystemExit:\n  pass\n'
+    'print([m for m in ("tensorflow", "fastapi", "uvicorn", "numpy") if m in sys.modules])'
+  )
+  tool = str(ROOT / 'tools')
+  done = subprocess.run(
+    [sys.executable, '-c', code, TOOL],
+    capture_output=True,
+    text=True,
+    check=True,
+    env={**os.environ, 'PYTHONPATH': tool},
+  )
+  assert '--allow_anonymous' in done.stdout
+  assert done.stdout.rstrip().endswith('[]')
+
+
+def test_what_cannot_be_served_is_refused_with_advice(tmp_path):
+  assert 'Give --model=DIRECTORY or --index=DIRECTORY' in refused()
+  assert 'holds no exported model' in refused(f'--model={tmp_path}', '--port=0')
+  assert 'holds no index' in refused(f'--index={tmp_path}', '--port=0')
+  policy = tmp_path / 'policy.json'
+  policy.write_text('{"max_result": 5}')
+  assert "no rule 'max_result'" in refused('--model=x', f'--policy={policy}')
+  assert 'No such file' in refused('--model=x', f'--policy={tmp_path / "missing"}')
+  with socket.socket() as taken:
+    taken.bind(('127.0.0.1', 0))
+    taken.listen()
+    port = taken.getsockname()[1]
+    assert 'Choose another --port' in refused('--model=x', f'--port={port}')
+
+
+def test_others_are_let_in_by_nobodys_accident(tmp_path):
+  for host in ('0.0.0.0', '::', '192.0.2.1'):
+    assert '--allow_anonymous if anybody may' in refused('--model=x', f'--host={host}', '--port=0')
+  assert 'at least 16' in refused('--model=x', '--host=0.0.0.0', '--token=ann:short')
+  tokens = tmp_path / 'tokens'
+  tokens.write_text('# nobody yet\n\n')
+  tokens.chmod(0o600)
+  assert 'no line NAME:SECRET' in refused('--model=x', f'--token_file={tokens}')
+  tokens.write_text('ann:0123456789abcdef\nann:fedcba9876543210\n')
+  assert 'line 2: there is a token' in refused('--model=x', f'--token_file={tokens}')
+
+
+def test_a_model_is_served_to_this_machine_and_ends_well(start, depot, tmp_path):
+  log = tmp_path / 'audit.jsonl'
+  server = start(f'--model={depot.model}', f'--audit_log={log}')
+  assert server.said.startswith('Open http://127.0.0.1:')
+  assert server.ask('GET', '/healthz')[0] == 200
+  assert b'<title>' in server.ask('GET', '/')[1]
+  status, answer = server.search({'hat': 'yes'})
+  assert (status, len(answer['hits'])) == (200, 24)
+  assert server.ask('GET', '/', headers={'Host': 'evil.example'})[0] == 400
+  assert len(log.read_text().splitlines()) == 1
+  # Nobody else can reach it.
+  listening = Path('/proc/net/tcp')
+  if listening.exists():
+    lines = [line.split()[1] for line in listening.read_text().splitlines()[1:]]
+    assert f'0100007F:{server.port:04X}' in lines
+    assert f'00000000:{server.port:04X}' not in lines
+  assert server.end() == 0
+  assert server.said.endswith('Ended.\n')
+
+
+def test_ctrl_c_ends_it_well(start, depot):
+  server = start(f'--model={depot.model}')
+  assert 'Searches are not logged' in server.said
+  assert server.end(signal.SIGINT) == 0
+
+
+def test_others_must_say_who_they_are_and_are_warned_about(start, depot, tmp_path):
+  tokens = tmp_path / 'tokens'
+  tokens.write_text('ann:0123456789abcdef\n')
+  tokens.chmod(0o600)
+  server = start(f'--model={depot.model}', '--host=0.0.0.0', f'--token_file={tokens}')
+  assert 'Warning: others than this machine can reach 0.0.0.0' in server.said
+  assert server.search({'hat': 'yes'})[0] == 401
+  assert server.search({'hat': 'yes'}, Authorization='Bearer 0123456789abcdef')[0] == 200
+  assert '0123456789abcdef' not in server.said
+
+
+def test_an_index_that_grows_is_taken_over(start, depot, tmp_path):
+  import shutil
+
+  from tfreid.index import building
+
+  index = tmp_path / 'index'
+  shutil.copytree(depot.index, index)
+  server = start(f'--index={index}', '--refresh_seconds=0.1')
+  assert len(server.search({'hat': 'yes'})[1]['hits']) == 24
+  building.remove(str(index), depot.ids[:4])
+  deadline = time.monotonic() + 60
+  while server.search({'hat': 'yes'})[1]['gallery_size'] != 20 and time.monotonic() < deadline:
+    time.sleep(0.1)
+  ids = {hit['id'] for hit in server.search({'hat': 'yes'})[1]['hits']}
+  assert ids == set(depot.ids[4:])
+  assert server.end() == 0
