@@ -39,6 +39,8 @@ _MAX_JSON_BYTES = 65536
 
 # Results beyond K, so that one request usually suffices.
 _SPARE = 28
+# Starting Milvus Lite took 30 seconds where other programs kept the processors busy.
+_CONNECT_SECONDS = 120
 # Rows per request.
 _BATCH = 1000
 # Bytes of the vectors in one request; a gRPC message may have 64 MiB.
@@ -72,7 +74,9 @@ class MilvusIndex(Engine):
       os.makedirs(os.path.dirname(os.path.abspath(self.uri)), exist_ok=True)
     self._closed = False
     with self._clear():
-      self._client = client(uri=self.uri, token=os.environ.get('MILVUS_TOKEN', ''))
+      self._client = client(
+        uri=self.uri, token=os.environ.get('MILVUS_TOKEN', ''), timeout=_CONNECT_SECONDS
+      )
     # As Milvus Lite tells its files apart.
     self._place = self.uri if '://' in self.uri else os.path.realpath(self.uri)
     _open[self._place] += 1
