@@ -43,7 +43,7 @@ def served(people):
 
 @pytest.fixture(scope='module', params=KINDS)
 def remote(request, served):
-  with ServedModel(getattr(served, request.param), 'people') as model:
+  with ServedModel(getattr(served, request.param), 'people', timeout=60) as model:
     yield model
 
 
@@ -143,7 +143,7 @@ def test_versions_and_labels_are_asked_for_by_name(served):
   for address in (served.grpc, served.rest):
     with tfreid.search.load(address, model='people', label='stable') as model:
       assert model.version == 1 and model.search('woman').hits
-    with ServedModel(address, 'people', version=1) as model:
+    with ServedModel(address, 'people', version=1, timeout=60) as model:
       assert model.search('woman').hits
     with pytest.raises(ServingError, match=r'no available version 7. It has: 1 \(AVAILABLE\)'):
       ServedModel(address, 'people', version=7)
@@ -172,7 +172,7 @@ def test_rest_needs_no_tensorflow(served):
   code = f"""if True:
     import sys
     from tfreid.search.remote import ServedModel
-    with ServedModel({served.rest!r}, 'people') as model:
+    with ServedModel({served.rest!r}, 'people', timeout=60) as model:
       assert model.search('woman, red top', explain=True).hits
       assert model.suggest('woman')
     assert 'tensorflow' not in sys.modules and 'grpc' not in sys.modules
@@ -217,8 +217,8 @@ def without(version, names):
 
 def test_a_client_follows_a_new_version_and_reads_its_schema(changing, people):
   server, folder = changing
-  clients = [ServedModel(getattr(server, kind), 'people') for kind in KINDS]
-  held = ServedModel(server.rest, 'people', version=1)
+  clients = [ServedModel(getattr(server, kind), 'people', timeout=60) for kind in KINDS]
+  held = ServedModel(server.rest, 'people', version=1, timeout=60)
   expected = [hit.id for hit in clients[0].search('woman').hits]
   # A version that is older: it does not describe itself, explain, or know its crops by id.
   shutil.copytree(folder / '1', folder / '.2')
@@ -245,7 +245,7 @@ def test_a_client_follows_a_new_version_and_reads_its_schema(changing, people):
   with pytest.raises(ServingError, match='no available version 1'):
     held.search('woman')
   schema = str(Path(people.model, '1', 'assets.extra', 'schema.json'))
-  with ServedModel(server.grpc, 'people', schema=schema) as model:
+  with ServedModel(server.grpc, 'people', schema=schema, timeout=60) as model:
     assert [hit.id for hit in model.search({'gender': 'female'}).hits] == expected
     with pytest.raises(ServingError, match="no signature 'explain' .*it has: .*serving_default"):
       model.search('woman', explain=True)
