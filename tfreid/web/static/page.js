@@ -309,7 +309,7 @@ function showError(error) {
   $('error').replaceChildren(
     make('b', { textContent: heading }), error instanceof Refusal ? error.message : String(error));
   if (error.code === 'query' && schema) {
-    $('error').append(make('div', { className: 'answers' }, ...exampleButtons()));
+    $('error').append(make('div', { className: 'answers' }, 'This would be: ', ...exampleButtons()));
   }
 }
 
