@@ -134,6 +134,8 @@ def _serve(listening, rules, tokens):
   )
   if not log:
     print('Searches are not logged; --audit_log=FILE logs them.')
+  # From here on, who comes waits until the server takes up its work, and is not turned away.
+  listening.listen(2048)
   host, port = listening.getsockname()[:2]
   if ipaddress.ip_address(host).is_unspecified:
     host = socket.gethostname()
@@ -144,6 +146,10 @@ def _serve(listening, rules, tokens):
     signal.signal(number, lambda *_: None)
   server.run(sockets=[listening])
   print('Ended.', flush=True)
+  sys.stderr.flush()
+  # The source and the log are closed. What is left is Python taking TensorFlow apart, object by
+  # object, which can take longer than whoever stops a service waits before it kills.
+  os._exit(0)
 
 
 def _open():
