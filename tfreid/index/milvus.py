@@ -22,6 +22,7 @@ import contextlib
 import json
 import os
 import secrets
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ _MAX_JSON_BYTES = 65536
 _SPARE = 28
 # Starting Milvus Lite took 30 seconds where other programs kept the processors busy.
 _CONNECT_SECONDS = 120
+# How often it is asked to end.
+_ATTEMPTS = 12
 # Rows per request.
 _BATCH = 1000
 # Bytes of the vectors in one request; a gRPC message may have 64 MiB.
@@ -273,7 +276,14 @@ class MilvusIndex(Engine):
     if '://' not in self.uri:
       from milvus_lite.server_manager import server_manager_instance
 
-      server_manager_instance.release_server(self.uri)
+      for attempt in range(_ATTEMPTS):
+        try:
+          server_manager_instance.release_server(self.uri)
+          return
+        except subprocess.TimeoutExpired as error:
+          # It waits for five seconds, and keeps the server where that was not enough.
+          if attempt == _ATTEMPTS - 1:
+            raise OSError(f"Milvus Lite does not let go of '{self.uri}'.") from error
 
   @property
   def _collection(self):
