@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import platform
 import re
@@ -9,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import _tool
 
@@ -49,6 +51,27 @@ def wait(command: Sequence[str], log: str, tell) -> tuple[int, int]:
   process.returncode = os.waitstatus_to_exitcode(status)
   unit = 1 if sys.platform == 'darwin' else 1024
   return process.returncode, usage.ru_maxrss * unit
+
+
+@contextlib.contextmanager
+def alone(directory: str) -> Iterator[bool]:
+  """Keeps a run to one process, so that several may do the runs of one comparison together.
+
+  Args:
+    directory: of the run; made if need be.
+
+  Yields:
+    Whether nobody else was at it. If somebody was, that is over now: look again what is left to do.
+  """
+  os.makedirs(directory, exist_ok=True)
+  with open(os.path.join(directory, '.lock'), 'wb') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      first = True
+    except BlockingIOError:
+      fcntl.flock(file, fcntl.LOCK_EX)
+      first = False
+    yield first
 
 
 def last_words(log: str) -> str:

@@ -12,6 +12,7 @@ command again continues where it stopped. The page is <out>/index.html.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -331,7 +332,12 @@ class Comparison:
           if last_seed is not None and run.seed != last_seed:
             self.write()
           last_seed = run.seed
-          self._one(run, number, len(runs), waiting, bar, task, console)
+          # One that cannot be run gets no folder.
+          doomed = self._pretraining_failed(run)
+          alone = _runs.alone(run.directory(self.out))
+          with contextlib.nullcontext(True) if doomed else alone as first:
+            if first or self.state(run) != plan.DONE:
+              self._one(run, number, len(runs), waiting, bar, task, console)
           self.write(page=False)
         bar.update(task, completed=number, note='')
 

@@ -218,6 +218,34 @@ def test_a_run_that_fails_is_reported_and_those_that_need_it_are_not_started(mar
   assert record['status'] == 1 and record['peak_bytes'] > 1e6
 
 
+def test_two_at_one_run_take_turns(tmp_path):
+  code = (
+    'import sys, time; sys.path.insert(0, sys.argv[1]); import _runs\n'
+    'with _runs.alone(sys.argv[2]) as first:\n'
+    '  print(first, flush=True); sys.stdin.readline()\n'
+  )
+
+  def start():
+    return subprocess.Popen(
+      [sys.executable, '-c', code, str(TOOLS), str(tmp_path / 'run')],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+
+  with start() as one:
+    assert one.stdout.readline() == 'True\n'
+    with start() as other:
+      with pytest.raises(subprocess.TimeoutExpired):
+        other.wait(timeout=1)
+      one.communicate('over\n')
+      assert other.stdout.readline() == 'False\n'
+      other.communicate('over\n')
+  with start() as third:
+    assert third.stdout.readline() == 'True\n'
+    third.communicate('over\n')
+
+
 def test_rendering_alone_says_where_it_looked(tmp_path):
   done = compare('--render_only', f'--out={tmp_path}')
   assert done.returncode == 1
