@@ -8,6 +8,8 @@ import urllib.parse
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 # Where one of these waits for the other, this is how long it may take on a busy machine.
 PATIENCE = 60
 
