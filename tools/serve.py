@@ -132,6 +132,14 @@ def _serve(listening, rules, tokens):
       h11_max_incomplete_event_size=32 * 1024,
     )
   )
+
+  # uvicorn ends at a signal, and then sends it once more to whoever was there before: to this, which
+  # also hears those that come before uvicorn does. A server that was asked to end has ended well.
+  def end(*_):
+    server.should_exit = True
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, end)
   if not log:
     print('Searches are not logged; --audit_log=FILE logs them.')
   # From here on, who comes waits until the server takes up its work, and is not turned away.
@@ -140,10 +148,6 @@ def _serve(listening, rules, tokens):
   if ipaddress.ip_address(host).is_unspecified:
     host = socket.gethostname()
   print(f'Open http://{f"[{host}]" if ":" in host else host}:{port}/', flush=True)
-  # uvicorn ends at a signal, and then sends it once more to whoever was there before: here, nobody
-  # who minds. A server that was asked to end has ended well.
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda *_: None)
   server.run(sockets=[listening])
   print('Ended.', flush=True)
   sys.stderr.flush()
