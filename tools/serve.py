@@ -133,7 +133,7 @@ def _serve(listening, rules, tokens):
     )
   )
 
-  # uvicorn ends at a signal, and then sends it once more to whoever was there before: to this, which
+  # uvicorn ends at a signal, and then sends it once more to whoever was there before: this, which
   # also hears those that come before uvicorn does. A server that was asked to end has ended well.
   def end(*_):
     server.should_exit = True
