@@ -248,7 +248,7 @@ def test_while_settings_are_chosen_the_test_split_is_not_read(tiny_market, tmp_p
   assert ('evaluated', 'joint', size) in seen.told
   (row,) = (json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines())
   assert row['split'] == 'validation'
-  assert row['metrics']['all']['mAP'] == pytest.approx(evaluation.metrics['all']['mAP'])
+  assert row['metrics']['all']['mAP'] == pytest.approx(evaluation.overall.mAP)
 
 
 def test_final_evaluation_on_a_missing_validation_split_is_refused_before_training(
