@@ -28,6 +28,26 @@ def test_adam_is_pytorchs():
   np.testing.assert_allclose(trajectory(optimizers.adam(0.01)), x, rtol=1e-5)
 
 
+def test_adam_in_one_pass_is_keras_adam_with_the_same_slots():
+  """One variable per branch: a matrix, one with a sparse gradient, one of double precision."""
+  rng = np.random.default_rng(0)
+  starts = [rng.normal(size=(5, 3)), rng.normal(size=(4, 2)), rng.normal(size=3)]
+  types = (tf.float32, tf.float32, tf.float64)
+  found = []
+  for kind in (optimizers.FusedAdam, tf.keras.optimizers.Adam):
+    rng = np.random.default_rng(1)
+    variables = [tf.Variable(start, dtype=dtype) for start, dtype in zip(starts, types)]
+    optimizer = kind(0.01, beta_1=0.5, epsilon=1e-8)
+    for _ in range(10):
+      gradients = [tf.constant(rng.normal(size=v.shape), v.dtype) for v in variables]
+      gradients[1] = tf.IndexedSlices(gradients[1][:2], tf.constant([0, 3]), tf.constant([4, 2]))
+      optimizer.apply_gradients(zip(gradients, variables))
+    found.append([*variables, *optimizer.variables])
+  assert len(found[0]) == len(found[1])
+  for mine, keras in zip(*found):
+    np.testing.assert_allclose(mine.numpy(), keras.numpy(), rtol=2e-5, atol=1e-7)
+
+
 def test_sgd_is_pytorchs():
   x, velocity = np.array([1.0, 2.0]), 0.0
   for g in GRADIENTS:
