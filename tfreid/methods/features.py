@@ -25,7 +25,16 @@ def extract(
 
   Returns:
     'image' float32 [N, F], 'attributes' float32 [N, A], 'semantic_id' int64 [N].
+
+  Raises:
+    ValueError: the batches drop attributes at random, which would have no effect here.
   """
+  if getattr(batches, 'drops_attributes', False):
+    raise ValueError(
+      'This system trains on features and attributes that are extracted once, so dropping '
+      'attributes at random (Pipeline.attribute_dropout, three_state.gin) would have no effect. '
+      "Bind pipeline.Pipeline.attribute_dropout = 0.0; ENCODING = 'three_state' may stay."
+    )
   network = feature_network(encoder, layer)
   run = tf.function(lambda images: network(images, training=False), reduce_retracing=True)
   parts: dict[str, list] = {'image': [], 'attributes': [], 'semantic_id': []}

@@ -46,6 +46,11 @@ class ImageBatches:
     self.seed = seed
     self.shard = shard
 
+  @property
+  def drops_attributes(self) -> bool:
+    """Whether the attributes of `training` differ from epoch to epoch."""
+    return self.pipeline.attribute_dropout > 0
+
   def training(self, epoch: int) -> tf.data.Dataset:
     """One epoch, shuffled and augmented."""
     return self.pipeline.training(
