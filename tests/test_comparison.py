@@ -5,12 +5,14 @@ import json
 import math
 import re
 import statistics
+import sys
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tfreid.comparison import document, paper, plan, report, scores
+from tfreid.comparison import accounts, document, figure, paper, plan, report, scores
 from tfreid.comparison.plan import PARAMETER, PRETRAIN, TABLE, UNTRAINED, Clock, Leg, Run
 
 QUERIES, GALLERY, MATCHES = 60, 300, 5
@@ -134,6 +136,13 @@ def test_the_state_of_a_run_is_what_its_record_says():
   assert plan.state({'fingerprint': 'g', 'status': 0}, 'f') == plan.CHANGED
 
 
+def test_a_run_that_was_mixed_stays_marked_however_often_it_is_continued():
+  assert not plan.is_changed({}, 'f')
+  assert not plan.is_changed({'fingerprint': 'f', 'changed': False}, 'f')
+  assert plan.is_changed({'fingerprint': 'g'}, 'f')
+  assert plan.is_changed({'fingerprint': 'f', 'changed': True}, 'f')
+
+
 def test_steps_drop_the_last_partial_batch():
   assert JOINT.steps(200) == 5 * 3
   assert Leg('x', 'y', 7, 0).steps(200) == 7
@@ -211,6 +220,17 @@ def test_collecting_takes_the_latest_whole_row_of_each_space_of_each_finished_ru
   assert 'config' not in found[0]
 
 
+def test_what_queries_scored_is_kept_to_six_decimals_and_means_with_it(finished):
+  out, runs = finished
+  kept = scores.collect(str(out), runs, kinds={})[1]
+  precision = kept['per_query']['average_precision']
+  assert set(precision) == {1.0, 0.142857}
+  assert kept['per_query']['first_rank'] == ranks(0.25).tolist()
+  whole = row('deepmar', 0, ranks(0.25))['metrics']
+  assert kept['metrics'] == whole
+  assert np.mean(precision) == pytest.approx(whole['all']['mAP'], abs=1e-6)
+
+
 def test_the_last_stage_with_a_space_is_the_result(tmp_path):
   directory = tmp_path / 'runs' / 'image_gan' / 'seed-0'
   plan.write_record(str(directory), {'fingerprint': 'f', 'status': 0})
@@ -271,6 +291,56 @@ def test_a_large_difference_is_real_and_one_query_is_not(rows):
   assert far.difference.high < 0
   assert (far.agreeing, far.seeds) == (3, 3)
   assert not near.is_real and near.difference.mean == pytest.approx(-100 / QUERIES)
+
+
+def test_a_column_is_corrected_for_all_its_systems_and_compared_over_all_seeds(rows):
+  """Each against an untrained network of its own, by separate calls and by Holm's method here."""
+  found = report._by_system(scores.results(rows), TABLE)
+  near = scores.results([row('without_adversarial', 0, right(*range(34)), role=UNTRAINED)])
+  twins = {'a2img': near, 'mmd': near}
+  verdicts = scores.compare(found, twins, 'rank1', paired_seeds=False)
+  alone = [
+    scores.compare({name: found[name]}, near, 'rank1', paired_seeds=False)[name].p_value
+    for name in ('a2img', 'mmd')
+  ]
+  assert set(verdicts) == {'a2img', 'mmd'}
+  assert [verdicts[name].p_value for name in ('a2img', 'mmd')] == scores.holm(alone)
+  # 40, 41 and 42 queries against 34, though seed 0 alone has 40.
+  assert verdicts['a2img'].difference.mean == pytest.approx(100 * (41 - 34) / QUERIES)
+  assert (verdicts['a2img'].agreeing, verdicts['a2img'].seeds) == (3, 3)
+
+
+def test_a_difference_that_one_seed_contradicts_is_not_clear():
+  """On the mean over seeds 20 of 60 queries are better by a third and none is worse."""
+  own = [row('mmd', seed, right(*range(n))) for seed, n in ((0, 30), (1, 30), (2, 8))]
+  other = [row('a2img', seed, right(*range(10))) for seed in (0, 1, 2)]
+  verdict = scores.compare({'mmd': scores.results(own)}, scores.results(other), 'rank1')['mmd']
+  assert (verdict.agreeing, verdict.seeds) == (2, 3)
+  assert verdict.difference.mean > 15
+  assert not verdict.is_real
+  agreed = scores.compare({'mmd': scores.results(own[:2])}, scores.results(other), 'rank1')['mmd']
+  assert agreed.is_real
+
+
+def test_above_chance_is_the_mean_of_what_each_query_has_above_its_own():
+  found = scores.results([row('mmd', seed, right(*range(20 + seed))) for seed in (0, 1)])
+  interval = scores.above_chance(found, resamples=500)
+  # A random order has a match at rank r with probability R / N, and then R - 1 others before it.
+  luck = np.mean([(1 + (r - 1) * (MATCHES - 1) / (GALLERY - 1)) / r for r in range(1, GALLERY + 1)])
+  precision = np.mean([(n + (QUERIES - n) / 7) / QUERIES for n in (20, 21)])
+  assert interval.mean == pytest.approx(100 * (precision - luck))
+  assert 0 < interval.low < interval.mean < interval.high
+  bare = scores.results([{**row('mmd', 0, right(0)), 'per_query': None}])
+  assert scores.above_chance(bare) is None
+
+
+def test_so_few_draws_that_nothing_could_be_clear_are_refused():
+  with pytest.raises(ValueError, match=r'2 \* 11 / \(439 \+ 1\) = 0.05.*at least 440'):
+    scores.check_resamples(439, 11)
+  scores.check_resamples(440, 11)
+  with pytest.raises(ValueError, match='at least 40'):
+    scores.check_resamples(39, 1)
+  scores.check_resamples(40, 1)
 
 
 def test_only_seeds_that_both_have_are_compared():
@@ -340,6 +410,35 @@ def test_cmc_figures_of_the_paper_never_fall():
   assert len(figures) == 8 * 3
   for rank1, rank5, rank10, _ in figures:
     assert rank1 < rank5 < rank10
+
+
+@pytest.mark.parametrize(
+  ('dataset', 'column', 'known'),
+  [
+    ('market1501', 'Market', True),
+    ('Market-1501', 'Market', True),
+    ('dukemtmc', 'Duke', True),
+    ('DukeMTMC-reID', 'Duke', True),
+    ('peta', 'PETA', True),
+    ('PETA', 'PETA', True),
+    ('Synthetic people', 'Market', False),
+    ('', 'Market', False),
+  ],
+)
+def test_data_are_known_by_gin_file_and_by_loader(dataset, column, known):
+  assert (paper.column(dataset), paper.has(dataset)) == (column, known)
+
+
+def test_loaders_call_their_data_what_the_papers_columns_expect():
+  from tfreid.data import dukemtmc, market1501, peta
+
+  assert set(paper._NAMES) == {dukemtmc.NAME, market1501.NAME, peta.NAME}
+
+
+def test_readings_are_those_that_deepmar_has():
+  from tfreid.networks import attribute_scores
+
+  assert paper.READINGS == attribute_scores.READINGS
 
 
 # The page.
@@ -453,7 +552,7 @@ def test_the_best_of_a_column_is_bold_and_nothing_else_of_it(written):
 def test_the_lead_says_who_wins_and_what_is_not_told_apart(written):
   _, text, _ = written
   assert 'Highest rank-1: ours (A2Img), 68.33 ± 1.67 %' in text
-  assert 'Not clearly behind it (paired bootstrap over queries): ours w/o adv + MMD.' in text
+  assert 'behind it (paired bootstrap over seeds and queries): ours w/o adv + MMD.' in text
   assert 'clearly worse are ours w/o adv' in text
 
 
@@ -469,6 +568,12 @@ def test_the_untrained_reference_and_the_costs_are_told(written):
   assert 'Every system is clearly better than an untrained network of its kind.' in text
   cost = next(r for r in reader.rows if r[0] == 'ours (A2Img)' and len(r) == 6 and r[1] == 'joint')
   assert cost[2:] == ['5', '10.00', '100', '2.00']
+  start = next(i for i, r in enumerate(reader.rows) if r[-1:] == ['mAP above chance'])
+  ours = next(r for r in reader.rows[start:] if r[0] == 'ours (A2Img)')
+  trained = [(n + (QUERIES - n) / 7) / QUERIES for n in (40, 41, 42)]
+  untrained = (1 + (QUERIES - 1) / 7) / QUERIES
+  assert ours[5].startswith(f'▲ {100 * (statistics.mean(trained) - untrained):+.1f} [')
+  assert 'Every system beats chance.' in text
 
 
 def test_figure_3_is_drawn_inside_the_page_and_told_in_words(written):
@@ -476,6 +581,23 @@ def test_figure_3_is_drawn_inside_the_page_and_told_in_words(written):
   assert text.count('<svg ') == 1
   assert 'rank-1 by lambda_G is 0.0001: 33.3, 0.001: 50.0' in text
   assert re.search(r'<svg [^>]*role="img"', text)
+
+
+def test_figure_3_lies_beside_the_markdown_and_in_it(written):
+  directory, text, _ = written
+  assert '![Figure 3](figure3.svg)' in (directory / 'tables.md').read_text()
+  drawing = (directory / 'figure3.svg').read_text()
+  assert drawing.strip() in text
+  # As a file of its own it must say what it is, and name what it uses.
+  root = xml.etree.ElementTree.fromstring(drawing)
+  assert root.tag == '{http://www.w3.org/2000/svg}svg'
+
+
+def test_without_matplotlib_it_is_said_what_to_install(monkeypatch):
+  figure.check()
+  monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+  with pytest.raises(ImportError, match=r'pip install "tfreid\[report\]".*--nofigure3'):
+    figure.check()
 
 
 def test_a_name_leads_to_ranked_results_that_are_there(written):
@@ -524,3 +646,70 @@ def test_a_vertical_bar_does_not_break_a_markdown_table():
   table = document.Table([document.Cell('a|b')], [document.Row([document.Cell('c')])])
   text = document.to_markdown(document.Document('t', [], [document.Section('s', [table])]))
   assert '| a\\|b |' in text
+
+
+def test_a_system_that_is_not_above_chance_is_named():
+  """Every query's only match is at rank 100: an average precision of 1 %, by chance it is 3 %."""
+  bad = [row('mmd', 0, np.full(QUERIES, 100)), row('img2a', 0, right(*range(30)))]
+  text = document.to_markdown(report.build(bad, {'dataset': 'x'}, resamples=200))
+  assert 'Not above chance: ours w/o adv + MMD.' in text
+  line = next(
+    x for x in text.splitlines() if x.startswith('| ours w/o adv + MMD') and '▼ -2.4' in x
+  )
+  assert line.split('|')[-2].strip() == '▼ -2.4 [-2.4, -2.4]'
+
+
+def test_the_reading_of_the_tables_is_named_by_what_the_others_are_not():
+  found = [row('deepmar', 0, ranks(0.5), label='deepmar')]
+  for name in ('cosine', 'requested'):
+    found.append(row('deepmar', 0, ranks(0.2), label=f'deepmar/{name}', primary=False))
+  text = document.to_markdown(report.build(found, {'dataset': 'x'}, resamples=200))
+  assert '| DeepMAR | **deepmar/log_likelihood** | **50.00** |' in text
+  assert '| DeepMAR | deepmar/cosine | 20.00 |' in text
+
+
+def costs_of(*rows):
+  table, *told = accounts.costs(rows)
+  return [[cell.text for cell in line.cells] for line in table.rows], ' '.join(told)
+
+
+def test_times_are_medians_so_that_one_disturbed_run_does_not_count():
+  spent = [
+    row('mmd', seed, right(0), seconds=whole, stages={'joint': {'epochs': 5, 'seconds': seconds}})
+    for seed, seconds, whole in ((0, 50.0, 60.0), (1, 55.0, 70.0), (2, 500.0, 900.0))
+  ]
+  lines, told = costs_of(*spent)
+  assert lines[0][:5] == ['ours w/o adv + MMD', 'joint', '5', '11.00', '70']
+  assert 'All 3 finished runs together took 17 min' in told
+  assert 'Of all of them it is not known whether others ran at the same time' in told
+
+
+def test_the_sum_of_times_counts_a_run_once_and_says_what_was_continued():
+  first = row('deepmar', 0, right(0), seconds=3600.0, attempts=2)
+  other = row('deepmar', 0, right(0), label='deepmar/cosine', primary=False, seconds=3600.0)
+  point = row('a2img', 0, right(0), role=PARAMETER, weights=[0.1, 1.0], seconds=3600.0)
+  _, told = costs_of(first, {**other, 'attempts': 2}, point)
+  assert 'All 2 finished runs together took 2 h 00 min' in told
+  assert '1 of them were continued' in told
+
+
+def test_how_many_ran_at_a_time_is_told_where_it_is_known():
+  def workers(count, cores):
+    return {'workers': {'count': count, 'cores': cores}}
+
+  two = row('mmd', 0, right(0), **workers(2, 1))
+  one = row('mmd', 1, right(0), **workers(1, 2))
+  assert costs_of(two)[1].endswith('They ran 2 at a time, each on 1 core.')
+  assert costs_of(one)[1].endswith('They ran one at a time on 2 cores.')
+  told = costs_of(one, two, row('mmd', 2, right(0)))[1]
+  assert 'Some ran one at a time on 2 cores; others 2 at a time, each on 1 core.' in told
+  assert 'Of 1 of them it is not known' in told
+
+
+def test_several_revisions_and_uncommitted_changes_are_told():
+  one = row('mmd', 0, right(0), revision='a' * 40, dirty=False)
+  other = row('a2img', 0, right(0), revision='b' * 40, dirty=True)
+  assert accounts.missing([one], {}, []) == []
+  (said,) = accounts.missing([one, other], {}, [])
+  assert 'made by 2 revisions of the code' in said
+  assert '1 of 2 runs were made by code with changes that were not committed' in said

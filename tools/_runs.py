@@ -17,6 +17,13 @@ import _tool
 
 _POLL = 0.5  # seconds
 
+# Becomes a command that is kept to some cores. In the new process and not by `preexec_fn`: what
+# runs between fork and exec may hang where there are threads.
+_PINNED = (
+  'import os, sys; os.sched_setaffinity(0, map(int, sys.argv[1].split(","))); '
+  'os.execv(sys.argv[2], sys.argv[2:])'
+)
+
 # What is drawn where no data are given; gin/tables.gin has the recipe that goes with it. Many
 # people of few images each: what systems learn from is different descriptions.
 PEOPLE = os.path.join('datasets', 'tables')
@@ -25,14 +32,17 @@ _SIZE = (64, 32)
 NUM_IMAGES = _TRAIN_PEOPLE * sum(_IMAGES_PER_PERSON) // 2  # for training, about
 
 
-def wait(command: Sequence[str], log: str, tell) -> tuple[int, int]:
+def wait(command: Sequence[str], log: str, tell, *, cores: Sequence[int] = ()) -> tuple[int, int]:
   """Runs a command to its end; returns its exit status and its peak resident size in bytes.
 
   Args:
     command: to run.
     log: file that its output is added to.
-    tell: called with the seconds elapsed, from time to time.
+    tell: called with the seconds elapsed, from time to time; what it raises ends the command.
+    cores: to keep it to, where the system can; none for all.
   """
+  if cores and hasattr(os, 'sched_setaffinity'):
+    command = [sys.executable, '-c', _PINNED, ','.join(map(str, cores)), *command]
   started = time.time()
   with open(log, 'ab') as file:
     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
@@ -54,14 +64,16 @@ def wait(command: Sequence[str], log: str, tell) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def alone(directory: str) -> Iterator[bool]:
+def alone(directory: str, *, wait: bool = True) -> Iterator[bool]:
   """Keeps a run to one process, so that several may do the runs of one comparison together.
 
   Args:
     directory: of the run; made if need be.
+    wait: until nobody else is at it.
 
   Yields:
     Whether nobody else was at it. If somebody was, that is over now: look again what is left to do.
+    Without `wait` it is not over.
   """
   os.makedirs(directory, exist_ok=True)
   with open(os.path.join(directory, '.lock'), 'wb') as file:
@@ -69,7 +81,8 @@ def alone(directory: str) -> Iterator[bool]:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       first = True
     except BlockingIOError:
-      fcntl.flock(file, fcntl.LOCK_EX)
+      if wait:
+        fcntl.flock(file, fcntl.LOCK_EX)
       first = False
     yield first
 
@@ -140,6 +153,25 @@ def machine() -> dict[str, str]:
     memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     found['memory'] = f'{memory / 2**30:.1f} GiB'
   return found
+
+
+def shares(count: int) -> list[list[int]]:
+  """The cores of this process in so many shares of one size, for runs at the same time.
+
+  Raises:
+    ValueError: more shares than cores.
+  """
+  if hasattr(os, 'sched_getaffinity'):
+    cores = sorted(os.sched_getaffinity(0))
+  else:
+    cores = list(range(os.cpu_count() or 1))
+  if not 1 <= count <= len(cores):
+    raise ValueError(
+      f'--workers={count}, but there are {len(cores)} cores: each run at a time needs one of its '
+      'own.'
+    )
+  size = len(cores) // count
+  return [cores[i * size : (i + 1) * size] for i in range(count)]
 
 
 def now() -> str:

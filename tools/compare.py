@@ -7,17 +7,18 @@
 
 Without --data_root it draws synthetic people and runs on them in a small size (gin/tables.gin).
 Each run is a process of its own; all runs of a seed share one pre-training. Running the same
-command again continues where it stopped. The page is <out>/index.html.
+command again continues where it stopped. With --workers=N there are N runs at a time, each on its
+own share of the cores. The page is <out>/index.html.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
 import signal
 import sys
+import threading
 import time
 
 from absl import app, flags
@@ -57,6 +58,9 @@ _SPEED = flags.DEFINE_float(
   lower_bound=1e-3,
 )
 _RESAMPLES = flags.DEFINE_integer('resamples', 2000, 'Draws of a bootstrap.', lower_bound=100)
+_WORKERS = flags.DEFINE_integer(
+  'workers', 1, 'Runs at a time, each on its own share of the cores.', lower_bound=1
+)
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and its cost, run nothing.')
 _RENDER_ONLY = flags.DEFINE_bool('render_only', False, 'Write the page from what is there.')
 _ALLOW = flags.DEFINE_bool(
@@ -69,6 +73,7 @@ _ABOUT = 'comparison.json'
 _LOG = 'train.log'
 
 _GUESSED_SPEED = 45.0  # images per second of a ResNet-50 at that size on two cores
+_LOOK = 0.5  # seconds between looks at what could be run
 
 
 def main(argv):
@@ -94,11 +99,13 @@ class Comparison:
 
   def __init__(self):
     """Reads the gin files and what is on disk; runs and writes nothing."""
-    from tfreid.comparison import paper, plan
+    from tfreid.comparison import paper, plan, scores
 
     self.out = _OUT.value
     self.report = _REPORT.value or self.out
     self.systems = _SYSTEMS.value or [system.name for system in paper.SYSTEMS]
+    scores.check_resamples(_RESAMPLES.value, len(self.systems))
+    self.cores = _runs.shares(_WORKERS.value)
     self.seeds = _runs.seeds(_SEEDS.value)
     drawn = _DATA_ROOT.value is None
     self.data_root = _runs.PEOPLE if drawn else _DATA_ROOT.value
@@ -121,6 +128,8 @@ class Comparison:
     self.sweep_seeds = self.seeds[: _FIGURE3_SEEDS.value]
     if _FIGURE3.value and self.weights:
       self.runs += self._without_tables(plan.generator_runs(self.sweep_seeds))
+    # Those of Figure 3 that are certain to follow, but for the weight they will have.
+    self.later = self._expected_sweep()
     self.failed: dict[str, str] = {}
     self.clock = plan.Clock(
       self._num_images(),
@@ -128,7 +137,7 @@ class Comparison:
     )
     for run in self.runs:
       if self.state(run) == plan.DONE:
-        self.clock.learn(plan.legs_of(run, self.recipes), self.record(run))
+        self._learn(run)
 
   # The plan.
 
@@ -197,14 +206,17 @@ class Comparison:
     from tfreid.comparison import plan
 
     each = [self.clock.seconds(plan.legs_of(run, self.recipes)) for run in runs]
-    return None if None in each else sum(each)
+    if None in each:
+      return None
+    # A guessed speed is that of the whole machine; a measured one is that of a worker's share.
+    return sum(each) / (1 if self.clock.is_guess else len(self.cores))
 
   def print_plan(self):
     """The plan, what each run costs and the sum."""
     import rich.console
     import rich.table
 
-    from tfreid.comparison import paper, plan
+    from tfreid.comparison import plan
 
     console = rich.console.Console()
     if not console.is_terminal:
@@ -232,19 +244,22 @@ class Comparison:
       )
     console.print(table)
     todo = [run for run in self.runs if self.state(run) != plan.DONE]
-    if any(run.role == plan.PARAMETER for run in self.runs):
-      later = len(paper.DISCRIMINATOR_WEIGHTS) - 1
+    if self.later:
       console.print(
-        f'Then Figure 3 runs up to {later * len(self.sweep_seeds)} more: λ_D at the best λ_G, '
-        'each like those above.',
+        f'Then Figure 3 runs {len(self.later)} more: λ_D at the best λ_G, each like those of λ_G. '
+        'Steps and time below have them in.',
         highlight=False,
+        soft_wrap=True,
       )
+      for run in self.later:
+        steps += sum(leg.steps(self.clock.num_images) for leg in plan.legs_of(run, self.recipes))
     images = f'{self.clock.num_images} training images' if self.clock.num_images else 'no count yet'
-    left = self.estimate(todo)
-    note = ''
-    if todo and left is None:
+    left = self.estimate(todo + self.later)
+    note = f' with {len(self.cores)} at a time' if len(self.cores) > 1 else ''
+    todo_or_later = todo or self.later
+    if todo_or_later and left is None:
       note = ': no run is finished; --images_per_second gives a guess'
-    elif todo and self.clock.is_guess:
+    elif todo_or_later and self.clock.is_guess:
       note = f', guessed from {self.clock.images_per_second:g} images per second'
     console.print(
       f'{len(todo)} of {len(self.runs)} runs to do; {steps} steps in the whole plan ({images}). '
@@ -261,8 +276,10 @@ class Comparison:
     Returns:
       What failed: title -> how.
     """
-    from tfreid.comparison import plan
+    from tfreid.comparison import figure, plan
 
+    if any(run.role == plan.PARAMETER for run in self.runs):
+      figure.check()  # hours before it draws
     self._refuse_changed(self.runs)
     if _DATA_ROOT.value is None:
       _runs.draw_people()
@@ -270,7 +287,7 @@ class Comparison:
     try:
       self._do(self.runs)
       if _FIGURE3.value and self.weights:
-        more = self._second_sweep()
+        more, self.later = self._second_sweep(), []
         self._refuse_changed(more)
         self.runs += more
         self._do(more)
@@ -309,10 +326,13 @@ class Comparison:
       print(f'Written: {path}', flush=True)
 
   def _do(self, runs):
+    """Does the runs that are not done, as many at a time as there are workers.
+
+    Each worker is a thread that waits for the process of its run. Runs are begun in their order,
+    but for those that wait for a pre-training or that another command is at.
+    """
     import rich.console
     import rich.progress
-
-    from tfreid.comparison import plan
 
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(
@@ -323,60 +343,53 @@ class Comparison:
       console=console,
       refresh_per_second=2,
     ) as bar:
-      task = bar.add_task('runs', total=len(runs), note='')
-      last_seed = None
-      for number, run in enumerate(runs, start=1):
-        waiting = [r for r in runs[number:] if self.state(r) != plan.DONE]
-        state = self.state(run)
-        if state != plan.DONE:
-          if last_seed is not None and run.seed != last_seed:
-            self.write()
-          last_seed = run.seed
-          # One that cannot be run gets no folder.
-          doomed = self._pretraining_failed(run)
-          alone = _runs.alone(run.directory(self.out))
-          with contextlib.nullcontext(True) if doomed else alone as first:
-            if first or self.state(run) != plan.DONE:
-              self._one(run, number, len(runs), waiting, bar, task, console)
-          self.write(page=False)
-        bar.update(task, completed=number, note='')
+      queue = Queue(self, runs, bar, console)
+      workers = [
+        threading.Thread(target=queue.work, args=(cores,), daemon=True) for cores in self.cores
+      ]
+      for worker in workers:
+        worker.start()
+      try:
+        # Joined in short pieces: a signal is handled between two of them.
+        while any(worker.is_alive() for worker in workers):
+          for worker in workers:
+            worker.join(_LOOK)
+      finally:
+        queue.stop()
+        for worker in workers:
+          worker.join()
+    if queue.error is not None:
+      raise queue.error
 
-  def _one(self, run, number, count, waiting, bar, task, console):
-    """Runs one process to its end, and keeps how it went."""
+  def one(self, run, cores, tell) -> tuple[int, float]:
+    """Runs one process to its end, and keeps how it went.
+
+    Args:
+      run: what to do.
+      cores: of the worker.
+      tell: called with the seconds elapsed, from time to time.
+
+    Returns:
+      The exit status, and the seconds it took.
+    """
     from tfreid.comparison import plan
 
-    reason = self._pretraining_failed(run)
-    if reason:
-      self.failed[run.title] = reason
-      console.print(f'[{number}/{count}] {run.title}: {reason}', markup=False, highlight=False)
-      return
     directory = run.directory(self.out)
     record = self.record(run)
     fingerprint = self.fingerprint(run)
     record = {
       'run': run.name,
       'fingerprint': fingerprint,
-      'changed': bool(record) and fingerprint != record.get('fingerprint'),
+      'changed': plan.is_changed(record, fingerprint),
       'attempts': record.get('attempts', 0) + 1,
+      'workers': {'count': len(self.cores), 'cores': len(cores)},
       'command': _runs.shown(self.command(run)),
     }
     plan.write_record(directory, record)
-    rest = self.estimate(waiting)
-    expected = self.clock.seconds(plan.legs_of(run, self.recipes))
-
-    def tell(elapsed):
-      left = None
-      if rest is not None and expected is not None:
-        left = rest + max(0.0, expected - elapsed)
-      bar.update(
-        task,
-        completed=number - 1,
-        note=f'{run.title}, {plan.duration(elapsed)}; left: {plan.duration(left)}',
-      )
-
     started = time.time()
     log = os.path.join(directory, _LOG)
-    status, peak = _runs.wait(self.command(run), log, tell)
+    pinned = cores if len(self.cores) > 1 else ()
+    status, peak = _runs.wait(self.command(run), log, tell, cores=pinned)
     seconds = time.time() - started
     stages = {}
     for leg in plan.legs_of(run, self.recipes):
@@ -389,25 +402,30 @@ class Comparison:
       status=status, seconds=round(seconds, 1), peak_bytes=peak, stages=stages, ended=_runs.now()
     )
     plan.write_record(directory, record)
-    if status:
-      self.failed[run.title] = f'exit status {status}: {_runs.last_words(log)} (log: {log})'
-    self.clock.learn(plan.legs_of(run, self.recipes), record)
-    console.print(
-      f'[{number}/{count}] {run.title}: '
-      + (f'failed, see {log}' if status else f'done in {plan.duration(seconds)}')
-      + f'; left: {plan.duration(self.estimate(waiting))}',
-      markup=False,
-      highlight=False,
-      soft_wrap=True,
-    )
+    return status, seconds
 
-  def _pretraining_failed(self, run) -> str:
+  def ended(self, run, status):
+    """Heeds how a run ended: for those that start from it, and for the estimate of time."""
+    if status:
+      log = os.path.join(run.directory(self.out), _LOG)
+      self.failed[run.title] = f'exit status {status}: {_runs.last_words(log)} (log: {log})'
+    self._learn(run)
+
+  def _learn(self, run):
+    """Takes a finished run into the estimate, if it had as much of the machine as the next have."""
     from tfreid.comparison import plan
 
-    if run.role in (plan.PRETRAIN, plan.UNTRAINED):
-      return ''
-    shared = plan.Run(plan.PRETRAIN, '', run.seed)
-    return f'{shared.title} failed, which it starts from' if shared.title in self.failed else ''
+    record = self.record(run)
+    if (record.get('workers') or {}).get('count', 1) == len(self.cores):
+      self.clock.learn(plan.legs_of(run, self.recipes), record)
+
+  def starts_from(self, run):
+    """The pre-training that a run needs, None for one that needs none."""
+    from tfreid.comparison import plan
+
+    if run.role in (plan.PRETRAIN, plan.UNTRAINED) or run.system not in self.starters:
+      return None
+    return plan.Run(plan.PRETRAIN, '', run.seed)
 
   def _rows(self):
     from tfreid.comparison import plan, scores
@@ -428,6 +446,21 @@ class Comparison:
     if best is None:
       return []
     return self._without_tables(plan.discriminator_runs(self.sweep_seeds, best))
+
+  def _expected_sweep(self):
+    """The runs of the right half of Figure 3 that are still to do, as far as that can be known.
+
+    Their lambda_G is what the left half will find; until then any stands for it, and whether the
+    tables have one of the points is not known.
+    """
+    from tfreid.comparison import paper, plan
+
+    left = [run for run in self.runs if run.role == plan.PARAMETER]
+    if not left:
+      return []
+    if all(self.state(run) == plan.DONE for run in left):
+      return [run for run in self._second_sweep() if self.state(run) != plan.DONE]
+    return plan.discriminator_runs(self.sweep_seeds, paper.GENERATOR_WEIGHTS[0])
 
   def _without_tables(self, runs):
     """The runs but for those that the tables have anyway."""
@@ -492,9 +525,170 @@ class Comparison:
     return texts
 
 
+class Queue:
+  """The runs that the workers of one command take from, and what is told of them.
+
+  Attributes:
+    error: what went wrong in a worker beside its run, or None.
+  """
+
+  def __init__(self, comparison: Comparison, runs, bar, console):
+    """Begins nothing.
+
+    Args:
+      comparison: whose runs they are.
+      runs: in the order in which they are to be done; those that are done are only counted.
+      bar: rich.progress.Progress to tell the progress with.
+      console: rich.console.Console to write a line per finished run to.
+    """
+    from tfreid.comparison import plan
+
+    self.error: BaseException | None = None
+    self._comparison = comparison
+    self._bar = bar
+    self._console = console
+    self._pending = [run for run in runs if comparison.state(run) != plan.DONE]
+    self._active: dict = {}  # run -> seconds elapsed
+    self._count = len(runs)
+    self._guard = threading.RLock()
+    self._stopped = threading.Event()
+    self._task = bar.add_task('runs', total=len(runs), note='')
+    self._tell()
+
+  def stop(self):
+    """Ends the runs under way and begins no other."""
+    self._stopped.set()
+
+  def work(self, cores):
+    """Does run after run until none is left."""
+    try:
+      while not self._stopped.is_set() and (self._pending or self._active):
+        if not self._next(cores):
+          self._stopped.wait(_LOOK)
+    except BaseException as error:
+      if not self._stopped.is_set():
+        self.error = error
+        self.stop()
+
+  def _next(self, cores) -> bool:
+    """Does the first run that can be done; False if none can be just now."""
+    from tfreid.comparison import plan
+
+    with self._guard:
+      ready = [run for run in self._pending if self._is_ready(run)]
+    for run in ready:
+      if self._doomed(run):
+        return True
+      with self._guard:
+        if run not in self._pending:
+          return True  # another worker was faster
+        self._pending.remove(run)
+        self._active[run] = 0.0
+      done = False
+      try:
+        with _runs.alone(run.directory(self._comparison.out), wait=False) as mine:
+          if mine and self._comparison.state(run) != plan.DONE:
+            self._do(run, cores)
+        done = mine or self._comparison.state(run) == plan.DONE
+      finally:
+        with self._guard:
+          del self._active[run]
+          if not done:  # another command is at it: later, and meanwhile the next
+            self._pending.insert(0, run)
+      if done:
+        self._ended(run)
+        return True
+    return False
+
+  def _is_ready(self, run) -> bool:
+    """Whether a run need not wait for its pre-training."""
+    shared = self._comparison.starts_from(run)
+    return shared is None or (shared not in self._pending and shared not in self._active)
+
+  def _doomed(self, run) -> bool:
+    """Gives a run up whose pre-training failed; it gets no folder."""
+    comparison = self._comparison
+    shared = comparison.starts_from(run)
+    if shared is None or shared.title not in comparison.failed:
+      return False
+    with self._guard:
+      if run in self._pending:
+        self._pending.remove(run)
+        comparison.failed[run.title] = f'{shared.title} failed, which it starts from'
+        self._say(run, comparison.failed[run.title])
+        self._tell()
+    return True
+
+  def _do(self, run, cores):
+    from tfreid.comparison import plan
+
+    def tell(elapsed):
+      if self._stopped.is_set():
+        raise KeyboardInterrupt
+      with self._guard:
+        self._active[run] = elapsed
+        self._tell()
+
+    status, seconds = self._comparison.one(run, cores, tell)
+    with self._guard:
+      self._comparison.ended(run, status)
+    log = os.path.join(run.directory(self._comparison.out), _LOG)
+    self._say(
+      run,
+      (f'failed, see {log}' if status else f'done in {plan.duration(seconds)}')
+      + f'; left: {plan.duration(self._left(without=run))}',
+    )
+
+  def _ended(self, run):
+    """Keeps what is known now; the page once a seed of the tables is through: one early."""
+    from tfreid.comparison import plan
+
+    with self._guard:
+      rest = [*self._pending, *self._active]
+      of_tables = run.role != plan.PARAMETER and all(
+        other.seed != run.seed or other.role == plan.PARAMETER for other in rest
+      )
+      self._comparison.write(page=bool(rest) and of_tables)
+      self._tell()
+
+  def _left(self, without=None) -> float | None:
+    """Seconds until all is done."""
+    comparison = self._comparison
+    with self._guard:
+      active = {run: spent for run, spent in self._active.items() if run != without}
+      rest = comparison.estimate([*self._pending, *comparison.later])
+    for run, spent in active.items():
+      whole = comparison.estimate([run])
+      if rest is None or whole is None:
+        return None
+      rest += max(0.0, whole - spent / (1 if comparison.clock.is_guess else len(comparison.cores)))
+    return rest
+
+  def _say(self, run, text):
+    with self._guard:
+      number = self._count - len(self._pending) - sum(other != run for other in self._active)
+      self._console.print(
+        f'[{number}/{self._count}] {run.title}: {text}',
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+      )
+
+  def _tell(self):
+    from tfreid.comparison import plan
+
+    with self._guard:
+      under_way = ' | '.join(
+        f'{run.title}, {plan.duration(spent)}' for run, spent in self._active.items()
+      )
+      note = f'{under_way}; left: {plan.duration(self._left())}' if under_way else ''
+      completed = self._count - len(self._pending) - len(self._active)
+      self._bar.update(self._task, completed=completed, note=note)
+
+
 def _render_only():
   """Writes the page from a comparison's results file."""
-  from tfreid.comparison import report, scores
+  from tfreid.comparison import plan, report, scores
 
   path = os.path.join(_OUT.value, scores.RESULTS_FILE)
   rows = scores.read_rows(path)
@@ -503,7 +697,10 @@ def _render_only():
       f"There are no results in '{path}'. Give --out as it was given to the command that ran the "
       'systems.'
     )
-  about = {'dataset': rows[0].get('dataset', _DATASET.value)}
+  systems = {row['system'] for row in rows if row['role'] == plan.TABLE}
+  scores.check_resamples(_RESAMPLES.value, len(systems))
+  # A pre-training has no results and so no data set.
+  about = {'dataset': next((row['dataset'] for row in rows if row.get('dataset')), _DATASET.value)}
   saved = os.path.join(_OUT.value, _ABOUT)
   if os.path.isfile(saved):
     with open(saved, encoding='utf-8') as file:

@@ -169,11 +169,27 @@ def check_losses(watched: Watched):
 
 
 def check_movement(watched: Watched):
-  """Objectives hold each trainable variable once; all of these move, and nothing frozen does."""
+  """Objectives hold each trainable variable once; all of these move, and nothing frozen does.
+
+  What an objective holds belongs to a listed network, which a later stage can carry over, or is a
+  variable of the method's own, outside any layer (a learnt temperature).
+  """
   method = watched.method
   moved = [id(v) for objective in method.objectives for v in objective.variables]
   assert len(moved) == len(set(moved)), 'a variable is in two objectives'
   networks = method.networks.values()
+  listed = {id(v) for network in networks for v in network.weights}
+  layers = [m for m in method.submodules if isinstance(m, tf.keras.layers.Layer)]
+  of_layers = {id(v) for layer in layers for v in layer.weights}
+  # Not `method.variables`: that finds what the objectives themselves hold.
+  own = {id(v) for v in vars(method).values() if isinstance(v, tf.Variable)} - of_layers
+  unlisted = [
+    variable.name
+    for objective in method.objectives
+    for variable in objective.variables
+    if id(variable) not in listed | own
+  ]
+  assert not unlisted, f'in an objective, but in none of the networks: {unlisted}'
   trainable = {id(v): v.name for network in networks for v in network.trainable_variables}
   assert set(trainable) <= set(moved), 'a trainable variable is in no objective'
   frozen = {

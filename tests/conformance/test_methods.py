@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from pathlib import Path
+from typing import NamedTuple
 
 import conformance_checks as checks
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfreid.joint_space import JointSpace
+from tfreid.evaluation import retrieval
+from tfreid.joint_space import JointSpace, similarity
+from tfreid.serving import export, folding
 from tfreid.training import stages as stages_lib
 
 
@@ -50,6 +54,39 @@ def joint_spaces(run) -> dict[str, tuple[str, JointSpace, str]]:
   for stage in run.stages:
     for name, directory in stages_lib.spaces(stage.path(str(run.directory))).items():
       found[f'{stage.name}/{name}' if name else stage.name] = (stage.name, directory, name)
+  return found
+
+
+class Exported(NamedTuple):
+  """A saved space, and the model made of it: its folder and, loaded, its signatures."""
+
+  space: JointSpace
+  folder: str
+  signatures: dict
+
+
+@pytest.fixture(scope='module')
+def exported(run, tmp_path_factory) -> dict[str, Exported]:
+  """Every saved space as an exported model whose gallery is the whole test split, by label."""
+  tf.keras.mixed_precision.set_global_policy('float32')
+  paths = [str(path) for path in run.benchmark.test.paths]
+  crops = [export.Crop(path, Path(path).read_bytes()) for path in paths[:8]]
+  found = {}
+  for label, (_, directory, _) in joint_spaces(run).items():
+    space = JointSpace.load(directory)
+    encoders = export.encoders(space)
+    gallery, _ = export.embed_files(encoders.image, paths)
+    folder = export.export(
+      space,
+      str(tmp_path_factory.mktemp('exported') / 'model'),
+      encoders=encoders,
+      gallery=gallery,
+      ids=[str(position) for position in range(len(paths))],
+      crops=crops,
+      schema=run.benchmark.schema,
+      top_k=len(paths),
+    )
+    found[label] = Exported(space, folder, tf.saved_model.load(folder).signatures)
   return found
 
 
@@ -115,6 +152,79 @@ def test_evaluation_of_the_saved_space_is_that_of_the_live_one(run):
       assert run.evaluations[label].scalars() == pytest.approx(
         run.watched[stage].evaluation.scalars(), abs=1e-6, nan_ok=True
       )
+
+
+def test_exported_signatures_encode_as_the_live_encoders_did(run, exported):
+  assert set(exported) == set(joint_spaces(run))
+  batch = next(iter(run.pipeline.evaluation(run.benchmark.test, batch_size=8)))
+  contents = [Path(path).read_bytes() for path in run.benchmark.test.paths[:8]]
+  limit = folding.TOLERANCES['float32']
+  for label, (stage, _, name) in joint_spaces(run).items():
+    model = exported[label]
+    images, attributes = (
+      checks.encodings(model.space, run.benchmark, run.pipeline)
+      if name
+      else run.watched[stage].encodings
+    )
+    for answer, expected in (
+      (model.signatures['embed_images'](image_bytes=tf.constant(contents)), images),
+      (model.signatures['embed_attributes'](attributes=batch['attributes']), attributes),
+    ):
+      error = np.linalg.norm(answer['concepts'].numpy() - expected, axis=1)
+      assert (error <= limit * np.linalg.norm(expected, axis=1)).all(), label
+
+
+def average_precision(scores, right) -> float:
+  """Of the ranking by descending scores, by counting."""
+  places = np.flatnonzero(right[np.argsort(-scores, kind='stable')]) + 1
+  return float(np.mean(np.arange(1, len(places) + 1) / places))
+
+
+def test_exported_model_retrieves_in_the_order_of_the_evaluation(run, exported):
+  """But for images that are as alike as rounding is; average precision is counted anew."""
+  split = run.benchmark.test
+  queries, ids = split.queries()
+  for label, model in exported.items():
+    embeddings = retrieval.embed_split(model.space, split, run.pipeline.evaluation(split))
+    live = np.asarray(similarity(embeddings.queries, embeddings.gallery))  # [Q, N]
+    answer = model.signatures['serving_default'](attributes=tf.constant(queries))
+    order = answer['ids'].numpy().astype(int)  # [Q, N]
+    assert (np.sort(order, axis=1) == np.arange(len(split))).all(), label
+    room = 3e-6 * np.linalg.norm(embeddings.queries, axis=1, keepdims=True)
+    room = room * np.linalg.norm(embeddings.gallery, axis=1).max()  # [Q, 1]
+    found = np.take_along_axis(live, order, axis=1)
+    assert (np.abs(found - -np.sort(-live, axis=1)) <= room).all(), label
+    assert (np.abs(found - answer['scores'].numpy()) <= room).all(), label
+    scores = np.empty_like(live)
+    np.put_along_axis(scores, order, answer['scores'].numpy(), axis=1)
+    evaluated = run.evaluations[label].per_query.average_precision
+    for query, precision in enumerate(evaluated):
+      right = split.semantic_ids == ids[query]
+      # With each match as much better, and as much worse, as rounding may have made it.
+      lowest, highest = (
+        average_precision(scores[query] + sign * 2 * room[query] * right, right) for sign in (-1, 1)
+      )
+      assert lowest - 1e-9 <= precision <= highest + 1e-9, (label, query)
+
+
+def test_descriptions_drawn_with_stored_noise_are_encoded_alike_after_each_load(run, exported):
+  """Of the image GAN. Other noise must make another encoding, or this would show nothing."""
+  queries = tf.constant(run.benchmark.test.queries()[0])
+  for label, model in exported.items():
+    stored = [w for w in model.space.attribute_encoder.weights if 'noise' in w.name]
+    assert stored or not label.startswith('gan')
+    if not stored:
+      continue
+    first, second = (
+      tf.saved_model.load(model.folder).signatures['embed_attributes'](attributes=queries)
+      for _ in range(2)
+    )
+    np.testing.assert_array_equal(first['concepts'].numpy(), second['concepts'].numpy())
+    before = model.space.encode_attributes(queries).numpy()
+    kept = stored[0].numpy()
+    stored[0].assign(kept[::-1] * 2.0 + 1.0)
+    assert np.abs(model.space.encode_attributes(queries).numpy() - before).max() > 1e-6
+    stored[0].assign(kept)
 
 
 def test_step_is_the_same_on_one_replica_and_on_two(steps):

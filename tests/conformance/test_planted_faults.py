@@ -92,6 +92,24 @@ class ForgetsNetwork(Sound):
     return super().choose_objectives()[:1]
 
 
+class MovesUnlisted(Sound):
+  """A network that an objective moves and that is not listed: no later stage could carry it."""
+
+  def choose_networks(self):
+    networks = super().choose_networks()
+    del networks['judge']
+    return networks
+
+
+class HasTemperature(Sound):
+  """A variable of the method's own, in no layer, that an objective moves."""
+
+  def choose_objectives(self):
+    self.temperature = tf.Variable(1.0, name='temperature')
+    (first, encoders), second = super().choose_objectives()
+    return [(first, [*encoders, self.temperature]), second]
+
+
 class MovesTwice(Sound):
   """A network in the objectives of both sides."""
 
@@ -218,6 +236,45 @@ def move(seen, network, by=1.0):
     value + by if id(variable) in mine else value
     for variable, value in zip(seen.method.variables, seen.after)
   ]
+
+
+def move_all(seen):
+  """As if training had changed everything."""
+  seen.after = [value + 1.0 for value in seen.before]
+
+
+@pytest.mark.parametrize(
+  ('fault', 'complaint'),
+  [
+    (MovesUnlisted, r'in none of the networks: .*dense.*/kernel'),
+    (MovesTwice, 'a variable is in two objectives'),
+    (ForgetsToMove, 'a trainable variable is in no objective'),
+  ],
+)
+def test_method_that_says_wrongly_what_moves_is_noticed(fault, complaint):
+  seen = watched(fault(SPEC))
+  move_all(seen)
+  with pytest.raises(AssertionError, match=complaint):
+    checks.check_movement(seen)
+
+
+def test_unlisted_network_is_noticed_where_the_method_does_not_even_hold_it():
+  method = Sound(SPEC)
+  stranger = encoder([2], 'stranger')
+  method.objectives.append(
+    Objective('distance', stranger.trainable_variables, tf.keras.optimizers.SGD(0.01))
+  )
+  seen = watched(method)
+  move_all(seen)
+  with pytest.raises(AssertionError, match='in none of the networks'):
+    checks.check_movement(seen)
+
+
+@pytest.mark.parametrize('method', [Sound, HasTemperature])
+def test_sound_method_in_which_all_moves_passes(method):
+  seen = watched(method(SPEC))
+  move_all(seen)
+  checks.check_movement(seen)
 
 
 def test_variable_that_stays_where_it_was_is_noticed():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -129,3 +131,107 @@ def test_exchanging_the_systems_changes_only_the_sign():
 def test_what_cannot_be_compared_is_refused(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def every_mean(values):
+  """The mean of every possible draw of as many values, all equally likely."""
+  return np.asarray([np.mean(draw) for draw in itertools.product(values, repeat=len(values))])
+
+
+def test_two_level_bootstrap_agrees_with_the_enumeration_of_all_draws():
+  """4^4 draws of queries, 3^3 of seeds; a seed's deviation counts sqrt(3 / 2) times."""
+  rng = np.random.default_rng(3)
+  first, second = rng.normal(0.5, 1.0, (3, 4)), rng.normal(0.0, 1.0, (3, 4))
+  table = first - second
+  queries, seeds = every_mean(table.mean(axis=0)), every_mean(table.mean(axis=1))
+  means = np.add.outer(queries, np.sqrt(1.5) * (seeds - table.mean())).ravel()
+  got = significance.two_level_bootstrap(first, second, resamples=40000)
+  assert got.difference.mean == pytest.approx(table.mean())
+  assert (got.first, got.second) == pytest.approx((first.mean(), second.mean()))
+  assert got.queries == 4
+  one_sided = min(np.mean(means <= 0), np.mean(means >= 0))
+  assert 0.01 < one_sided < 0.4
+  assert got.p_value == pytest.approx(2 * one_sided, abs=0.015)
+  low, high = np.quantile(means, [0.025, 0.975])
+  assert got.difference.low == pytest.approx(low, abs=0.03)
+  assert got.difference.high == pytest.approx(high, abs=0.03)
+
+
+def test_seeds_that_are_not_paired_are_drawn_apart():
+  """One query: a draw's difference is that of 2 of 2 seeds' deviations and of 3 of 3."""
+  first, second = np.asarray([1.0, 4.0]), np.asarray([0.0, 2.0, 3.0])
+  ours = np.sqrt(2.0) * (every_mean(first) - first.mean())
+  theirs = np.sqrt(1.5) * (every_mean(second) - second.mean())
+  mean = first.mean() - second.mean()
+  means = mean + np.subtract.outer(ours, theirs)
+  got = significance.two_level_bootstrap(
+    first[:, None], second[:, None], paired_seeds=False, resamples=40000
+  )
+  assert got.difference.mean == pytest.approx(mean)
+  assert got.p_value == pytest.approx(2 * np.mean(means <= 0), abs=0.015)
+
+
+def test_two_level_spread_is_that_of_queries_and_of_seeds():
+  """Effects of 4 seeds, of 200 queries and noise; variances of means as in analysis of variance."""
+  rng = np.random.default_rng(8)
+  table = rng.normal(0, 1, (4, 1)) + rng.normal(0, 3, (1, 200)) + rng.normal(0, 2, (4, 200))
+  of_queries = table.mean(axis=0).var(ddof=1) / 200
+  of_seeds = table.mean(axis=1).var(ddof=1) / 4
+  got = significance.two_level_bootstrap(
+    table, np.zeros_like(table), confidence=0.6827, resamples=40000
+  )
+  spread = (got.difference.high - got.difference.low) / 2
+  assert spread == pytest.approx(np.sqrt(of_queries + of_seeds), rel=0.05)
+
+
+def test_one_seed_leaves_the_bootstrap_over_queries():
+  rng = np.random.default_rng(5)
+  first, second = rng.random(80), rng.random(80)
+  got = significance.two_level_bootstrap(first[None], second[None], resamples=20000)
+  want = significance.paired_bootstrap(first, second, resamples=20000, seed=9)
+  assert got.p_value == pytest.approx(want.p_value, abs=0.02)
+  assert got.difference == pytest.approx(want.difference, abs=0.005)
+
+
+def test_a_seed_of_three_that_says_the_opposite_is_enough_for_no_clear_difference():
+  """All three draws are of that seed in 1 of 27; the mean over seeds is above 0 for each query."""
+  difference = np.repeat([[0.5], [0.5], [-0.1]], 100, axis=1)
+  means = difference.mean(axis=0)
+  assert significance.paired_bootstrap(means, np.zeros(100)).p_value < 0.01
+  got = significance.two_level_bootstrap(difference, np.zeros((3, 100)), resamples=20000)
+  assert got.p_value == pytest.approx(2 / 27, abs=0.01)
+  agreed = significance.two_level_bootstrap(np.abs(difference), np.zeros((3, 100)))
+  assert agreed.p_value < 0.01
+
+
+def test_two_level_draws_are_repeatable_and_no_difference_is_none(monkeypatch):
+  table, other = np.random.default_rng(1).random((2, 3, 40))
+  one = significance.two_level_bootstrap(table, other, seed=4)
+  assert significance.two_level_bootstrap(table, other, seed=5) != one
+  monkeypatch.setattr(significance, '_CHUNK', 100)
+  assert significance.two_level_bootstrap(table, other, seed=4) == one
+  same = significance.two_level_bootstrap(table, table)
+  assert same.p_value == 1.0 and same.difference == (0.0, 0.0, 0.0)
+
+
+def test_two_level_bootstrap_leaves_queries_without_a_match_out():
+  first = np.asarray([[0.5, np.nan, 0.25], [0.75, np.nan, 0.5]])
+  got = significance.two_level_bootstrap(first, first - 0.25)
+  assert got.queries == 2 and got.difference.mean == pytest.approx(0.25)
+  nothing = np.full((2, 3), np.nan)
+  assert significance.two_level_bootstrap(nothing, nothing).queries == 0
+
+
+@pytest.mark.parametrize(
+  ('first', 'second', 'complaint'),
+  [
+    (np.zeros((2, 3)), np.zeros((3, 3)), '2 seeds and the other 3'),
+    (np.zeros((2, 3)), np.zeros((2, 4)), '3 queries and the other 4'),
+    (np.zeros((1, 2)), np.asarray([[0.0, np.nan]]), 'skipped different queries'),
+    (np.asarray([[0.0, 1.0], [0.0, np.nan]]), np.zeros((2, 2)), 'skipped different queries'),
+    (np.zeros(3), np.zeros(3), 'a row per seed'),
+  ],
+)
+def test_tables_that_do_not_belong_together_are_refused(first, second, complaint):
+  with pytest.raises(ValueError, match=complaint):
+    significance.two_level_bootstrap(first, second)

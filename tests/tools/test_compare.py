@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,12 +16,17 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
 
 
-def compare(*flags):
+TINY = ROOT / 'tests' / 'conformance' / 'tiny.gin'
+DCCA = ROOT / 'tests' / 'conformance' / 'overlays' / 'dcca.gin'
+
+
+def compare(*flags, cwd=ROOT):
   return subprocess.run(
     [sys.executable, TOOLS / 'compare.py', *map(str, flags)],
     capture_output=True,
     text=True,
-    cwd=ROOT,
+    cwd=cwd,
+    env=dict(os.environ, PYTHONPATH=str(TINY.parent)),
   )
 
 
@@ -160,6 +169,23 @@ def test_a_guessed_speed_gives_a_time(market, tmp_path):
   assert 'not known yet' not in done.stdout
 
 
+def test_a_dry_run_counts_the_second_half_of_figure_3(market, tmp_path):
+  done = compare(
+    '--dry_run', '--dataset=market1501', f'--data_root={market}', f'--out={tmp_path / "out"}',
+    '--systems=a2img', '--seeds=0,1', '--figure3_seeds=2', '--nountrained',
+    '--images_per_second=13',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  # For each seed a pre-training, a2img and five of lambda_G; then four of lambda_D.
+  assert '14 of 14 runs to do' in done.stdout
+  assert 'Figure 3 runs 8 more' in done.stdout
+  # A step per epoch: 100 of pre-training, 200 of each of 1 + 5 + 4 joint stages.
+  assert f'{2 * (100 + 10 * 200)} steps' in done.stdout
+  # An epoch of 130 images takes 10 s; to each of 22 runs 25 s are added for what is around it.
+  seconds = 2 * (100 + 10 * 200) * 10 + 22 * 25
+  assert f'Time left: {seconds // 3600} h {round(seconds % 3600 / 60):02d} min' in done.stdout
+
+
 def record_of(run_dir, fingerprint, **more):
   run_dir.mkdir(parents=True, exist_ok=True)
   record = {'fingerprint': fingerprint, 'attempts': 1, **more}
@@ -202,15 +228,22 @@ def test_a_run_of_another_configuration_stops_the_comparison_before_it_begins(ma
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_reported_and_those_that_need_it_are_not_started(market, tmp_path):
-  """The folder has no annotations, so that pre-training ends at the door."""
+  """The folder has no annotations, so that every run ends at the door; `alone` is tried."""
   out = tmp_path / 'out'
+  (tmp_path / 'methods').mkdir()
+  (tmp_path / 'methods' / 'alone.gin').write_text(
+    '# A system without the shared pre-training.\nfrom __gin__ import dynamic_registration\n'
+    "from tfreid.training import stages\ninclude 'methods/without_adversarial.gin'\n"
+    "METHOD = 'alone'\nSTAGES = [@joint/stages.Stage()]\njoint/stages.Stage.carry = {}\n"
+  )
   done = compare(
-    '--dataset=market1501', f'--data_root={market}', f'--out={out}', '--systems=mmd', '--seeds=0',
-    '--nountrained', '--nofigure3',
+    '--dataset=market1501', f'--data_root={market}', f'--out={out}', '--systems=mmd,alone',
+    '--seeds=0', '--nountrained', '--nofigure3', cwd=tmp_path,
   )  # fmt: skip
   assert done.returncode == 1
   assert 'Failed: pre-training, seed 0: exit status 1: Error: ' in done.stderr
-  assert 'mmd' not in [path.name for path in out.glob('runs/*')]
+  assert [path.name for path in out.glob('runs/*')] == ['alone']
+  assert 'Failed: alone, seed 0: exit status 1: Error: ' in done.stderr
   page = (out / 'index.html').read_text()
   assert 'What is missing' in page
   assert 'which it starts from' in page
@@ -218,9 +251,61 @@ def test_a_run_that_fails_is_reported_and_those_that_need_it_are_not_started(mar
   assert record['status'] == 1 and record['peak_bytes'] > 1e6
 
 
+def test_a_missing_matplotlib_is_noticed_before_anything_runs(market, tmp_path):
+  (tmp_path / 'matplotlib').mkdir()
+  (tmp_path / 'matplotlib' / '__init__.py').write_text('raise ImportError("not here")\n')
+  done = subprocess.run(
+    [
+      sys.executable, TOOLS / 'compare.py', '--dataset=market1501', f'--data_root={market}',
+      f'--out={tmp_path / "out"}', '--systems=a2img', '--seeds=0',
+    ],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=dict(os.environ, PYTHONPATH=str(tmp_path)),
+  )  # fmt: skip
+  assert done.returncode == 1
+  assert 'matplotlib, which is not installed' in done.stderr
+  assert 'Traceback' not in done.stderr
+  assert not (tmp_path / 'out').exists()
+
+
+def test_a_page_of_rows_alone_knows_the_data_by_what_the_loader_calls_them(tmp_path):
+  about = {'system': '', 'seed': 0, 'run': 'pretrain/seed-0', 'seconds': 1.0}
+  rows = [
+    {**about, 'role': 'pretrain', 'label': '', 'primary': False, 'metrics': {}},
+    {
+      **about,
+      'role': 'table',
+      'system': 'a2img',
+      'label': 'joint',
+      'primary': True,
+      'dataset': 'DukeMTMC-reID',
+      'metrics': {
+        'all': {'rank1': 0.5, 'mAP': 0.5, 'queries': 2, 'gallery': 4, 'chance_rank1': 0.25}
+      },
+    },
+  ]
+  (tmp_path / 'results.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  done = compare('--render_only', f'--out={tmp_path}')
+  assert done.returncode == 0, done.stderr
+  page = (tmp_path / 'tables.md').read_text()
+  assert 'the systems of the paper on DukeMTMC-reID' in page
+  assert "the paper's rank-1, Duke" in page and '46.60' in page
+  assert 'other people and other images' not in page
+
+
 def test_two_at_one_run_take_turns(tmp_path):
   code = (
-    'import sys, time; sys.path.insert(0, sys.argv[1]); import _runs\n'
+    'import fcntl, sys; sys.path.insert(0, sys.argv[1]); import _runs\n'
+    'flock = fcntl.flock\n'
+    'def told(file, how):\n'
+    '  try:\n'
+    '    flock(file, how)\n'
+    '  except BlockingIOError:\n'
+    '    print("waits", flush=True)\n'
+    '    raise\n'
+    'fcntl.flock = told\n'
     'with _runs.alone(sys.argv[2]) as first:\n'
     '  print(first, flush=True); sys.stdin.readline()\n'
   )
@@ -236,14 +321,217 @@ def test_two_at_one_run_take_turns(tmp_path):
   with start() as one:
     assert one.stdout.readline() == 'True\n'
     with start() as other:
-      with pytest.raises(subprocess.TimeoutExpired):
-        other.wait(timeout=1)
+      assert other.stdout.readline() == 'waits\n'
       one.communicate('over\n')
       assert other.stdout.readline() == 'False\n'
       other.communicate('over\n')
   with start() as third:
     assert third.stdout.readline() == 'True\n'
     third.communicate('over\n')
+
+
+def test_two_commands_at_one_run_need_not_wait(tmp_path):
+  sys.path.insert(0, str(TOOLS))
+  try:
+    import _runs
+  finally:
+    sys.path.remove(str(TOOLS))
+  directory = str(tmp_path / 'run')
+  with _runs.alone(directory) as first:
+    with _runs.alone(directory, wait=False) as second:
+      assert (first, second) == (True, False)
+  with _runs.alone(directory, wait=False) as again:
+    assert again
+
+
+_QUEUE = """
+import sys, threading
+sys.path.insert(0, sys.argv[1])
+import compare, _tool, rich.console, rich.progress
+from tfreid.comparison import plan
+from tfreid.comparison.plan import Run
+
+class Stub:
+  later, out, cores = [], sys.argv[2], [[0], [1]]
+  clock = plan.Clock(0)
+  def __init__(self):
+    self.failed, self.begun, self.done, self.pages = {}, [], set(), []
+    self.both = threading.Barrier(2, timeout=60)
+  def state(self, run):
+    return plan.DONE if run in self.done else plan.NEW
+  def starts_from(self, run):
+    alone = run.role == plan.PRETRAIN or run.system == 'alone'
+    return None if alone else Run(plan.PRETRAIN, '', run.seed)
+  def estimate(self, runs):
+    return None
+  def one(self, run, cores, tell):
+    shared = self.starts_from(run)
+    assert shared is None or shared in self.done, run.title
+    self.begun.append(run.title)
+    if run.role == plan.PRETRAIN:
+      self.both.wait()  # only passed if both pre-trainings run at the same time
+    tell(0.0)
+    return (1 if run.role == plan.PRETRAIN and run.seed == 1 else 0), 1.0
+  def ended(self, run, status):
+    if status:
+      self.failed[run.title] = 'failed'
+    else:
+      self.done.add(run)
+  def write(self, page=True):
+    self.pages.append(page)
+
+stub = Stub()
+runs = [
+  Run(role, system, seed)
+  for seed in (0, 1)
+  for role, system in ((plan.PRETRAIN, ''), (plan.TABLE, 'mmd'), (plan.TABLE, 'alone'))
+]
+compare.Comparison._do(stub, runs)
+print(sorted(stub.begun))
+print(sorted(stub.failed))
+"""
+
+
+def test_workers_share_the_runs_and_wait_for_the_pretraining_of_each(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-c', _QUEUE, str(TOOLS), str(tmp_path)],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  begun, failed = map(ast.literal_eval, done.stdout.splitlines())
+  assert begun == [
+    'alone, seed 0', 'alone, seed 1', 'ours w/o adv + MMD, seed 0', 'pre-training, seed 0',
+    'pre-training, seed 1',
+  ]  # fmt: skip
+  assert failed == ['ours w/o adv + MMD, seed 1', 'pre-training, seed 1']
+  assert 'pre-training, seed 1 failed, which it starts from' in done.stderr
+
+
+def test_cores_are_shared_evenly_and_a_run_is_kept_to_its_own(tmp_path):
+  sys.path.insert(0, str(TOOLS))
+  try:
+    import _runs
+  finally:
+    sys.path.remove(str(TOOLS))
+  every = sorted(os.sched_getaffinity(0))
+  for count in range(1, len(every) + 1):
+    shares = _runs.shares(count)
+    assert {len(share) for share in shares} == {len(every) // count}
+    taken = [core for share in shares for core in share]
+    assert len(set(taken)) == len(taken) and set(taken) <= set(every)
+  with pytest.raises(ValueError, match=f'there are {len(every)} cores'):
+    _runs.shares(len(every) + 1)
+  log = tmp_path / 'log'
+  command = [sys.executable, '-c', 'import os; print(os.sched_getaffinity(0)); raise SystemExit(3)']
+  status, peak = _runs.wait(command, str(log), lambda seconds: None, cores=every[-1:])
+  assert status == 3 and peak > 1e6
+  assert log.read_text() == f'{{{every[-1]}}}\n'
+
+
+def finished(out):
+  """Of each finished run, what must never change: record and final.json of its stages."""
+  found = {}
+  for path in sorted(out.glob('**/compare.json')):
+    if json.loads(path.read_text()).get('status') == 0:
+      files = [path, *path.parent.glob('*/final.json')]
+      name = str(path.parent.relative_to(out))
+      found[name] = {
+        str(file.relative_to(out)): (file.read_text(), file.stat().st_mtime_ns) for file in files
+      }
+  return found
+
+
+def tiny_flags(tiny_market, out):
+  epochs = ('PRETRAIN_EPOCHS', 'JOINT_EPOCHS', 'DCCA_EPOCHS')
+  return [
+    '--systems=a2img,dcca',
+    '--seeds=0,1',
+    f'--data_root={tiny_market}',
+    f'--gin_file={TINY}',
+    f'--gin_file={DCCA}',
+    *(f'--gin_bindings={name} = 1' for name in epochs),
+    f'--out={out}',
+  ]
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_goes_on_and_does_nothing_twice(tiny_market, tmp_path):
+  """Stopped while DeepCCA of the first seed trains, and run again to its end."""
+  out = tmp_path / 'out'
+  flags = tiny_flags(tiny_market, out)
+  process = subprocess.Popen(
+    [sys.executable, TOOLS / 'compare.py', *flags],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    cwd=ROOT,
+    env=dict(os.environ, PYTHONPATH=str(TINY.parent)),
+  )
+  begun = out / 'runs' / 'dcca' / 'seed-0' / 'train.log'
+  try:
+    while not begun.exists():
+      assert process.poll() is None, process.stdout.read()
+      time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate()
+  finally:
+    process.kill()
+  assert process.returncode == 130, said
+  assert 'The same command continues' in said
+  before = finished(out)
+  assert set(before) == {'pretrain/seed-0', 'runs/a2img/seed-0'}
+  assert 'Not done yet: DeepCCA, seed 0' in (out / 'tables.md').read_text()
+
+  done = compare(*flags)
+  assert done.returncode == 0, done.stdout + done.stderr
+  after = finished(out)
+  assert {name: after[name] for name in before} == before
+  # One pre-training per seed, and none inside the runs that start from it. (An untrained network's
+  # own has no epochs.)
+  pretrainings = [path.parents[1].relative_to(out) for path in out.glob('**/pretrain/final.json')]
+  trained = sorted(str(path) for path in pretrainings if path.parts[0] != 'untrained')
+  assert trained == ['pretrain/seed-0', 'pretrain/seed-1']
+  attempts = {
+    name: json.loads((out / name / 'compare.json').read_text())['attempts'] for name in after
+  }
+  assert attempts.pop('runs/dcca/seed-0') == 2
+  assert set(attempts.values()) == {1}
+
+  rows = [json.loads(line) for line in (out / 'results.jsonl').read_text().splitlines()]
+  rank1 = {
+    tuple(row['weights']): row['metrics']['all']['rank1']
+    for row in rows
+    if row['role'] in ('parameter', 'table') and row['weights'] and row['seed'] == 0
+  }
+  left = {weights: value for weights, value in rank1.items() if weights[1] == 1.0}
+  assert {weights[0] for weights in left} == {1e-5, 1e-4, 1e-3, 1e-2, 1e-1}
+  best = min(left, key=lambda weights: (-left[weights], weights[0]))[0]
+  right = {weights[1] for weights in rank1 if weights[0] == best}
+  assert right >= {0.1, 0.2, 0.5, 1.0, 2.0}
+  assert {row['role'] for row in rows} == {'pretrain', 'table', 'untrained', 'parameter'}
+  kept = [row['per_query']['average_precision'] for row in rows if 'per_query' in row]
+  assert kept and all(round(value, 6) == value for values in kept for value in values)
+
+  page, markdown = (out / 'index.html').read_text(), (out / 'tables.md').read_text()
+  for weight in (1e-5, 1e-1):
+    assert f'λ_G = {weight:g}, λ_D = 1' in page
+  for weight in (0.1, 2.0):
+    assert f'λ_D = {weight:g}, λ_G = {best:g}' in page
+  assert '![Figure 3](figure3.svg)' in markdown
+  assert (out / 'figure3.svg').read_text().startswith('<svg ')
+  assert 'Not done yet' not in page
+  assert '1 of them were continued after an interruption' in markdown
+
+  elsewhere = tmp_path / 'report'
+  drawn = compare('--render_only', f'--out={out}', f'--report={elsewhere}')
+  assert drawn.returncode == 0, drawn.stderr
+  for name in ('index.html', 'tables.md', 'figure3.svg'):
+    assert (elsewhere / name).read_text() == (out / name).read_text()
+  again = compare(*flags)
+  assert again.returncode == 0
+  assert finished(out) == after
 
 
 def test_rendering_alone_says_where_it_looked(tmp_path):
@@ -259,6 +547,9 @@ def test_rendering_alone_says_where_it_looked(tmp_path):
     (['--systems=no_such', '--dry_run'], "No gin file 'methods/no_such.gin'"),
     (['--seeds=0,x', '--dry_run'], 'whole numbers'),
     (['--seeds=1,1', '--dry_run'], 'named twice'),
+    # 11 systems: 2 * 11 / 440 is not below 0.05.
+    (['--resamples=439', '--dry_run'], '2 * 11 / (439 + 1) = 0.05'),
+    (['--workers=4096', '--dry_run'], 'there are'),
     (['market'], 'Unexpected argument'),
   ],
 )

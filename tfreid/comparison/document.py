@@ -87,10 +87,11 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-  """A drawing: SVG source, and in words what it shows."""
+  """A drawing: SVG source, in words what it shows, its file beside the Markdown if it has one."""
 
   svg: str
   caption: str
+  file: str = ''
 
 
 class Code(NamedTuple):
@@ -140,7 +141,7 @@ def to_markdown(document: Document, *, page: str = '') -> str:
 
   Args:
     document: what to write.
-    page: name of the HTML page, to which drawings are referred.
+    page: name of the HTML page, to which drawings without a file of their own are referred.
   """
   parts = [f'# {document.title}', *document.lead]
   for section in document.sections:
@@ -150,6 +151,8 @@ def to_markdown(document: Document, *, page: str = '') -> str:
         parts.append(_markdown_table(part))
         if part.caption:
           parts.append(part.caption)
+      elif isinstance(part, Figure) and part.file:
+        parts += [f'![{section.title}]({part.file})', part.caption]
       elif isinstance(part, Figure):
         parts.append(f'{part.caption} Drawn in [the page]({page}).' if page else part.caption)
       elif isinstance(part, Code):

@@ -13,6 +13,21 @@ _SIZE = (9.0, 3.4)  # inches
 _INK, _MARK = '#1f4e8c', '#b3261e'
 
 
+def check():
+  """Refuses to go on without what draws.
+
+  Raises:
+    ImportError: matplotlib is not installed.
+  """
+  try:
+    import matplotlib.figure  # noqa: F401
+  except ImportError as error:
+    raise ImportError(
+      'Figure 3 is drawn with matplotlib, which is not installed: pip install "tfreid[report]", '
+      'or leave the figure out (tools/compare.py --nofigure3).'
+    ) from error
+
+
 def sensitivity(
   generator: Mapping[float, Score],
   discriminator: Mapping[float, Score],
@@ -35,13 +50,10 @@ def sensitivity(
   Raises:
     ImportError: matplotlib is not installed.
   """
-  try:
-    from matplotlib import figure as figures
-    from matplotlib import rc_context
-  except ImportError as error:
-    raise ImportError(
-      'Figure 3 is drawn with matplotlib, which is not installed: pip install "tfreid[report]".'
-    ) from error
+  check()
+  from matplotlib import figure as figures
+  from matplotlib import rc_context
+
   # Text stays text, so that it can be read aloud and searched; a fixed salt makes the ids, and so
   # the file, the same each time.
   with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'tfreid', 'font.size': 10}):

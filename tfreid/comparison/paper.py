@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 # Of a dataset file in gin/datasets, the name of the paper's column.
 COLUMNS = {'market1501': 'Market', 'dukemtmc': 'Duke', 'peta': 'PETA'}
+# As the loaders name the same data in the rows of results.
+_NAMES = {'Market-1501': 'market1501', 'DukeMTMC-reID': 'dukemtmc', 'PETA': 'peta'}
 
 OURS = 'a2img'
 
@@ -113,6 +115,10 @@ SYSTEMS = (
 )
 BY_NAME = {system.name: system for system in SYSTEMS}
 
+# How a description may be scored by DeepMAR. A run's own space has one of them, by its recipe; the
+# others are evaluated beside it by name.
+READINGS = ('cosine', 'log_likelihood', 'requested')
+
 # Table 3 begins with the original.
 TABLE3_ORDER = (OURS, 'img2a', 'both', 'image_gan', 'without_adversarial')
 
@@ -129,6 +135,11 @@ def label(name: str) -> str:
   return BY_NAME[name].label if name in BY_NAME else name
 
 
+def has(dataset: str) -> bool:
+  """Whether the paper has results on a data set, by the name of its gin file or of its loader."""
+  return _NAMES.get(dataset, dataset) in COLUMNS
+
+
 def column(dataset: str) -> str:
   """The paper's column to show beside results on a data set; Market for one it does not have."""
-  return COLUMNS.get(dataset, 'Market')
+  return COLUMNS.get(_NAMES.get(dataset, dataset), 'Market')

@@ -203,6 +203,18 @@ def state(record: Mapping[str, Any], fingerprint: str) -> str:
   return DONE if status == 0 else FAILED
 
 
+def is_changed(record: Mapping[str, Any], fingerprint: str) -> bool:
+  """Whether a run that goes on was, at any time, one of another configuration.
+
+  Once mixed, always mixed: what was trained before stays in it.
+
+  Args:
+    record: of the run so far.
+    fingerprint: of what is run now.
+  """
+  return bool(record) and (bool(record.get('changed')) or record.get('fingerprint') != fingerprint)
+
+
 def legs_of(run: Run, recipes: Mapping[str, Sequence[Leg]]) -> list[Leg]:
   """What a run trains: the shared pre-training only in the run of that name."""
   if run.role == UNTRAINED:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
-from tfreid.comparison import document, figure, paper, plan, scores
-from tfreid.comparison.document import Cell, Code, Document, Figure, Row, Section, Table
+from tfreid.comparison import accounts, document, figure, paper, plan, scores, sheets
+from tfreid.comparison.document import Cell, Document, Figure, Row, Section, Table
 from tfreid.comparison.scores import Result
 
 PAGE, MARKDOWN = 'index.html', 'tables.md'
-SHEETS = 'ranked'
+FIGURE3 = 'figure3.svg'
 
 _HEADINGS = {'rank1': 'rank-1', 'rank5': 'rank-5', 'rank10': 'rank-10', 'mAP': 'mAP'}
-_SHOWN_QUERIES = 8
-_GIB = 2.0**30
 
 
 def write(
@@ -30,7 +25,7 @@ def write(
   out: str = '',
   resamples: int = 2000,
 ) -> str:
-  """Writes the page, its Markdown and the ranked-result sheets it links to.
+  """Writes the page, its Markdown with the drawing, and the ranked-result sheets it links to.
 
   Args:
     rows: of the comparison's results file.
@@ -48,9 +43,13 @@ def write(
   """
   os.makedirs(directory, exist_ok=True)
   found = scores.results(rows)
-  sheets = copy_sheets(found, out, directory)
-  made = build(rows, about, sheets=sheets, resamples=resamples)
+  links = sheets.copy(found, out, directory)
+  made = build(rows, about, links=links, resamples=resamples)
   page = os.path.join(directory, PAGE)
+  for section in made.sections:
+    for part in section.parts:
+      if isinstance(part, Figure) and part.file:
+        plan.write_text(os.path.join(directory, part.file), f'{part.svg.rstrip()}\n')
   plan.write_text(page, document.to_html(made))
   plan.write_text(os.path.join(directory, MARKDOWN), document.to_markdown(made, page=PAGE))
   return page
@@ -60,7 +59,7 @@ def build(
   rows: Sequence[Mapping[str, Any]],
   about: Mapping[str, Any],
   *,
-  sheets: Mapping[str, str] | None = None,
+  links: Mapping[str, str] | None = None,
   resamples: int = 2000,
 ) -> Document:
   """The page's content.
@@ -68,69 +67,24 @@ def build(
   Args:
     rows: of the comparison's results file.
     about: as `write` takes it.
-    sheets: system -> address of its ranked results.
+    links: system -> address of its ranked results.
     resamples: draws of each bootstrap.
   """
-  return _Report(rows, about, sheets or {}, resamples).document()
-
-
-def copy_sheets(found: Sequence[Result], out: str, directory: str) -> dict[str, str]:
-  """One picture of ranked results per system, beside the page: system -> relative address.
-
-  Of each system the first seed's. Pictures that an earlier call copied stay where the run is gone.
-  """
-  addresses = {}
-  for result in found:
-    if result.role != plan.TABLE or not result.primary or result.system in addresses:
-      continue
-    address = f'{SHEETS}/{result.system}.png'
-    path = os.path.join(directory, SHEETS, f'{result.system}.png')
-    folder = os.path.join(out, *result.row['run'].split('/'), result.label, 'ranked_results')
-    if out and os.path.isdir(folder):
-      _stack(folder, path)
-    if os.path.isfile(path):
-      addresses[result.system] = address
-  return addresses
-
-
-def _stack(folder: str, path: str):
-  """The pictures of a folder below one another, in one file."""
-  names = sorted(name for name in os.listdir(folder) if name.endswith('.png'))[:_SHOWN_QUERIES]
-  if not names:
-    return
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  if len(names) == 1:
-    shutil.copyfile(os.path.join(folder, names[0]), path)
-    return
-  pictures = []
-  for name in names:
-    with Image.open(os.path.join(folder, name)) as picture:
-      pictures.append(picture.convert('RGB'))
-  sheet = Image.new(
-    'RGB', (max(p.width for p in pictures), sum(p.height for p in pictures)), 'white'
-  )
-  top = 0
-  for picture in pictures:
-    sheet.paste(picture, (0, top))
-    top += picture.height
-  partial = f'{path}.partial-{os.getpid()}'
-  # 256 colours: a third of the size, and nobody judges a gradient here.
-  sheet.quantize(256).save(partial, 'PNG', optimize=True)
-  os.replace(partial, path)
+  return _Report(rows, about, links or {}, resamples).document()
 
 
 class _Report:
-  def __init__(self, rows, about, sheets, resamples):
+  def __init__(self, rows, about, links, resamples):
     self.rows = rows
     self.about = about
-    self.sheets = sheets
+    self.links = links
     self.resamples = resamples
     self.found = scores.results(rows)
     primary = [result for result in self.found if result.primary]
     self.systems = _by_system(primary, plan.TABLE)
     self.untrained = _by_system(primary, plan.UNTRAINED)
     self.column = paper.column(about.get('dataset', ''))
-    self.same_data = about.get('dataset', '') in paper.COLUMNS
+    self.same_data = paper.has(about.get('dataset', ''))
     self.best = scores.best(self.systems)
     self.reference = paper.OURS if paper.OURS in self.systems else self.best
 
@@ -147,9 +101,12 @@ class _Report:
       sections.append(Section('Against an untrained network and chance', self._references()))
       sections += self._figure3()
       sections += self._readings()
-    sections.append(Section('Time and memory', [self._costs()]))
-    sections += self._troubles()
-    sections.append(Section('How this was made', self._made()))
+    sections.append(Section('Time and memory', accounts.costs(self.rows)))
+    missing = accounts.missing(self.rows, self.about, self.found)
+    if missing:
+      sections.append(Section('What is missing', missing))
+    made = accounts.made(self.rows, self.about, self.found)
+    sections.append(Section('How this was made', made))
     return Document(title, self._lead(), sections)
 
   def _lead(self) -> list[str]:
@@ -161,7 +118,7 @@ class _Report:
     lines = [
       f'Highest rank-1: {paper.label(self.best)}, {_plus_minus(winner)} %.'
       + (
-        f' Not clearly behind it (paired bootstrap over queries): {", ".join(close)}.'
+        f' Not clearly behind it (paired bootstrap over seeds and queries): {", ".join(close)}.'
         if close
         else ' Every other system is clearly behind it.'
         if behind
@@ -236,7 +193,7 @@ class _Report:
       ],
       rows,
       'Mean ± standard deviation over seeds, all queries.'
-      + (' A name leads to ranked results of its first seed.' if self.sheets else ''),
+      + (' A name leads to ranked results of its first seed.' if self.links else ''),
     )
 
   def _table2(self):
@@ -302,9 +259,9 @@ class _Report:
       Table(
         headings,
         rows,
-        'Percent points with their 95 % interval (paired bootstrap over queries), and in how many '
-        'seeds the difference has this sign. ▲ clearly better, ▼ clearly worse, ≈ no clear '
-        'difference, corrected for the number of systems.',
+        'Percent points with their 95 % interval (paired bootstrap over seeds and queries), and in '
+        'how many seeds the difference has this sign. ▲ clearly better, ▼ clearly worse, ≈ no '
+        'clear difference, corrected for the number of systems.',
       )
     ]
 
@@ -385,36 +342,39 @@ class _Report:
     ]
 
   def _references(self):
-    """Each system against an untrained network of its kind."""
-    if not self.untrained:
-      return ['No untrained networks were evaluated.']
+    """Each system against an untrained network of its kind, and against chance."""
     luck = scores.chance(next(iter(self.systems.values()))[0])
     method = {
       result.system: result.row.get('kind')
       for result in self.found
       if result.role in (plan.TABLE, plan.UNTRAINED)
     }
-    rows, weak = [], []
+    twins = {}
     for name in self._ordered():
-      twin = next(
-        (other for other in self.untrained if method.get(other) == method.get(name)), None
-      )
-      if twin is None:
-        continue
-      own, fresh = self.systems[name], self.untrained[twin]
-      verdict = scores.compare({name: own}, fresh, 'mAP', resamples=self.resamples).get(name)
-      value, floor = scores.score(own, 'mAP'), scores.score(fresh, 'mAP')
-      if verdict is None or _verdict(verdict) != 'better':
-        weak.append(paper.label(name))
+      for other, fresh in self.untrained.items():
+        if method.get(other) == method.get(name):
+          twins.setdefault(name, fresh)
+    # One call for the column, so that the correction counts all its systems. The untrained network
+    # has a seed of its own: the mean over all of the system's seeds is compared with it.
+    verdicts = scores.compare(
+      self.systems, twins, 'mAP', paired_seeds=False, resamples=self.resamples
+    )
+    above = {
+      name: scores.above_chance(own, resamples=self.resamples) for name, own in self.systems.items()
+    }
+    rows = []
+    for name in self._ordered():
+      own, fresh = self.systems[name], twins.get(name, ())
       rows.append(
         Row(
           [
             self._name(name),
             Cell(_plus_minus(scores.score(own, 'rank1'))),
             Cell(_plus_minus(scores.score(fresh, 'rank1')), tone='muted'),
-            Cell(_plus_minus(value)),
-            Cell(_plus_minus(floor), tone='muted'),
-            _difference(verdict),
+            Cell(_plus_minus(scores.score(own, 'mAP'))),
+            Cell(_plus_minus(scores.score(fresh, 'mAP')), tone='muted'),
+            _difference(verdicts.get(name)),
+            _above_chance(above[name]),
           ]
         )
       )
@@ -425,19 +385,51 @@ class _Report:
       Cell('mAP'),
       Cell('untrained: mAP'),
       Cell('mAP against untrained'),
+      Cell('mAP above chance'),
     ]
     caption = (
       'An untrained network has the same layers with the weights it was born with (0 epochs, no '
-      'pre-training), one seed. DeepCCA and DeepCCAE still fit their closing linear CCA, which '
-      'reads the training data. '
+      'pre-training), one seed; the mean over all seeds of a system is compared with it. DeepCCA '
+      'and DeepCCAE still fit their closing linear CCA, which reads the training data. Above '
+      'chance: average precision less what a random ranking of the same gallery has on the same '
+      'query, mean and 95 % bootstrap interval over queries and seeds, not corrected for the '
+      'number of systems; ▲ where the whole interval is above 0. '
       f'Chance: rank-1 {_number(luck["rank1"])}, mAP {_number(luck["mAP"])}.'
     )
-    told = (
-      f'Not clearly better than untrained: {", ".join(weak)}.'
-      if weak
-      else 'Every system is clearly better than an untrained network of its kind.'
-    )
-    return [told, Table(headings, rows, caption)]
+    return [
+      self._told_of_chance(above),
+      self._told_of_untrained(twins, verdicts),
+      Table(headings, rows, caption),
+    ]
+
+  def _told_of_chance(self, above) -> str:
+    known = {name: interval for name, interval in above.items() if interval is not None}
+    if not known:
+      return 'Whether the systems beat chance is not known: no run kept what its queries scored.'
+    weak = [paper.label(n) for n in self._ordered() if n in known and not known[n].low > 0]
+    if weak:
+      return f'Not above chance: {", ".join(weak)}.'
+    if len(known) < len(above):
+      return 'Every system that kept what its queries scored beats chance.'
+    return 'Every system beats chance.'
+
+  def _told_of_untrained(self, twins, verdicts) -> str:
+    if not twins:
+      return 'No untrained networks were evaluated.'
+    weak = [
+      paper.label(name)
+      for name in self._ordered()
+      if name in twins and (name not in verdicts or _verdict(verdicts[name]) != 'better')
+    ]
+    if weak:
+      return f'Not clearly better than untrained: {", ".join(weak)}.'
+    alone = [paper.label(name) for name in self._ordered() if name not in twins]
+    if alone:
+      return (
+        'Every system whose untrained network was evaluated is clearly better than it; not '
+        f'evaluated was that of {", ".join(alone)}.'
+      )
+    return 'Every system is clearly better than an untrained network of its kind.'
 
   def _figure3(self):
     left, right, best = scores.parameter_curves(self.found)
@@ -476,7 +468,7 @@ class _Report:
       + 'The curve shows the test split and chose nothing: the tables use the weights of the gin '
       'file. The best λ_G of the left half only says where the right half is drawn.'
     )
-    return [Section('Figure 3', [Figure(svg, caption), table])]
+    return [Section('Figure 3', [Figure(svg, caption, FIGURE3), table])]
 
   def _readings(self):
     """Scores that the tables leave out: other readings of a score, earlier stages."""
@@ -491,7 +483,7 @@ class _Report:
     for (name, label), own in grouped.items():
       if name not in shown and name in self.systems:
         shown.add(name)
-        rows.append(self._reading(name, self.systems[name][0].label, self.systems[name], True))
+        rows.append(self._reading(name, self._read_as(name, grouped), self.systems[name], True))
       rows.append(self._reading(name, label, own, False))
     headings = [Cell('system'), Cell('evaluated'), *(Cell(_HEADINGS[m]) for m in scores.METRICS)]
     return [
@@ -507,6 +499,16 @@ class _Report:
       )
     ]
 
+  def _read_as(self, name, grouped) -> str:
+    """The label of what the tables show; with its reading, which the recipe chose, where one can.
+
+    A stage evaluates its other readings by name, so its own is the one that is not among them.
+    """
+    label = self.systems[name][0].label
+    others = {other for system, other in grouped if system == name}
+    left = [reading for reading in paper.READINGS if f'{label}/{reading}' not in others]
+    return f'{label}/{left[0]}' if len(left) == 1 else label
+
   def _reading(self, name, label, own, shown):
     return Row(
       [
@@ -515,103 +517,6 @@ class _Report:
         *(Cell(_plus_minus(scores.score(own, metric)), shown) for metric in scores.METRICS),
       ]
     )
-
-  def _costs(self) -> Table:
-    grouped: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
-    for row in self.rows:
-      if row['role'] in (plan.PRETRAIN, plan.TABLE):
-        grouped.setdefault((row['role'], row['system']), {})[row['run']] = row
-    rows = []
-    for (role, name), runs in grouped.items():
-      peak = [row['peak_bytes'] / _GIB for row in runs.values() if row.get('peak_bytes')]
-      whole = [row['seconds'] for row in runs.values() if row.get('attempts') == 1]
-      stages: dict[str, list[Mapping[str, Any]]] = {}
-      for row in runs.values():
-        for stage, cost in (row.get('stages') or {}).items():
-          stages.setdefault(stage, []).append({**cost, 'whole': row.get('attempts') == 1})
-      for index, (stage, costs) in enumerate(stages.items() or [('–', [])]):
-        first = index == 0
-        per_epoch = [c['seconds'] / c['epochs'] for c in costs if c['epochs'] and c['whole']]
-        rows.append(
-          Row(
-            [
-              Cell(('shared pre-training' if role == plan.PRETRAIN else paper.label(name)) * first),
-              Cell(stage),
-              Cell(', '.join(str(e) for e in sorted({c['epochs'] for c in costs})) or '–'),
-              Cell(_mean(per_epoch, 2)),
-              Cell(_mean(whole, 0) if first else ''),
-              Cell((f'{max(peak):.2f}' if peak else '–') if first else ''),
-            ]
-          )
-        )
-    headings = ['system', 'stage', 'epochs', 's per epoch', 's per run', 'peak memory, GiB']
-    return Table(
-      [Cell(heading) for heading in headings],
-      rows,
-      'Seconds per epoch: the whole stage, with extraction of frozen features and closing steps, '
-      'over its epochs; mean over seeds. Seconds per run: from start to exit, with loading and '
-      'evaluation, without the shared pre-training. Peak memory: largest resident size of the '
-      'process over seeds (host memory, not that of a GPU). Interrupted runs say nothing about '
-      'time and are left out of it.',
-    )
-
-  def _troubles(self):
-    parts = []
-    failed = self.about.get('failed') or {}
-    if failed:
-      parts.append(
-        Table(
-          [Cell('run that failed'), Cell('how')],
-          [Row([Cell(title), Cell(what)]) for title, what in failed.items()],
-        )
-      )
-    unfinished = self.about.get('unfinished') or []
-    if unfinished:
-      parts.append(f'Not done yet: {", ".join(unfinished)}.')
-    changed = sorted({row['run'] for row in self.rows if row.get('changed')})
-    if changed:
-      parts.append(f'Made with another configuration than the rest: {", ".join(changed)}.')
-    wanting = sorted({r.row['run'] for r in self.found if r.per_query is None})
-    if wanting:
-      parts.append(
-        'Without the scores of each query, so left out of the comparisons: '
-        f'{", ".join(wanting)}. Evaluate these runs again to have them.'
-      )
-    return [Section('What is missing', parts)] if parts else []
-
-  def _made(self):
-    parts = []
-    facts = []
-    first = self.found[0] if self.found else None
-    if first is not None:
-      facts.append(('queries', f'{first.value("queries"):.0f}'))
-      facts.append(('gallery', f'{first.value("gallery"):.0f} images'))
-      facts.append(('protocol', str(first.row.get('protocol', '–'))))
-    seeds = sorted({r.seed for r in self.found if r.role == plan.TABLE})
-    facts.append(('seeds', ', '.join(map(str, seeds)) or '–'))
-    facts += [(name, str(value)) for name, value in (self.about.get('machine') or {}).items()]
-    versions, revisions = {}, set()
-    for row in self.rows:
-      versions.update(row.get('versions') or {})
-      if row.get('revision'):
-        revisions.add(row['revision'][:12] + (' with changes' if row.get('dirty') else ''))
-    if versions:
-      facts.append(('versions', ', '.join(f'{k} {v}' for k, v in versions.items())))
-    if revisions:
-      facts.append(('code', ', '.join(sorted(revisions))))
-    parts.append(
-      Table([Cell('what'), Cell('')], [Row([Cell(name), Cell(value)]) for name, value in facts])
-    )
-    parts.append(
-      'A difference is called clear if a paired bootstrap over queries rejects equality at the 5 % '
-      'level, corrected for the number of systems in the column (Holm). Queries are averaged over '
-      'seeds first. The bracket is the 95 % interval of the difference in percent points without '
-      'that correction; behind it stands in how many seeds the difference has the same sign.'
-    )
-    if self.about.get('command'):
-      parts.append(Code('Command', self.about['command']))
-    parts += [Code(title, text) for title, text in (self.about.get('settings') or {}).items()]
-    return parts
 
   def _caption(self) -> str:
     text = (
@@ -629,7 +534,7 @@ class _Report:
     return known + [name for name in self.systems if name not in order]
 
   def _name(self, name, best=False) -> Cell:
-    return Cell(paper.label(name), best, link=self.sheets.get(name, ''))
+    return Cell(paper.label(name), best, link=self.links.get(name, ''))
 
 
 def _by_system(found: Sequence[Result], role: str) -> dict[str, list[Result]]:
@@ -673,6 +578,16 @@ def _difference(verdict: scores.Verdict | None, *, own: bool = False, brief: boo
   return Cell(text, tone=tone, note=f'{word}, corrected p = {verdict.p_value:.3g}')
 
 
+def _above_chance(interval) -> Cell:
+  """Average precision above chance, and whether all of its interval is."""
+  if interval is None:
+    return Cell('–', tone='muted')
+  sign, tone = ('▲', 'good') if interval.low > 0 else ('≈', 'even')
+  if interval.high < 0:
+    sign, tone = '▼', 'bad'
+  return Cell(f'{sign} {interval.mean:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]', tone=tone)
+
+
 def _plus_minus(value: scores.Score) -> str:
   if not value.seeds:
     return '–'
@@ -683,7 +598,3 @@ def _plus_minus(value: scores.Score) -> str:
 
 def _number(value: float) -> str:
   return '–' if math.isnan(value) else f'{value:.2f}'
-
-
-def _mean(values: Sequence[float], digits: int) -> str:
-  return f'{sum(values) / len(values):.{digits}f}' if values else '–'

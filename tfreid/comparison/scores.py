@@ -20,12 +20,18 @@ _log = logging.getLogger(__name__)
 RESULTS_FILE = 'results.jsonl'
 METRICS = ('rank1', 'rank5', 'rank10', 'mAP')
 LEVEL = 0.05  # of the tests, after correction for their number
+# Of what each query scored: the file is kept among the documents, and a mean over queries needs no
+# more.
+_DECIMALS = 6
 
 # Of a run's results row, what the comparison's keeps; the configuration's text stays with the run.
 _KEPT = (
   'dataset', 'stage', 'epoch', 'split', 'protocol', 'metrics', 'per_query', 'time', 'revision',
   'dirty', 'versions', 'config_sha256',
 )  # fmt: skip
+
+# Of the record of how a run went.
+_OF_RECORD = ('seconds', 'attempts', 'peak_bytes', 'stages', 'workers')
 
 
 class Result(NamedTuple):
@@ -88,10 +94,11 @@ class Verdict(NamedTuple):
   """Whether a system differs from a reference, in percent points.
 
   Attributes:
-    difference: system - reference, with the 95 % paired bootstrap interval over queries.
+    difference: system - reference, with the 95 % interval of the paired bootstrap over seeds and
+      queries.
     p_value: two-sided, corrected for the number of systems compared (Holm).
     agreeing: seeds in which the difference has this sign.
-    seeds: seeds that both have.
+    seeds: seeds compared: those that both have or, where seeds are not paired, the system's.
   """
 
   difference: significance.Interval
@@ -101,7 +108,7 @@ class Verdict(NamedTuple):
 
   @property
   def is_real(self) -> bool:
-    """Whether it is more than the choice of queries explains."""
+    """Whether it is more than the choice of queries and of seeds explains."""
     return self.p_value < LEVEL
 
 
@@ -123,7 +130,8 @@ def collect(
     changed: names of runs that are of another configuration than the rest.
 
   Returns:
-    JSON-able rows. A run that evaluates nothing has one without metrics.
+    JSON-able rows; what each query scored is rounded to 6 decimals. A run that evaluates nothing
+    has one without metrics.
   """
   rows = []
   for run in runs:
@@ -139,7 +147,7 @@ def collect(
       'seed': run.seed,
       'weights': run.weights or own,
       'run': run.name,
-      **{name: record.get(name) for name in ('seconds', 'attempts', 'peak_bytes', 'stages')},
+      **{name: record.get(name) for name in _OF_RECORD},
       'changed': bool(record.get('changed')) or run.name in changed,
     }
     latest: dict[str, dict[str, Any]] = {}
@@ -151,6 +159,8 @@ def collect(
     own_stages = [label for label in latest if '/' not in label]
     for label, row in latest.items():
       kept = {name: row[name] for name in _KEPT if name in row}
+      if kept.get('per_query'):
+        kept['per_query'] = {name: _short(values) for name, values in kept['per_query'].items()}
       primary = bool(own_stages) and label == own_stages[-1]
       rows.append({**about, 'label': label, 'primary': primary, **kept})
     if not latest:
@@ -242,25 +252,30 @@ def chance(found: Result, part: str = 'all') -> dict[str, float]:
 
 def compare(
   systems: Mapping[str, Sequence[Result]],
-  reference: Sequence[Result],
+  reference: Sequence[Result] | Mapping[str, Sequence[Result]],
   metric: str,
   part: str = 'all',
   *,
+  paired_seeds: bool = True,
   resamples: int = 2000,
 ) -> dict[str, Verdict]:
-  """How each system differs from a reference: paired bootstrap over queries.
+  """How each system differs from a reference: paired bootstrap over seeds and queries.
 
-  Each query's value is first averaged over the seeds that both have (all of each where they share
-  none), so the test asks whether other queries could turn the order; how far seeds agree is
-  counted beside it. p-values are corrected for the number of systems (Holm 1979).
+  The test (`significance.two_level_bootstrap`) asks whether other queries or other seeds could turn
+  the order. p-values are corrected for the number of systems (Holm 1979), so one call makes one
+  column of a table.
 
   Args:
     systems: name -> its results, one per seed. The reference itself may be among them and is left
       out of the answer.
-    reference: results of the other side.
+    reference: results of the other side, for all systems or by system; a system without one is
+      left out.
     metric: one of METRICS.
     part: 'all', 'seen' or 'unseen'.
-    resamples: draws of the bootstrap.
+    paired_seeds: compare seed by seed, of the seeds that both have (all of each where they share
+      none); runs of one seed share their pre-training. Otherwise all seeds of the system are taken
+      against all of the reference's.
+    resamples: draws of the bootstrap; `check_resamples` says how many it takes.
 
   Returns:
     system -> verdict, of those that kept what their queries scored.
@@ -268,18 +283,58 @@ def compare(
   Raises:
     ValueError: two systems were evaluated on different queries.
   """
-  others = [result for result in reference if result.per_query is not None]
   verdicts = {}
   for name, own in systems.items():
+    others = reference.get(name, ()) if isinstance(reference, Mapping) else reference
+    others = [result for result in others if result.per_query is not None]
     own = [result for result in own if result.per_query is not None]
     if not own or not others or own[0].row is others[0].row:
       continue
-    verdicts[name] = _verdict(name, own, others, metric, part, resamples)
+    verdicts[name] = _verdict(name, own, others, metric, part, paired_seeds, resamples)
   adjusted = holm([verdict.p_value for verdict in verdicts.values()])
   return {
     name: verdict._replace(p_value=p_value)
     for (name, verdict), p_value in zip(verdicts.items(), adjusted)
   }
+
+
+def above_chance(found: Sequence[Result], *, resamples: int = 2000) -> significance.Interval | None:
+  """Average precision above that of a random ranking, in percent points, with its 95 % interval.
+
+  Each query is compared with its own chance, which depends on how many matches it has; seeds and
+  queries are drawn as in `compare`.
+
+  Returns:
+    None where no run kept what its queries scored.
+  """
+  found = [result for result in found if result.per_query is not None]
+  if not found:
+    return None
+  first = found[0]
+  values = np.stack([result.vector('mAP') for result in found])  # [S, Q]
+  matches = np.maximum(first.per_query.num_matches, 1)
+  luck = ranking.chance_average_precision(matches, int(first.value('gallery')))
+  luck = np.where(np.isnan(values[0]), np.nan, luck)
+  comparison = significance.two_level_bootstrap(
+    values, luck[np.newaxis], paired_seeds=False, resamples=resamples
+  )
+  return significance.Interval(*(100 * value for value in comparison.difference))
+
+
+def check_resamples(resamples: int, systems: int):
+  """Refuses so few draws that no difference could be called clear.
+
+  Raises:
+    ValueError: the smallest p-value that they can give, 2 / (draws + 1), is not below the level
+      once it is corrected for so many systems.
+  """
+  smallest = 2 * systems / (resamples + 1)
+  if smallest >= LEVEL:
+    raise ValueError(
+      f'--resamples={resamples} is too few for {systems} systems: the smallest corrected p-value '
+      f'is 2 * {systems} / ({resamples} + 1) = {smallest:.3g}, and a difference is clear below '
+      f'{LEVEL:g}. Give at least {math.floor(2 * systems / LEVEL + 1e-9)}.'
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -340,8 +395,8 @@ def parameter_curves(
   return left, right, chosen
 
 
-def _verdict(name, own, others, metric, part, resamples):
-  shared = sorted({r.seed for r in own} & {r.seed for r in others})
+def _verdict(name, own, others, metric, part, paired_seeds, resamples):
+  shared = sorted({r.seed for r in own} & {r.seed for r in others}) if paired_seeds else []
   if shared:
     own = [next(r for r in own if r.seed == seed) for seed in shared]
     others = [next(r for r in others if r.seed == seed) for seed in shared]
@@ -356,19 +411,27 @@ def _verdict(name, own, others, metric, part, resamples):
         f'({first.row["run"]}, {other.row["run"]}) were evaluated on different test splits, so '
         'they cannot be compared. Run all systems on one data set.'
       )
-  mine = np.mean([result.vector(metric, part) for result in own], axis=0)
-  theirs = np.mean([result.vector(metric, part) for result in others], axis=0)
-  comparison = significance.paired_bootstrap(mine, theirs, resamples=resamples)
+  mine = np.stack([result.vector(metric, part) for result in own])  # [S, Q]
+  theirs = np.stack([result.vector(metric, part) for result in others])  # [T, Q]
+  comparison = significance.two_level_bootstrap(
+    mine, theirs, paired_seeds=bool(shared), resamples=resamples
+  )
   difference = comparison.difference
-  signs = [
-    np.sign(a.value(metric, part) - b.value(metric, part)) for a, b in zip(own, others) if shared
-  ]
+  floors = [result.value(metric, part) for result in others]
+  if not shared:
+    floors = [float(np.mean(floors))] * len(own)
+  signs = [np.sign(result.value(metric, part) - floor) for result, floor in zip(own, floors)]
   return Verdict(
     significance.Interval(*(100 * value for value in difference)),
     comparison.p_value if not math.isnan(comparison.p_value) else 1.0,
     sum(sign == np.sign(difference.mean) for sign in signs),
-    len(shared),
+    len(own),
   )
+
+
+def _short(values: Sequence[Any]) -> list[Any]:
+  """Fractions to _DECIMALS decimals, everything else as it is."""
+  return [round(value, _DECIMALS) if isinstance(value, float) else value for value in values]
 
 
 def _vector(metrics: QueryMetrics, metric: str) -> np.ndarray:
