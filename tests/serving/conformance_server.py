@@ -849,6 +849,8 @@ def main():
   parser.add_argument('--label', action='append', default=[], help='NAME=LABEL=VERSION')
   parser.add_argument('--rest_timeout', type=float, default=30.0)
   parser.add_argument('--poll', type=float, default=0.2)
+  parser.add_argument('--grpc_port', type=int, default=0)
+  parser.add_argument('--rest_port', type=int, default=0)
   arguments = parser.parse_args()
   labels = {}
   for label in arguments.label:
@@ -861,11 +863,11 @@ def main():
   )
   prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Predictions(core), server)
   model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(core), server)
-  grpc_port = server.add_insecure_port('127.0.0.1:0')
+  grpc_port = server.add_insecure_port(f'127.0.0.1:{arguments.grpc_port}')
   server.start()
   Rest.core = core
   Rest.timeout_seconds = arguments.rest_timeout
-  rest = _Threads(('127.0.0.1', 0), Rest)
+  rest = _Threads(('127.0.0.1', arguments.rest_port), Rest)
   threading.Thread(target=rest.serve_forever, daemon=True).start()
 
   def watch():

@@ -103,7 +103,7 @@ def predict_request(signature, inputs, **spec):
 
 def as_float32(inputs):
   return {
-    name: np.asarray(values, np.float32) if name in ('attributes', 'variants') else values
+    name: np.asarray(values, np.float32) if np.asarray(values).dtype.kind == 'f' else values
     for name, values in inputs.items()
   }
 

@@ -192,3 +192,16 @@ def test_the_health_check_sees_a_model_that_answers_and_no_other(compose, export
   finally:
     served.stop()
   assert subprocess.run(here, check=False, timeout=20, capture_output=True).returncode != 0
+
+
+def test_the_examples_of_batching_in_the_docs_are_ones_a_server_takes(messages):
+  text = (ROOT / 'docs' / 'serving.md').read_text()
+  examples = re.findall(r'^```\n(# batching\.config for .*?)^```$', text, re.DOTALL | re.MULTILINE)
+  assert len(examples) == 2
+  for example in examples:
+    batching = text_format.Parse(example, messages('BatchingParameters'))
+    sizes = list(batching.allowed_batch_sizes)
+    # TF Serving refuses sizes that do not rise, or do not end in the greatest batch.
+    assert sizes == sorted(set(sizes)) and sizes[-1] == batching.max_batch_size.value
+    assert set(export.WARMUP_BATCHES) <= set(sizes)
+    assert batching.num_batch_threads.value >= 1 and batching.max_enqueued_batches.value >= 1

@@ -59,7 +59,7 @@ def test_files_of_a_version_say_what_it_is(exported, schema, ids, encoders):
 def test_golden_requests_give_the_golden_answers_in_row_format(exported, model):
   golden = read_json(exported, 'assets.extra', 'golden.json')['golden']
   asked = [entry['request']['signature_name'] for entry in golden]
-  assert sorted(asked) == sorted(set(model) - {'search_concepts', 'owner'})
+  assert sorted(asked) == sorted(set(model) - {'owner'})
   for entry in golden:
     request, predictions = entry['request'], entry['response']['predictions']
     inputs = {
@@ -89,7 +89,7 @@ def test_golden_requests_give_the_golden_answers_in_row_format(exported, model):
 def test_warmup_file_asks_every_signature_with_each_batch_size(exported, model):
   requests = warmup.read(os.path.join(exported, 'assets.extra', warmup.FILE))
   asked = sorted((r.signature, len(next(iter(r.inputs.values())))) for r in requests)
-  signatures = set(model) - {'search_concepts', 'owner'}
+  signatures = set(model) - {'owner'}
   assert asked == sorted((name, size) for name in signatures for size in export.WARMUP_BATCHES)
   for request in requests:
     answer = model[request.signature](
@@ -189,6 +189,13 @@ def test_versions_count_up_and_an_existing_one_is_refused(arguments, tmp_path):
   assert sorted(os.listdir(directory)) == ['7', '8']
   with pytest.raises(ValueError, match='positive whole number, not 0'):
     export.export(directory=directory, version=0, **arguments)
+
+
+@pytest.mark.parametrize('name', ['[red]', 'a*', 'b?', 'c\\d'])
+def test_a_path_that_tensorflow_takes_for_a_pattern_is_refused_first(tmp_path, name):
+  with pytest.raises(ValueError, match='cannot hold a model: TensorFlow takes'):
+    export.check_version(str(tmp_path / name / 'model'), 1)
+  export.check_version(str(tmp_path / 'plain, with spaces {and} (more)' / 'model'), 1)
 
 
 def test_an_export_that_fails_leaves_nothing(arguments, tmp_path, monkeypatch):
@@ -352,3 +359,98 @@ def test_a_file_that_changes_while_files_are_embedded_is_no_traceback(tmp_path, 
 
   with pytest.raises(ValueError, match='could not be read when its turn came, and can be read now'):
     export.embed_files(encoders.image, paths, batch_size=100, progress=mend)
+
+
+def test_an_export_removes_what_a_killed_one_left_and_never_what_another_writes(
+  arguments, tmp_path
+):
+  dead, alive = tmp_path / '.1-partial-dead', tmp_path / '.2-partial-alive'
+  for folder in (dead, alive):
+    (folder / 'variables').mkdir(parents=True)
+    (folder / 'variables' / 'variables.data-00000-of-00001').write_bytes(b'gigabytes')
+  (tmp_path / '.partial').mkdir()  # somebody else's
+  (tmp_path / '.3-partial-link').symlink_to(tmp_path / '.partial')
+  # Another process, as it is while it exports.
+  code = (
+    'import sys; from tfreid.serving import export; export._lock(sys.argv[1]); print(1); input()'
+  )
+  other = subprocess.Popen(
+    [sys.executable, '-c', code, alive],
+    cwd=Path(export.__file__).parents[2],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
+  assert other.stdout.readline() == b'1\n'
+  assert export.export(directory=str(tmp_path), **arguments) == str(tmp_path / '1')
+  left = sorted(path.name for path in tmp_path.iterdir())
+  assert left == ['.2-partial-alive', '.3-partial-link', '.partial', '1']
+  assert (alive / 'variables' / 'variables.data-00000-of-00001').exists()
+  other.kill()
+  other.communicate()
+  export.export(directory=str(tmp_path), **arguments)
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    '.3-partial-link',
+    '.partial',
+    '1',
+    '2',
+  ]
+
+
+def test_an_export_holds_its_folder_while_it_writes(arguments, tmp_path, monkeypatch):
+  seen = []
+
+  def write(directory, *args):
+    partial = Path(directory).parent
+    export._sweep(str(tmp_path))  # as another export would
+    seen.append(partial.is_dir())
+
+  monkeypatch.setattr(warmup, 'write', write)
+  export.export(directory=str(tmp_path), **arguments)
+  assert seen == [True] and os.listdir(tmp_path) == ['1']
+
+
+def test_where_there_are_no_locks_nothing_is_swept_and_exports_are_made(tmp_path, monkeypatch):
+  def refuse(*args):
+    raise OSError(95, 'Operation not supported')
+
+  monkeypatch.setattr(export.fcntl, 'flock', refuse)
+  (tmp_path / '.1-partial-old').mkdir()
+  export._sweep(str(tmp_path))
+  partial, lock = export._new_partial(str(tmp_path), 2)
+  assert lock is None and Path(partial).is_dir()
+  assert (tmp_path / '.1-partial-old').is_dir()
+
+
+def test_a_folder_that_was_swept_before_it_was_held_is_made_again(tmp_path, monkeypatch):
+  lock, calls = export._lock, []
+
+  def late(folder):
+    calls.append(folder)
+    if len(calls) == 1:
+      os.rmdir(folder)
+    if len(calls) == 2:
+      raise BlockingIOError
+    return lock(folder)
+
+  monkeypatch.setattr(export, '_lock', late)
+  partial, held = export._new_partial(str(tmp_path), 1)
+  assert len(calls) == 3 and partial == calls[2] and os.path.isdir(partial)
+  os.close(held)
+
+
+def test_facts_may_come_one_by_one_and_must_be_those_of_the_ids(arguments, tmp_path):
+  names = arguments['ids']
+  rows = ({'id': name, 'camera': i} for i, name in enumerate(names))
+  where = export.export(directory=str(tmp_path), rows=rows, **arguments)
+  lines = Path(where, 'assets.extra', 'gallery.jsonl').read_text().splitlines()
+  assert [json.loads(line) for line in lines] == [
+    {'id': name, 'camera': i} for i, name in enumerate(names)
+  ]
+  for rows, message in [
+    (({} for _ in names[1:]), '29 rows of facts for 30 ids'),
+    (({} for _ in [*names, 'more']), 'More than 30 rows of facts'),
+    (({'id': name} for name in reversed(names)), 'Row 1 of the gallery is'),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      export.export(directory=str(tmp_path), rows=rows, **arguments)
+  assert os.listdir(tmp_path) == ['1']

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfreid.networks import image
+from tfreid.networks import attribute_scores, conditional_gan, heads, image, two_way, views
 from tfreid.serving import folding
 
 layers = tf.keras.layers
@@ -202,3 +202,86 @@ def test_the_real_image_encoder_is_folded_completely():
   encoder = folding.FoldedEncoder(model)
   assert (encoder.num_folded, encoder.num_kept) == (53, 0)
   assert_same(model, encoder, pixels(3, 64, 64, 3), folding.TOLERANCES['float32'])
+
+
+def with_layers(model, *added):
+  """The model with more layers behind it."""
+  outputs = model.output
+  for layer in added:
+    outputs = layer(outputs)
+  return tf.keras.Model(model.input, outputs)
+
+
+def mean_over_draws():
+  """A description, and the mean of what a model makes of it with stored noise."""
+  description, noise = tf.keras.Input([3]), tf.keras.Input([2])
+  x = layers.BatchNormalization()(layers.Concatenate()([description, noise]))
+  inner = tf.keras.Model([description, noise], layers.Dense(6, 'tanh')(x))
+  inputs = tf.keras.Input([3])
+  over_draws = conditional_gan.MeanOverDraws(inner, draws=4, noise_size=2)
+  return tf.keras.Model(inputs, over_draws(inputs))
+
+
+# Encoders as the methods make them: every layer of this project that an export may hold.
+PROJECT = {
+  'a unit norm': lambda: heads.unit_norm(residual_network()),
+  'a correlation': lambda: with_layers(
+    views.view(6, 4, hidden=[5]), views.Standardization(), views.CentredProjection(4)
+  ),
+  'the two ways': lambda: with_layers(
+    two_way.two_way(6, 5, hidden=(8, 4)).image_encoder, two_way.PearsonNorm()
+  ),
+  'the two ways back': lambda: two_way.two_way(6, 5, hidden=(8, 4)).attribute_encoder,
+  'scores': lambda: with_layers(
+    attribute_scores.attribute_scores(6, 5), attribute_scores.ImageReading('log_likelihood')
+  ),
+  'a description': lambda: with_layers(
+    tf.keras.Sequential([tf.keras.Input([3]), layers.ReLU()]),
+    attribute_scores.DescriptionReading('cosine', rates=(0.1, 0.2, 0.3)),
+  ),
+  'a mean over draws': mean_over_draws,
+}
+
+
+@pytest.mark.parametrize('name', PROJECT)
+def test_every_layer_of_the_project_comes_back_from_structure_and_weights(name):
+  model = PROJECT[name]()
+  rng = np.random.default_rng(0)
+  # So that what a layer makes anew when it is built would not do.
+  for variable in model.variables:
+    variable.assign(variable + rng.uniform(0.1, 0.5, variable.shape))
+  encoder = folding.FoldedEncoder(model)
+  values = [weight.numpy() for weight in encoder.weights]
+  found = folding.FoldedEncoder.restored(
+    encoder.structure, values, precision='float32', num_folded=0, num_kept=0
+  )
+  inputs = rng.uniform(0, 1, (3, *encoder.input_shape)).astype(np.float32)
+  np.testing.assert_array_equal(found(inputs), encoder(inputs))
+  np.testing.assert_allclose(found(inputs), model(inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('precision', folding.PRECISIONS)
+def test_structure_and_weights_are_the_whole_encoder(precision):
+  model = randomise(residual_network())
+  encoder = folding.FoldedEncoder(model, precision=precision)
+  values = [weight.numpy() for weight in encoder.weights]
+  found = folding.FoldedEncoder.restored(
+    encoder.structure, values, precision=precision, num_folded=7, num_kept=1
+  )
+  assert found.structure == encoder.structure and found.precision == precision
+  assert (found.input_shape, found.size) == (encoder.input_shape, encoder.size)
+  assert (found.num_folded, found.num_kept) == (7, 1)
+  images = pixels(2, 32, 24, 3)
+  np.testing.assert_array_equal(found(images), encoder(images))
+  # It has variables of its own.
+  found.weights[0].assign_add(tf.ones_like(found.weights[0]))
+  assert not np.array_equal(encoder.weights[0].numpy(), found.weights[0].numpy())
+
+
+def test_weights_of_another_structure_are_refused():
+  encoder = folding.FoldedEncoder(residual_network())
+  values = [weight.numpy() for weight in encoder.weights]
+  options = {'precision': 'float32', 'num_folded': 0, 'num_kept': 0}
+  for wrong in (values[:-1], [values[0].astype(np.float16), *values[1:]], values[::-1]):
+    with pytest.raises(ValueError, match='of which these .* are not the right ones'):
+      folding.FoldedEncoder.restored(encoder.structure, wrong, **options)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tfreid.data.pipeline import Pipeline
 from tfreid.joint_space import JointSpace
 
 ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / 'tests' / 'search'), str(ROOT / 'tests' / 'serving')]
 
 
 def export(*flags):
@@ -117,11 +119,259 @@ def test_two_devices_embed_the_gallery_as_one_does(
   assert none.returncode == 1 and 'There are 2 CPUs to compute on, not 3.' in none.stderr
 
 
+@pytest.fixture(scope='module')
+def people(tmp_path_factory):
+  """A model of 24 crops, and an index of them and later of others. Not to be written to."""
+  import depot
+
+  from tfreid.index import building, manifest
+  from tfreid.index.embedder import Embedder
+
+  folder = tmp_path_factory.mktemp('people')
+  made = depot.build(folder, depot.write_crops(folder / 'crops'), 'binary')
+  # Other crops than those inside the model, in another order, with facts of their own.
+  rng = np.random.default_rng(5)
+  listed = folder / 'more.jsonl'
+  with open(listed, 'w') as file:
+    for i in reversed(range(30)):
+      path = folder / 'more' / f'{i}.png'
+      path.parent.mkdir(exist_ok=True)
+      pixels = rng.integers(0, 256, (12, 6, 3)).astype(np.uint8)
+      path.write_bytes(tf.io.encode_png(pixels).numpy())
+      line = {'path': str(path), 'id': f'more [bold]/{i}', 'camera': i % 3, 'hat': 'yes'}
+      file.write(json.dumps(line) + '\n')
+  attributes = {a.name: a.values for a in depot.ATTRIBUTES}
+  building.add(made.index, manifest.read(str(listed), attributes=attributes), Embedder(made.model))
+  building.remove(made.index, made.ids[3:9])
+  made.folder = folder
+  return made
+
+
+def search(*arguments):
+  """The hits of tools/search.py."""
+  done = subprocess.run(
+    [sys.executable, ROOT / 'tools' / 'search.py', '--json', *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)['hits']
+
+
+def ask(source, query='red top', **options):
+  """The hits of a folder or an address, as tools/search.py has them."""
+  import tfreid.search
+
+  with tfreid.search.load(str(source), **options) as opened:
+    return opened.search(query, top_k=40).to_json()['hits']
+
+
+def assert_same_hits(found, expected):
+  assert [hit['id'] for hit in found] == [hit['id'] for hit in expected]
+  for one, other in zip(found, expected):
+    assert one['score'] == pytest.approx(other['score'], abs=1e-5)
+    assert (one['path'], one['attributes']) == (other['path'], other['attributes'])
+
+
+def facts(version):
+  return json.loads((version / 'assets.extra' / 'model.json').read_text())
+
+
+@pytest.mark.slow
+def test_an_index_becomes_a_model_that_answers_as_the_index_does_wherever_it_is_served(
+  people, tmp_path
+):
+  from served import Served
+
+  from tfreid.index import building
+
+  out = tmp_path / 'depot'
+  index = Path(shutil.copytree(people.index, tmp_path / 'index'))
+  done = export(f'--model={people.model}', f'--index={index}', f'--out={out}', '--top_k=40')
+  assert done.returncode == 0, done.stderr
+  assert f'Exported {out}/1' in done.stdout and '48 crops' in done.stdout
+  said = facts(out / '1')
+  assert said['fingerprint'] == facts(Path(people.model, '1'))['fingerprint']
+  assert (said['gallery_size'], said['num_results']) == (48, 40)
+  assert (said['index'], said['exported_from']) == (str(index), str(Path(people.model, '1')))
+  lines = (out / '1' / 'assets.extra' / 'gallery.jsonl').read_text().splitlines()
+  row = next(row for row in map(json.loads, lines) if row['id'] == 'more [bold]/4')
+  assert row == {
+    'id': 'more [bold]/4',
+    'path': str(people.folder / 'more' / '4.png'),
+    'camera': 1,
+    'attributes': {'hat': 'yes'},
+  }
+  query = 'woman, red top, no hat'
+  expected = search(f'--index={index}', '--top_k=40', query)
+  assert len(expected) == 40 and len({hit['id'].partition('/')[0] for hit in expected}) > 1
+  assert_same_hits(ask(out, query), expected)
+  server = Served({'depot': out})
+  try:
+    gallery = str(out / '1' / 'assets.extra' / 'gallery.jsonl')
+    found = ask(server.rest, query, model='depot', gallery_file=gallery)
+    assert_same_hits(found, expected)
+    for asked in ((), (f'--server={server.grpc}', '--model_name=depot')):
+      checked = export(f'--check={out}', *asked)
+      assert checked.returncode == 0, checked.stdout + checked.stderr
+      assert 'answers as at the export: 9 signatures.' in checked.stdout.splitlines()[-1]
+    # The index changes; the same command from the new model itself makes the next version, and the
+    # server takes it over.
+    building.remove(str(index), [expected[0]['id']])
+    again = export(f'--model={out}', f'--index={index}', f'--out={out}', '--top_k=40')
+    assert again.returncode == 0, again.stderr
+    server.wait_for('depot', {1: 'END', 2: 'AVAILABLE'})
+    found = ask(server.grpc, query, model='depot', gallery_file=gallery)
+    assert_same_hits(found, ask(index, query))
+    assert [hit['id'] for hit in found][:39] == [hit['id'] for hit in expected[1:]]
+  finally:
+    server.stop()
+  assert facts(out / '2')['fingerprint'] == said['fingerprint']
+
+
+@pytest.mark.slow
+def test_a_folder_becomes_a_gallery_of_an_exported_model_whose_run_is_gone(people, tmp_path):
+  done = export(f'--model={people.model}', f'--images={people.folder}/more', f'--out={tmp_path}')
+  assert done.returncode == 0, done.stderr
+  model = tf.saved_model.load(str(tmp_path / '1'))
+  paths = sorted((people.folder / 'more').glob('*.png'), key=str)
+  contents = tf.constant([path.read_bytes() for path in paths])
+  original = tf.saved_model.load(str(Path(people.model, '1')))
+  gallery = original.signatures['embed_images'](image_bytes=contents)['concepts'].numpy()
+  query = tf.constant(np.eye(people.schema.size, dtype=np.float32))
+  concepts = original.signatures['embed_attributes'](attributes=query)['concepts'].numpy()
+  answer = model.signatures['serving_default'](attributes=query)
+  order = np.argsort(-(concepts @ gallery.T), axis=1)
+  names = [[paths[row].name for row in line] for line in order]
+  assert np.char.decode(answer['ids'].numpy().astype(bytes)).tolist() == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('engine', ['embedded', 'milvus'])
+def test_an_index_whose_files_are_gone_is_exported_by_either_engine(people, tmp_path, engine):
+  if engine == 'milvus':
+    pytest.importorskip('pymilvus', reason="needs the extra 'milvus'")
+  from tfreid.index import building, manifest
+  from tfreid.index.embedder import Embedder
+
+  crops = Path(shutil.copytree(people.folder / 'more', tmp_path / 'crops'))
+  index = tmp_path / 'index'
+  rows = manifest.read(str(crops))
+  building.build(str(index), rows, Embedder(people.model), engine_name=engine)
+  building.remove(str(index), ['7.png'])
+  shutil.rmtree(crops)
+  # The model is where the index says.
+  done = export(f'--index={index}', f'--out={tmp_path}/model')
+  assert done.returncode == 0, done.stderr
+  assert 'Checked on 2 crops' in done.stdout
+  extra = tmp_path / 'model' / '1' / 'assets.extra'
+  names = [json.loads(line)['id'] for line in (extra / 'gallery.jsonl').read_text().splitlines()]
+  assert names == [row.id for row in rows if row.id != '7.png']
+  assert_same_hits(ask(tmp_path / 'model'), ask(index))
+
+
+@pytest.mark.slow
+def test_encoders_that_do_not_belong_to_the_index_are_refused(people, tmp_path):
+  import depot
+
+  from tfreid.serving.export import Crop, encoders
+  from tfreid.serving.export import export as export_space
+
+  people.space.save(str(tmp_path / 'same'), metadata={'schema': people.schema.to_json()})
+  made = depot.build_space(people.schema)
+  bias = made.image_encoder.layers[-1].bias
+  bias.assign_add(tf.fill(bias.shape, 0.01))
+  path = Path(people.rows[0]['path'])
+  export_space(
+    made,
+    str(tmp_path / 'exported'),
+    encoders=encoders(made),
+    gallery=people.gallery,
+    ids=people.ids,
+    crops=[Crop(path.name, path.read_bytes())],
+    schema=people.schema,
+  )
+  flags = [f'--index={people.index}', f'--out={tmp_path}/out']
+  done = export(f'--model={tmp_path}/exported', *flags)
+  assert done.returncode == 1 and 'Traceback' not in done.stderr
+  assert 'The index was built with another model' in done.stderr
+  assert not (tmp_path / 'out').exists()
+  # The training run that the index's model came from has the same encoders, if it is still there.
+  done = export(f'--space={tmp_path}/same', *flags)
+  assert done.returncode == 0, done.stderr
+  assert facts(tmp_path / 'out' / '1')['gallery_size'] == 48
+
+
+@pytest.mark.slow
+def test_what_cannot_be_exported_from_a_model_is_refused_with_advice(people, tmp_path):
+  from tfreid.index import building
+
+  old = Path(shutil.copytree(people.model, tmp_path / 'old'))
+  (old / '1' / 'assets.extra' / 'encoders.json').unlink()
+  index = Path(shutil.copytree(people.index, tmp_path / 'index'))
+  import tfreid.index
+
+  with tfreid.index.open(str(index)) as opened:
+    ids = [row.id for _, rows in opened.engine.parts() for row in rows]
+  building.remove(str(index), ids)
+  for flags, message in [
+    ((f'--model={old}', f'--index={people.index}'), 'exported by an earlier version of tfreid'),
+    ((f'--model={people.model}', f'--index={index}'), 'holds no crop'),
+    (
+      (f'--model={people.model}', f'--index={people.index}', '--precision=bfloat16'),
+      'was exported in float32',
+    ),
+  ]:
+    done = export(*flags, f'--out={tmp_path}/out')
+    assert done.returncode == 1 and message in done.stderr, done.stderr
+    assert 'Traceback' not in done.stderr and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.slow
+def test_a_check_of_a_changed_variable_fails_here_and_on_a_server(people, tmp_path):
+  from damaged import change_variable
+  from served import Served
+
+  changed = Path(shutil.copytree(people.model, tmp_path / 'people'))
+  change_variable(changed / '1', 'attribute_encoder/weights/0', lambda value: value * 0.5)
+  done = export(f'--check={changed}')
+  assert done.returncode == 1 and 'Traceback' not in done.stderr
+  differ = {line.split()[1] for line in done.stdout.splitlines() if line.startswith('DIFFERS')}
+  assert differ == {'serving_default', 'embed_attributes', 'explain', 'search_words'}
+  assert done.stdout.splitlines()[-1].endswith('as at the export: 4 of 9 signatures.')
+  server = Served({'people': changed})
+  try:
+    # The golden requests of the version as it was exported, on a machine that got it otherwise.
+    done = export(f'--check={people.model}/1', f'--server={server.grpc}', '--model_name=people')
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert {line.split()[1] for line in done.stdout.splitlines() if 'DIFFERS' in line} == differ
+    assert f'people 1 at {server.grpc} does not answer' in done.stdout
+    lenient = export(
+      f'--check={people.model}/1',
+      f'--server={server.rest}',
+      '--model_name=people',
+      '--tolerance=10',
+    )
+    assert lenient.returncode == 0, lenient.stdout + lenient.stderr
+  finally:
+    server.stop()
+  nobody = export(f'--check={people.model}', f'--server={server.grpc}', '--timeout=1')
+  assert nobody.returncode == 1 and 'Traceback' not in nobody.stderr
+  assert 'answers' in nobody.stderr or 'No answer' in nobody.stderr
+
+
 def test_usage_errors_and_missing_folders_are_one_sentence(tmp_path):
   for flags, message in [
     ([], '--space'),
-    (['--space=x', '--out=y'], 'either --dataset and --data_root, or --images'),
+    (['--space=x', '--images=z'], 'Give --out'),
+    (['--space=x', '--out=y'], 'either --dataset and --data_root, or --images, or --index'),
+    (['--model=x', '--out=y', '--images=z', '--index=i'], 'either --dataset and'),
+    (['--space=x', '--model=x', '--out=y', '--images=z'], 'Give the encoders once'),
     (['--space=x', '--out=y', '--dataset=peta'], '--data_root'),
+    (['--check=x', '--out=y'], 'there is no use for --out'),
+    (['--check=x', '--model_name=y'], '--model_name needs --server'),
+    (['--space=x', '--out=y', '--images=z', '--server=grpc://a'], '--check=DIRECTORY'),
   ]:
     done = export(*flags)
     assert done.returncode == 1 and message in done.stderr + done.stdout

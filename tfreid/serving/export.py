@@ -4,24 +4,26 @@
 <model>/<version>/assets.extra/
   model.json      sizes, encoding, metric, parity with the training encoders, fingerprint
   schema.json     the attributes: names, values, words, encoding
+  encoders.json   layers and settings of the folded encoders, for exports that are made from this
   gallery.jsonl   a line per row: id, and what is known (path, person_id, camera, attributes)
-  golden.json     requests with the answers that were checked, as TF Serving's REST speaks them
+  golden.json     requests with the answers they got, see `golden`
   tf_serving_warmup_requests
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import datetime
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -31,11 +33,15 @@ from tfreid import replicas
 from tfreid.data import pipeline
 from tfreid.data.attributes import AttributeSchema
 from tfreid.joint_space import JointSpace
-from tfreid.serving import folding, warmup
+from tfreid.serving import folding, golden, warmup
 from tfreid.serving.folding import FoldedEncoder
 from tfreid.serving.retriever import Retriever
 
+if TYPE_CHECKING:
+  from tfreid.serving.exported_space import ExportedSpace
+
 FORMAT = 1
+ENCODERS_FILE = 'encoders.json'
 
 # Batch sizes of the warm-up requests; they belong to the allowed_batch_sizes of a server.
 WARMUP_BATCHES = (1, 8)
@@ -43,7 +49,8 @@ WARMUP_BATCHES = (1, 8)
 # Crops that are embedded by both encoders and compared.
 NUM_PARITY_CROPS = 16
 _GOLDEN_CROPS = 2
-_GOLDEN_RESULTS = 10
+
+_PARTIAL = re.compile(r'\.[0-9]+-partial-.+')
 
 # Called with (images done, images in all).
 Progress = Callable[[int, int], None]
@@ -74,6 +81,19 @@ class Encoders(NamedTuple):
         digest.update(f'{variable.dtype.name} {variable.shape.as_list()}'.encode())
         digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
     return digest.hexdigest()
+
+  def to_json(self) -> dict[str, Any]:
+    """What they are made of beside their weights, for `FoldedEncoder.restored`."""
+    return {
+      side: {
+        'precision': encoder.precision,
+        'num_folded': encoder.num_folded,
+        'num_kept': encoder.num_kept,
+        'num_weights': len(encoder.weights),
+        'structure': encoder.structure,
+      }
+      for side, encoder in self._asdict().items()
+    }
 
 
 class Crop(NamedTuple):
@@ -156,7 +176,7 @@ def embed_files(
 
 
 def export(
-  space: JointSpace,
+  space: JointSpace | ExportedSpace,
   directory: str,
   *,
   encoders: Encoders,
@@ -167,7 +187,7 @@ def export(
   version: int | None = None,
   top_k: int = 100,
   gallery_precision: str = 'float32',
-  rows: Sequence[Mapping[str, Any]] | None = None,
+  rows: Iterable[Mapping[str, Any]] | None = None,
   about: Mapping[str, Any] | None = None,
   tolerance: float | None = None,
 ) -> str:
@@ -176,10 +196,12 @@ def export(
   What is checked is the written SavedModel, loaded again: its encoders against those of `space` on
   `crops` and on the schema's queries, and its ranking against a full sort.
 
+  What an export that was killed left behind in `directory` is removed.
+
   Args:
-    space: as trained; what the export is compared with.
+    space: as trained, or of an exported model; what the export is compared with.
     directory: of the model, for example saved_models/demo; the version becomes a folder in it.
-    encoders: of that space, from `encoders(space)`.
+    encoders: of that space, from `encoders(space)` or `space.encoders()`.
     gallery: float32 [N, E], image concepts, from `embed_files(encoders.image, ...)`.
     ids: N different strings, what an answer calls the rows.
     crops: real crops, at least one; the first NUM_PARITY_CROPS are compared.
@@ -187,7 +209,8 @@ def export(
     version: positive; the next free one by default.
     top_k: results of an answer, at most.
     gallery_precision: of the scan of the gallery, see `ExactSearch`.
-    rows: N dicts of JSON-able facts about the rows of the gallery.
+    rows: N dicts of JSON-able facts about the rows of the gallery, in their order; read once. An
+      'id' among them must be that of the row.
     about: further facts for model.json.
     tolerance: greatest relative error of a concept; `folding.TOLERANCES` by default.
 
@@ -202,13 +225,17 @@ def export(
     version = next_version(directory)
   final = os.path.join(directory, str(version))
   check_version(directory, version)
-  if rows is not None and len(rows) != len(ids):
+  if isinstance(rows, Sized) and len(rows) != len(ids):
     raise ValueError(f'{len(rows)} rows of facts for {len(ids)} ids; give one for each.')
   if not crops:
     raise ValueError('Give at least one crop: an export is checked on real crops.')
+  attributes = _example_attributes(space.num_attributes, schema)
+  crops = list(crops[:NUM_PARITY_CROPS])
+  # First: an exported model holds a gallery itself, and need not be in memory beside the new one.
+  expected = _expected(space, crops, attributes)
   os.makedirs(directory, exist_ok=True)
-  # Hidden and no number: neither a server nor a reader takes it for a version.
-  partial = tempfile.mkdtemp(prefix=f'.{version}-partial-', dir=directory)
+  _sweep(directory)
+  partial, lock = _new_partial(directory, version)
   try:
     os.chmod(partial, 0o755)
     # What a client may know as well; `about` may hold paths.
@@ -247,25 +274,24 @@ def export(
       'kept_batch_norms': encoders.image.num_kept,
       **(about or {}),
     }
+    norm = float(retriever.gallery.greatest_norm.numpy())
     del retriever  # its gallery need not be in memory twice
     written = tf.saved_model.load(partial).signatures
     limit = folding.TOLERANCES[encoders.image.precision] if tolerance is None else tolerance
-    attributes = _example_attributes(space.num_attributes, schema)
-    crops = list(crops[:NUM_PARITY_CROPS])
-    facts['parity'] = _check_encoders(written, space, crops, attributes, limit)
+    facts['parity'] = _check_encoders(written, expected, crops, attributes, limit)
     ids = [str(name) for name in ids]
-    _check_ranking(written, gallery, ids, attributes)
+    _check_ranking(written, gallery, norm, ids, attributes)
     extra = os.path.join(partial, 'assets.extra')
     os.mkdir(extra)
-    examples = _examples(crops[:_GOLDEN_CROPS], attributes, ids, schema)
-    _write_json(os.path.join(extra, 'golden.json'), _golden(written, examples, limit))
+    contents = [crop.contents for crop in crops[:_GOLDEN_CROPS]]
+    examples = golden.examples(contents, attributes, gallery, ids, schema)
+    recorded = golden.record(written, examples, tolerance=limit, greatest_norm=norm)
+    _write_json(os.path.join(extra, golden.FILE), recorded)
+    _write_json(os.path.join(extra, ENCODERS_FILE), encoders.to_json())
     _write_json(os.path.join(extra, 'model.json'), facts)
     if schema is not None:
       _write_json(os.path.join(extra, 'schema.json'), schema.to_json())
-    with open(os.path.join(extra, 'gallery.jsonl'), 'w', encoding='utf-8') as file:
-      for i, name in enumerate(ids):
-        row = {'id': name, **(rows[i] if rows else {})}
-        file.write(json.dumps(row, ensure_ascii=False) + '\n')
+    _write_gallery(os.path.join(extra, 'gallery.jsonl'), ids, rows)
     name = os.path.basename(os.path.abspath(directory))
     warmup.write(extra, name, _warmup_requests(examples))
     _flush(partial)
@@ -280,6 +306,8 @@ def export(
     _flush_directory(directory)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+    if lock is not None:
+      os.close(lock)
   return final
 
 
@@ -298,9 +326,15 @@ def check_version(directory: str, version: int):
   """Refuses a version that cannot be written.
 
   Raises:
-    ValueError: it is no positive whole number.
+    ValueError: it is no positive whole number, or the path is one that TensorFlow does not read.
     FileExistsError: it exists.
   """
+  # TensorFlow looks for the files of variables by pattern.
+  if re.search(r'[][*?\\]', os.path.abspath(directory)):
+    raise ValueError(
+      f"'{os.path.abspath(directory)}' cannot hold a model: TensorFlow takes [, ], *, ? and \\ in "
+      'a path for a pattern. Give a folder without them.'
+    )
   if not isinstance(version, int) or version < 1:
     raise ValueError(f'A version is a positive whole number, not {version!r}.')
   if version in versions(directory):
@@ -323,14 +357,11 @@ def _example_attributes(size: int, schema: AttributeSchema | None) -> np.ndarray
   return vectors
 
 
-def _check_encoders(written, space, crops, attributes, limit) -> dict[str, Any]:
-  """Compares the written encoders with those of training.
-
-  Returns:
-    What was measured, for model.json.
+def _expected(space, crops, attributes) -> dict[str, np.ndarray]:
+  """The concepts that the space makes of crops and attribute vectors, by the side they are of.
 
   Raises:
-    ValueError: a concept differs by more than `limit`, or a crop cannot be read.
+    ValueError: a crop cannot be read.
   """
   images = []
   for crop in crops:
@@ -338,16 +369,32 @@ def _check_encoders(written, space, crops, attributes, limit) -> dict[str, Any]:
       images.append(pipeline.decode_image(tf.constant(crop.contents), space.image_shape[:2]))
     except tf.errors.OpError as error:
       raise ValueError(f'The crop {crop.name} cannot be read: {_first_line(error)}') from error
+  if not isinstance(space, JointSpace):
+    found = space.embed([crop.contents for crop in crops], attributes)
+    return dict(zip(('image', 'attribute'), found))
+  return {
+    'image': space.encode_images(tf.cast(tf.stack(images), tf.float32)).numpy(),
+    'attribute': space.encode_attributes(tf.constant(attributes)).numpy(),
+  }
+
+
+def _check_encoders(written, expected, crops, attributes, limit) -> dict[str, Any]:
+  """Compares the written encoders with what is expected of them.
+
+  Returns:
+    What was measured, for model.json.
+
+  Raises:
+    ValueError: a concept differs by more than `limit`.
+  """
   contents = tf.constant([crop.contents for crop in crops])
+  found = {
+    'image': written['embed_images'](image_bytes=contents),
+    'attribute': written['embed_attributes'](attributes=tf.constant(attributes)),
+  }
   measured = {
-    'image': folding.relative_errors(
-      written['embed_images'](image_bytes=contents)['concepts'],
-      space.encode_images(tf.cast(tf.stack(images), tf.float32)),
-    ),
-    'attribute': folding.relative_errors(
-      written['embed_attributes'](attributes=tf.constant(attributes))['concepts'],
-      space.encode_attributes(tf.constant(attributes)),
-    ),
+    side: folding.relative_errors(answer['concepts'], expected[side])
+    for side, answer in found.items()
   }
   limits = {'image': limit, 'attribute': folding.TOLERANCES['float32']}
   for side, errors in measured.items():
@@ -355,7 +402,7 @@ def _check_encoders(written, space, crops, attributes, limit) -> dict[str, Any]:
     if not errors.max() <= limits[side]:
       which = crops[int(errors.argmax())].name if side == 'image' else f'query {errors.argmax()}'
       raise ValueError(
-        f'The exported {side} encoder differs from the trained one: relative error '
+        f'The exported {side} encoder differs from the original one: relative error '
         f'{errors.max():.2g} of the concept of {which}, with a tolerance of {limits[side]:.2g}. '
         + (
           'Nothing was exported. Export in float32, or raise the tolerance if the ranking '
@@ -374,7 +421,7 @@ def _check_encoders(written, space, crops, attributes, limit) -> dict[str, Any]:
   }
 
 
-def _check_ranking(written, gallery, ids, attributes, num_queries: int = 2):
+def _check_ranking(written, gallery, greatest_norm, ids, attributes, num_queries: int = 2):
   """Compares the written model's ranking with a full sort, and its explanation with the products.
 
   Raises:
@@ -392,7 +439,7 @@ def _check_ranking(written, gallery, ids, attributes, num_queries: int = 2):
   concepts = written['embed_attributes'](attributes=attributes)['concepts'].numpy()
   rows = {name: row for row, name in enumerate(ids)}
   # Each product of E numbers in float32 is off by some E roundings at most.
-  room = 4e-7 * gallery.shape[1] * np.linalg.norm(gallery, axis=1).max()
+  room = 4e-7 * gallery.shape[1] * greatest_norm
   for i, (query, names, scores) in enumerate(
     zip(concepts, answer['ids'].numpy(), answer['scores'].numpy())
   ):
@@ -415,75 +462,6 @@ def _check_ranking(written, gallery, ids, attributes, num_queries: int = 2):
       )
 
 
-def _examples(crops, attributes, ids, schema) -> dict[str, dict[str, list]]:
-  """For each signature to show and warm up: its inputs by name, and two examples of each."""
-  contents = [crop.contents for crop in crops]
-  queries = list(attributes[:2])
-  examples = {
-    'serving_default': {'attributes': queries},
-    'embed_attributes': {'attributes': queries},
-    'explain': {'attributes': queries, 'variants': [attributes[2:4], attributes[4:6]]},
-    'embed_images': {'image_bytes': contents},
-    'search_images': {'image_bytes': contents},
-    'search_ids': {'crop_ids': [ids[0], 'no such crop']},
-    'describe': {'any': ['', '']},
-  }
-  if schema is not None:
-    first, last = schema.attributes[0], schema.attributes[-1]
-    texts = [f'{first.name}={first.values[-1]}', f'{last.name}!={last.values[0]}, zebra']
-    examples['search_words'] = {'words': texts}
-  return examples
-
-
-def _golden(written, examples, limit) -> dict[str, Any]:
-  """Requests in the row format of TF Serving's REST interface, with their answers."""
-  golden = []
-  for signature, inputs in examples.items():
-    answer = written[signature](
-      **{name: tf.constant(np.stack(values)) for name, values in inputs.items()}
-    )
-    arrays = {key: value.numpy() for key, value in answer.items()}
-    for key in ('ids', 'scores', 'variant_scores'):
-      if key in arrays:
-        arrays[key] = arrays[key][:, :_GOLDEN_RESULTS]
-    golden.append(
-      {
-        'request': {
-          'signature_name': signature,
-          'instances': [
-            {name: _json_value(value, binary=True) for name, value in zip(inputs, row)}
-            for row in zip(*inputs.values())
-          ],
-        },
-        'response': {'predictions': _predictions(arrays)},
-      }
-    )
-  return {
-    'about': 'Requests, and what this version answered when it was exported; of ids and '
-    f'scores the first {_GOLDEN_RESULTS}. Another machine may differ by rounding.',
-    'tolerance': limit,
-    'golden': golden,
-  }
-
-
-def _predictions(arrays: Mapping[str, np.ndarray]) -> list[Any]:
-  """Outputs by name, in the row format: a dict for each row, or, of a single output, its values."""
-  rows = [
-    {name: _json_value(value) for name, value in zip(sorted(arrays), row)}
-    for row in zip(*(arrays[name] for name in sorted(arrays)))
-  ]
-  return rows if len(arrays) > 1 else [value for row in rows for value in row.values()]
-
-
-def _json_value(value, *, binary=False):
-  """A tensor's value as TF Serving's REST interface writes it."""
-  if isinstance(value, bytes):
-    return {'b64': base64.b64encode(value).decode()} if binary else value.decode()
-  if isinstance(value, np.ndarray):
-    return [_json_value(element) for element in value.tolist()]
-  return value
-
-
 def _warmup_requests(examples) -> list[warmup.Request]:
   """A request for each signature and batch size."""
   return [
@@ -497,6 +475,84 @@ def _warmup_requests(examples) -> list[warmup.Request]:
     for signature, inputs in examples.items()
     for size in WARMUP_BATCHES
   ]
+
+
+def _write_gallery(path, ids, rows):
+  """Writes gallery.jsonl.
+
+  Raises:
+    ValueError: the rows are not those of the ids.
+  """
+  known = iter(({} for _ in ids) if rows is None else rows)
+  with open(path, 'w', encoding='utf-8') as file:
+    for number, name in enumerate(ids, start=1):
+      row = next(known, None)
+      if row is None:
+        raise ValueError(f'{number - 1} rows of facts for {len(ids)} ids; give one for each.')
+      if row.get('id', name) != name:
+        raise ValueError(
+          f"Row {number} of the gallery is '{name}', and the facts are those of '{row['id']}'."
+        )
+      file.write(json.dumps({'id': name, **row}, ensure_ascii=False) + '\n')
+  if next(known, None) is not None:
+    raise ValueError(f'More than {len(ids)} rows of facts for {len(ids)} ids; give one for each.')
+
+
+def _new_partial(directory: str, version: int) -> tuple[str, int | None]:
+  """A folder to write a version into, and the descriptor that holds its lock.
+
+  Hidden and no number: neither a server nor a reader takes it for a version. The lock, which the
+  system gives back when the process dies however it dies, is how `_sweep` knows that somebody is
+  writing. Where the file system has no locks there is none, and nothing is swept.
+  """
+  while True:
+    partial = tempfile.mkdtemp(prefix=f'.{version}-partial-', dir=directory)
+    lock = None
+    try:
+      lock = _lock(partial)
+    except (BlockingIOError, FileNotFoundError):
+      continue  # Another export swept it away before it was held.
+    except OSError:
+      pass
+    if os.path.isdir(partial):
+      return partial, lock
+    if lock is not None:
+      os.close(lock)
+
+
+def _sweep(directory: str):
+  """Removes the folders of exports that were killed; never that of one that runs."""
+  for name in os.listdir(directory):
+    path = os.path.join(directory, name)
+    if not _PARTIAL.fullmatch(name) or os.path.islink(path):
+      continue
+    try:
+      lock = _lock(path)
+    except OSError:
+      continue  # Somebody writes it, or it is gone, or not ours.
+    try:
+      shutil.rmtree(path, ignore_errors=True)
+    finally:
+      os.close(lock)
+
+
+def _lock(folder: str) -> int:
+  """Opens a folder and takes its lock.
+
+  Returns:
+    A descriptor; closing it gives the lock back.
+
+  Raises:
+    BlockingIOError: another process has it.
+    OSError: there is no such folder, or its file system has no locks.
+  """
+  descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    os.close(descriptor)
+    raise
+  return descriptor
 
 
 def _explained(error, paths, image_size) -> Exception:

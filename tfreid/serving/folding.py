@@ -11,7 +11,7 @@ block is what TensorFlow's graph optimiser fuses: convolution, bias, ReLU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -82,16 +82,58 @@ class FoldedEncoder(tf.Module):
         'Only a functional Keras model with one input and one output can be folded, not '
         f"{type(model).__name__} '{model.name}'."
       )
-    self.precision = precision
-    self.input_shape = tuple(model.input_shape[1:])
-    self.size = int(model.output_shape[-1])
     folded = _folded(model, precision)
     batch_norms = sum(map(_is_batch_norm, _layers(model)))
     self.num_kept = sum(map(_is_batch_norm, _layers(folded)))
     self.num_folded = batch_norms - self.num_kept
+    self._take(folded, folded.to_json(), precision)
+
+  @classmethod
+  def restored(
+    cls,
+    structure: str,
+    weights: Sequence[np.ndarray],
+    *,
+    precision: str,
+    num_folded: int,
+    num_kept: int,
+  ) -> FoldedEncoder:
+    """The encoder that had this structure and the values of these weights.
+
+    Args:
+      structure: its `structure`.
+      weights: the values of its `weights`, of their types.
+      precision: its `precision`.
+      num_folded: its `num_folded`.
+      num_kept: its `num_kept`.
+
+    Raises:
+      ValueError: the weights are not those of the structure, or a layer is not known.
+    """
+    folded = tf.keras.models.model_from_json(structure)
+    shapes = [(variable.dtype.name, tuple(variable.shape)) for variable in folded.weights]
+    given = [(weight.dtype.name, weight.shape) for weight in weights]
+    if shapes != given:
+      raise ValueError(
+        f'The layers take {len(shapes)} weights, of which these {len(given)} are not the right '
+        f'ones: {set(shapes) ^ set(given) or "their order differs"}.'
+      )
+    for variable, weight in zip(folded.weights, weights):
+      variable.assign(weight)
+    encoder = cls.__new__(cls)
+    tf.Module.__init__(encoder, name='folded_encoder')
+    encoder.num_folded, encoder.num_kept = num_folded, num_kept
+    # As it was given: another version of Keras may write it otherwise, and it is in fingerprints.
+    encoder._take(folded, structure, precision)
+    return encoder
+
+  def _take(self, folded, structure, precision):
+    self.precision = precision
+    self.input_shape = tuple(folded.input_shape[1:])
+    self.size = int(folded.output_shape[-1])
     # The variables are tracked, the Keras layers are not: saving would trace each of them.
     self.weights = list(folded.weights)
-    self.structure = folded.to_json()
+    self.structure = structure
     self._function = lambda inputs: folded(inputs, training=False)
 
   def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
