@@ -131,10 +131,10 @@ def contents(index: str) -> dict[str, int]:
   Raises:
     AssertionError: something is not as it was written.
   """
-  import tfreid.index.engine
+  import tfreid.index.engines
   from tfreid.index.ledger import Ledger
 
-  with contextlib.closing(tfreid.index.engine.open_engine(Ledger(index))) as engine:
+  with contextlib.closing(tfreid.index.engines.open_engine(Ledger(index))) as engine:
     return _contents(engine)
 
 

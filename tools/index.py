@@ -8,20 +8,25 @@
   tools/index.py verify  --index=indexes/depot --files
   tools/index.py compact --index=indexes/depot
   tools/index.py merge   --index=indexes/all indexes/part1 indexes/part2
+  tools/index.py merge   --index=indexes/all --engine=milvus --uri=http://milvus:19530 indexes/depot
 
 The source is a folder, or a manifest (.csv or .jsonl) with a column `path` and whatever else is
 known: id, camera, time, fields of one's own, attributes. Stopped by anything, `build` and `add` go
 on where they were when the same command is given again; until it has come to its end, the index is
-as it was before. Crops are embedded on all GPUs of the machine; on several machines,
-`build --shard=1/4` ... `--shard=4/4`, then `merge`.
+as it was before. Without a terminal there is a line in the log for each finished shard. Crops are
+embedded on all GPUs of the machine; on several machines, `build --shard=1/4` ... `--shard=4/4`,
+each of which keeps its part of the source only, then `merge`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import difflib
 import json
 import re
 import sys
+import time
 
 from absl import app, flags
 
@@ -36,10 +41,10 @@ _MODEL = flags.DEFINE_string(
 _SOURCE = flags.DEFINE_string('source', None, 'Folder of crops, or a manifest (.csv or .jsonl).')
 _SHARD = flags.DEFINE_string('shard', None, 'build: only part i of n of the source, as i/n.')
 _ENGINE = flags.DEFINE_enum(
-  'engine', 'embedded', ['embedded', 'milvus'], 'build: where the crops are kept.'
+  'engine', 'embedded', ['embedded', 'milvus'], 'build, merge: where the crops are kept.'
 )
 _URI = flags.DEFINE_string(
-  'uri', '', 'build: of Milvus, http://host:19530, or a file; by default a file in the index.'
+  'uri', '', 'build, merge: of Milvus, http://host:19530, or a file; by default one in the index.'
 )
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'build: replace an index that exists.')
 _EXISTING = flags.DEFINE_enum(
@@ -52,7 +57,11 @@ _SHARD_ROWS = flags.DEFINE_integer(
   'shard_rows', 4096, 'build, add: crops that are embedded before they are safe.', lower_bound=1
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size', 64, 'build, add: crops embedded together, on each device.', lower_bound=1
+  'batch_size',
+  64,
+  'build, add: crops embedded together, on each device.',
+  lower_bound=1,
+  upper_bound=256,  # exported models take no more at once
 )
 _DEVICES = flags.DEFINE_integer(
   'devices', None, 'build, add: GPUs that embed; by default all, or the CPU.', lower_bound=1
@@ -63,14 +72,30 @@ _FILES = flags.DEFINE_bool(
   'files', False, 'verify: also that the image files exist, unchanged, and the model as well.'
 )
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON.')
-_PROGRESS = flags.DEFINE_bool('progress', True, 'Show a progress bar.')
+_PROGRESS = flags.DEFINE_bool(
+  'progress', True, 'Show a progress bar, or without a terminal a line per shard; not with --json.'
+)
+
+# What of the flags above is for some commands only.
+_FOR = {
+  **dict.fromkeys(('shard', 'overwrite'), ('build',)),
+  **dict.fromkeys(('engine', 'uri'), ('build', 'merge')),
+  **dict.fromkeys(('model', 'source', 'skip_corrupt', 'shard_rows'), ('build', 'add')),
+  **dict.fromkeys(('batch_size', 'devices'), ('build', 'add')),
+  'existing': ('add',),
+  **dict.fromkeys(('ids', 'missing_ok'), ('remove',)),
+  'files': ('verify',),
+}
 
 
 def main(argv):
   """Does what the first argument says."""
   command = argv[1] if len(argv) > 1 else ''
   if command not in _COMMANDS:
-    raise app.UsageError(f'Say what to do: {", ".join(_COMMANDS)}.')
+    near = difflib.get_close_matches(command, _COMMANDS, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ''
+    what = f"'{command}' is none of these.{hint}" if command else ''
+    raise app.UsageError(f'Say what to do: {", ".join(_COMMANDS)}. {what}'.strip())
   if not _INDEX.value:
     raise app.UsageError('Give --index=DIRECTORY.')
   if command in ('build', 'add') and not _SOURCE.value:
@@ -79,6 +104,9 @@ def main(argv):
     raise app.UsageError('Give --model=DIRECTORY of the exported model.')
   if len(argv) > 2 and command not in ('remove', 'merge'):
     raise app.UsageError(f'Unexpected argument: {argv[2]!r}.')
+  for name, commands in _FOR.items():
+    if flags.FLAGS[name].present and command not in commands:
+      raise app.UsageError(f'--{name} is for {" and ".join(commands)}, not for {command}.')
   with _tool.clear_errors():
     try:
       {
@@ -105,11 +133,10 @@ def _build(_):
       f"'{_INDEX.value}' holds an index already. Use `tools/index.py add` to add crops, or "
       '--overwrite to replace it.'
     )
+  manifest.check(_SOURCE.value)
   model = _embedder(_MODEL.value)
-  rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
-  if shard:
-    rows = manifest.part(rows, *shard)
-  with _bar('Embedding') as progress:
+  rows = manifest.read(_SOURCE.value, attributes=_attributes(model), part=shard)
+  with _shown(len(rows)) as shown:
     report = building.build(
       _INDEX.value,
       rows,
@@ -118,10 +145,8 @@ def _build(_):
       uri=_URI.value,
       overwrite=_OVERWRITE.value,
       shard=shard,
-      shard_rows=_SHARD_ROWS.value,
-      batch_size=_BATCH_SIZE.value * model.num_devices,
-      skip_corrupt=_SKIP_CORRUPT.value,
-      progress=progress,
+      **_pace(model),
+      **shown,
     )
   _say(report)
 
@@ -130,18 +155,12 @@ def _add(_):
   from tfreid.index import building, ledger, manifest
 
   state = ledger.Ledger(_INDEX.value).read()
+  manifest.check(_SOURCE.value)
   model = _embedder(_MODEL.value or state['model']['path'])
   rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
-  with _bar('Embedding') as progress:
+  with _shown(len(rows)) as shown:
     report = building.add(
-      _INDEX.value,
-      rows,
-      model,
-      existing=_EXISTING.value,
-      shard_rows=_SHARD_ROWS.value,
-      batch_size=_BATCH_SIZE.value * model.num_devices,
-      skip_corrupt=_SKIP_CORRUPT.value,
-      progress=progress,
+      _INDEX.value, rows, model, existing=_EXISTING.value, **_pace(model), **shown
     )
   _say(report)
 
@@ -171,15 +190,19 @@ def _info(_):
     return
   from rich.console import Console
   from rich.table import Table
+  from rich.text import Text
 
   table = Table(show_header=False, box=None)
+  table.add_column()
+  table.add_column(overflow='fold')  # not cut: paths are long
   for name, value in facts.items():
     if isinstance(value, dict):
       value = ', '.join(
         f'{key}: {" or ".join(item) if isinstance(item, list) else item}'
         for key, item in value.items()
       )
-    table.add_row(name, f'{value:,}' if isinstance(value, int) else str(value))
+    # As texts: in names that people gave, brackets are no markup.
+    table.add_row(name, Text(f'{value:,}' if isinstance(value, int) else str(value)))
   Console().print(table)
 
 
@@ -220,16 +243,19 @@ def _merge(parts):
 
   if not parts:
     raise ValueError('Name the indexes to merge: tools/index.py merge --index=all part1 part2')
-  size = building.merge(_INDEX.value, parts)
-  _print({'crops': size}, f'{size} crops of {len(parts)} indexes in {_INDEX.value}.')
+  size = building.merge(_INDEX.value, parts, engine_name=_ENGINE.value, uri=_URI.value)
+  count = f'{len(parts)} index{"es" if len(parts) > 1 else ""}'
+  _print({'crops': size}, f'{size} crops of {count} in {_INDEX.value}.')
 
 
 def _read_shard():
   if not _SHARD.value:
     return None
   match = re.fullmatch(r'(\d+)/(\d+)', _SHARD.value)
-  if not match:
-    raise ValueError(f"--shard is '{_SHARD.value}'; expected i/n, for example 1/4.")
+  if not match or not 1 <= int(match[1]) <= int(match[2]):
+    raise ValueError(
+      f"--shard is '{_SHARD.value}'; expected i/n, from 1/n to n/n, for example 1/4."
+    )
   return int(match[1]), int(match[2])
 
 
@@ -245,11 +271,25 @@ def _attributes(model):
   return {a.name: a.values for a in model.schema.attributes} if model.schema else {}
 
 
+def _pace(model):
+  """How `building` goes through the crops, for a model."""
+  return {
+    'shard_rows': _SHARD_ROWS.value,
+    'batch_size': _BATCH_SIZE.value * model.num_devices,
+    'in_flight': model.in_flight,
+    'skip_corrupt': _SKIP_CORRUPT.value,
+  }
+
+
 @contextlib.contextmanager
-def _bar(title):
-  """A function that shows progress, or None."""
-  if not _PROGRESS.value or _JSON.value or not sys.stderr.isatty():
-    yield None
+def _shown(count):
+  """The options of `building` that show how far it is."""
+  if not _PROGRESS.value or _JSON.value:
+    yield {}
+    return
+  if not sys.stderr.isatty():
+    _log(f'Embedding {count:,} crops.')
+    yield {'finished': _ShardLog()}
     return
   from rich import progress
   from rich.console import Console
@@ -261,8 +301,39 @@ def _bar(title):
     progress.TimeRemainingColumn(),
   ]
   with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-    task = bar.add_task(title, total=None)
-    yield lambda done, total: bar.update(task, completed=done, total=total)
+    task = bar.add_task('Embedding', total=None)
+    yield {'progress': lambda done, total: bar.update(task, completed=done, total=total)}
+
+
+class _ShardLog:
+  """Logs a line per shard: crops done, how many per second in this run, the time that is left."""
+
+  def __init__(self):
+    self._started, self._before, self._resumed = time.monotonic(), 0, 0
+
+  def __call__(self, done, total, resumed):
+    now = time.monotonic()
+    if resumed != self._resumed:
+      # Found, not embedded: no line and no share in the rate.
+      self._started, self._before, self._resumed = now, done, resumed
+      if done < total:
+        return
+    said = f'{done:,} of {total:,} crops'
+    if resumed:
+      said += f', {resumed:,} of them by an earlier run'
+    rate = (done - self._before) / max(now - self._started, 1e-3)
+    if rate:
+      said += f', {rate:,.1f} per second, {_span((total - done) / rate)} left'
+    _log(f'{said}.')
+
+
+def _span(seconds):
+  minutes = round(seconds / 60)
+  return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{minutes} min'
+
+
+def _log(text):
+  print(f'{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {text}', file=sys.stderr, flush=True)
 
 
 def _say(report):
@@ -272,7 +343,7 @@ def _say(report):
   if report.skipped:
     said.append(f'{report.skipped} were there already')
   if report.corrupt:
-    said.append(f'{len(report.corrupt)} files left out')
+    said.append(f'{len(report.corrupt)} file{"s" if len(report.corrupt) > 1 else ""} left out')
   if not _JSON.value:
     for path, reason in report.corrupt:
       print(f'left out: {path} ({reason})')

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
+import time
 import types
 
 import numpy as np
@@ -10,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tfreid.data.attributes import Attribute, AttributeSchema
-from tfreid.index import engine, segment
+from tfreid.index import engine, engines, milvus, segment
 from tfreid.index.ledger import Ledger
 from tfreid.serving.search import ExactSearch
 
@@ -151,11 +155,68 @@ def files(tmp_path):
   return make
 
 
-@pytest.fixture(params=['embedded', 'resident', 'milvus'])
+# Milvus Lite as a server for many: in a process that ends with the one that holds its input.
+SERVER = """
+import sys
+from milvus_lite.server import Server
+server = Server(sys.argv[1], address=sys.argv[2])
+if not server.init() or not server.start():
+  sys.exit('Milvus Lite did not start')
+sys.stdin.read()
+server.stop()
+"""
+
+
+@pytest.fixture(scope='session')
+def milvus_server(tmp_path_factory):
+  """Address of a Milvus server: the process of Milvus Lite, asked by TCP."""
+  pytest.importorskip('pymilvus', reason="needs the extra 'milvus'")
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  folder = tmp_path_factory.mktemp('server')
+  server = subprocess.Popen(
+    [sys.executable, '-c', SERVER, str(folder / 'server.db'), f'127.0.0.1:{port}'],
+    stdin=subprocess.PIPE,
+  )
+  try:
+    for _ in range(600):
+      assert server.poll() is None, 'the server ended'
+      try:
+        socket.create_connection(('127.0.0.1', port), 1).close()
+        break
+      except OSError:
+        time.sleep(0.1)
+    yield f'http://127.0.0.1:{port}'
+  finally:
+    server.stdin.close()
+    server.wait()
+
+
+@pytest.fixture(scope='session', params=['embedded', 'milvus'])
+def place(request):
+  """Where an index is built: options of `building.build` and `building.merge`."""
+  if request.param == 'embedded':
+    return {}
+  return {'engine_name': 'milvus', 'uri': request.getfixturevalue('milvus_server')}
+
+
+@pytest.fixture(params=['embedded', 'resident', 'resident bfloat16', 'milvus', 'milvus server'])
 def any_engine(request, tmp_path):
-  """any_engine(concepts, rows): an engine that holds them; as `any_engine.add(...)` adds more."""
+  """any_engine(concepts, rows): an engine that holds them; as `any_engine.commit(...)` adds more.
+
+  Attributes:
+    name: what it is.
+    engine: 'embedded' or 'milvus'.
+  """
+  engine_name, uri, resident = 'embedded', '', False
   if request.param == 'milvus':
     pytest.importorskip('pymilvus', reason="needs the extra 'milvus'")
+    engine_name = 'milvus'
+  elif request.param == 'milvus server':
+    engine_name, uri = 'milvus', request.getfixturevalue('milvus_server')
+  elif request.param != 'embedded':
+    resident = 'bfloat16' if 'bfloat16' in request.param else True
   opened = []
 
   def commit(found, concepts, rows, **options):
@@ -171,9 +232,8 @@ def any_engine(request, tmp_path):
   def make(concepts, rows):
     ledger = Ledger(str(tmp_path / 'index'))
     about = {'fingerprint': 'f', 'embedding_size': concepts.shape[1], 'path': '(none)'}
-    name = 'milvus' if request.param == 'milvus' else 'embedded'
-    state = engine.new_state(about, engine=name)
-    found = engine.open_engine(ledger, state, resident=request.param == 'resident')
+    state = engine.new_state(about, engine=engine_name, uri=uri)
+    found = engines.open_engine(ledger, state, resident=resident)
     opened.append(found)
     # In two commits, so that each search crosses a border.
     middle = len(rows) // 2
@@ -183,6 +243,10 @@ def any_engine(request, tmp_path):
 
   make.commit = commit
   make.name = request.param
+  make.engine = engine_name
   yield make
   for found in opened:
+    state = found.state
     found.close()
+    if uri:
+      milvus.drop(found.ledger, state)

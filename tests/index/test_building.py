@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfreid.index import building, engine, index, segment
+from tfreid.index import building, engines, index, segment
 from tfreid.index.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
@@ -22,14 +23,14 @@ def directory(tmp_path):
 
 
 def opened(directory):
-  return engine.open_engine(Ledger(directory))
+  return engines.open_engine(Ledger(directory))
 
 
 def held(directory):
   """Id to concept of what an index holds, in its order."""
-  found = opened(directory)
-  assert found.problems() == []
-  return {row.id: vector for part, rows in found.parts() for vector, row in zip(part, rows)}
+  with contextlib.closing(opened(directory)) as found:
+    assert found.problems() == []
+    return {row.id: vector for part, rows in found.parts() for vector, row in zip(part, rows)}
 
 
 def wanted(rows, model):
@@ -43,11 +44,17 @@ def assert_holds(directory, rows, model):
     np.testing.assert_array_equal(actual[name], vector)
 
 
-def test_a_built_index_holds_each_crop_in_order(directory, files, digest_model):
+def test_a_built_index_holds_each_crop_in_order(directory, files, digest_model, place):
   rows = files(25)
   done = []
   report = building.build(
-    directory, rows, digest_model, shard_rows=10, batch_size=4, progress=lambda *n: done.append(n)
+    directory,
+    rows,
+    digest_model,
+    shard_rows=10,
+    batch_size=4,
+    progress=lambda *n: done.append(n),
+    **place,
   )
   assert report == building.Report(added=25)
   assert done[0] == (4, 25)
@@ -58,7 +65,7 @@ def test_a_built_index_holds_each_crop_in_order(directory, files, digest_model):
   assert found == dataclasses.replace(rows[4], digest=segment.digest(contents))
 
 
-def test_a_build_goes_on_where_it_was_stopped(directory, files, digest_model):
+def test_a_build_goes_on_where_it_was_stopped(directory, files, digest_model, place):
   rows = files(30)
   whole = digest_model.embed_images
 
@@ -69,14 +76,14 @@ def test_a_build_goes_on_where_it_was_stopped(directory, files, digest_model):
 
   digest_model.embed_images = stops
   with pytest.raises(KeyboardInterrupt):
-    building.build(directory, rows, digest_model, shard_rows=8, batch_size=4)
+    building.build(directory, rows, digest_model, shard_rows=8, batch_size=4, **place)
   with pytest.raises(FileNotFoundError, match='is not finished'):
     opened(directory)
   digest_model.embedded.clear()
   digest_model.embed_images = whole
   # One file of a finished shard changed in between.
   Path(rows[3].path).write_text('another crop altogether')
-  report = building.build(directory, rows, digest_model, shard_rows=8, batch_size=4)
+  report = building.build(directory, rows, digest_model, shard_rows=8, batch_size=4, **place)
   assert (report.added, report.resumed) == (30, 8)
   assert len(digest_model.embedded) == 22
   assert_holds(directory, rows, digest_model)
@@ -93,28 +100,34 @@ def test_what_another_model_embedded_is_not_taken_up(directory, files, digest_mo
   assert (report.added, report.resumed) == (5, 0)
 
 
-def test_an_index_is_replaced_only_when_asked_and_in_one_moment(directory, files, digest_model):
+def test_an_index_is_replaced_only_when_asked_and_in_one_moment(
+  directory, files, digest_model, place
+):
   rows, new = files(10), files(5, start=50)
-  building.build(directory, rows, digest_model)
+  building.build(directory, rows, digest_model, **place)
   with pytest.raises(FileExistsError, match='holds an index already'):
-    building.build(directory, new, digest_model)
+    building.build(directory, new, digest_model, **place)
   reader = opened(directory)
   Path(new[4].path).write_text('broken')
   with pytest.raises(ValueError, match='broken|decoded'):
-    building.build(directory, new, digest_model, overwrite=True, shard_rows=2)
+    building.build(directory, new, digest_model, overwrite=True, shard_rows=2, **place)
   assert_holds(directory, rows, digest_model)
   Path(new[4].path).write_text('mended')
-  report = building.build(directory, new, digest_model, overwrite=True, shard_rows=2)
+  report = building.build(directory, new, digest_model, overwrite=True, shard_rows=2, **place)
   assert (report.added, report.resumed) == (5, 4)
   assert_holds(directory, new, digest_model)
-  # Who had opened the old one goes on with it.
-  assert list(reader.rows(['id 3'])) == ['id 3']
-  assert reader.search(wanted(rows, digest_model)['id 3'][None], top_k=1)[0][0].row.id == 'id 3'
+  # Who had opened the old one goes on: with its files, which outlast it, or, where its collection
+  # was dropped, with the new one.
+  left = new if place else rows
+  assert list(reader.rows([rows[3].id, new[3].id])) == [left[3].id]
+  query = wanted(left, digest_model)[left[3].id][None]
+  assert [match.row.id for match in reader.search(query, top_k=1)[0]] == [left[3].id]
+  reader.close()
 
 
-def test_adding_asks_what_to_do_with_known_ids(directory, files, digest_model):
+def test_adding_asks_what_to_do_with_known_ids(directory, files, digest_model, place):
   rows = files(8)
-  building.build(directory, rows, digest_model)
+  building.build(directory, rows, digest_model, **place)
   more = files(10, start=4, text='later')
   with pytest.raises(ValueError, match="has 4 of these ids already, 'id 4' first"):
     building.add(directory, more, digest_model)
@@ -129,17 +142,19 @@ def test_adding_asks_what_to_do_with_known_ids(directory, files, digest_model):
   assert_holds(directory, [*rows[:4], *more], digest_model)
 
 
-def test_corrupt_and_missing_files_are_named_counted_and_left_out(directory, files, digest_model):
+def test_corrupt_and_missing_files_are_named_counted_and_left_out(
+  directory, files, digest_model, place
+):
   rows = files(20)
   for i in (3, 4, 11):
     Path(rows[i].path).write_text(f'broken {i}')
   os.remove(rows[17].path)
   with pytest.raises(ValueError, match='3 files cannot be read or decoded') as error:
-    building.build(directory, rows, digest_model, shard_rows=12)
+    building.build(directory, rows, digest_model, shard_rows=12, **place)
   assert rows[11].path in str(error.value)
   assert 'Not an image.' in str(error.value)
   assert '--skip_corrupt' in str(error.value)
-  report = building.build(directory, rows, digest_model, shard_rows=12, skip_corrupt=True)
+  report = building.build(directory, rows, digest_model, shard_rows=12, skip_corrupt=True, **place)
   assert report.added == 16
   assert [path for path, _ in report.corrupt] == [rows[i].path for i in (3, 4, 11, 17)]
   assert report.corrupt[-1][1] == 'No such file or directory'
@@ -147,19 +162,19 @@ def test_corrupt_and_missing_files_are_named_counted_and_left_out(directory, fil
     directory, [row for i, row in enumerate(rows) if i not in (3, 4, 11, 17)], digest_model
   )
   with pytest.raises(ValueError, match='None of the files can be read'):
-    building.build(f'{directory}2', [rows[3]], digest_model, skip_corrupt=True)
+    building.build(f'{directory}2', [rows[3]], digest_model, skip_corrupt=True, **place)
 
 
-def test_another_model_is_refused(directory, files, digest_model):
-  building.build(directory, files(3), digest_model)
+def test_another_model_is_refused(directory, files, digest_model, place):
+  building.build(directory, files(3), digest_model, **place)
   digest_model.fingerprint = 'retrained'
   with pytest.raises(ValueError, match='built with another model .digest.* .retrained.'):
     building.add(directory, files(3, start=3), digest_model)
 
 
-def test_removing_is_all_or_nothing(directory, files, digest_model):
+def test_removing_is_all_or_nothing(directory, files, digest_model, place):
   rows = files(10)
-  building.build(directory, rows, digest_model)
+  building.build(directory, rows, digest_model, **place)
   with pytest.raises(ValueError, match="no crop 'id 99' .1 of 2 ids"):
     building.remove(directory, ['id 1', 'id 99'])
   assert len(held(directory)) == 10

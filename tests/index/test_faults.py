@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import resource
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 
 import tfreid.index
-from tfreid.index import building, engine, index, manifest
+from tfreid.index import building, engine, engines, index, manifest
 from tfreid.index.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +70,7 @@ def tool(*arguments, **options):
 
 def held(directory):
   """Id to concept, as lists, of what an index holds; searched as well."""
-  found = engine.open_engine(Ledger(str(directory)))
+  found = engines.open_engine(Ledger(str(directory)))
   assert found.problems() == []
   held = {row.id: vector for part, rows in found.parts() for vector, row in zip(part, rows)}
   name, vector = next(iter(held.items()))
@@ -171,17 +170,13 @@ def test_a_disk_that_is_full_at_any_byte(tmp_path, files, digest_model, operatio
       assert 'It is as it was before. Make room' in str(error)
       assert held(directory) == before
       # What is new are finished shards, and nothing is there that is not named.
-      pending = (
-        json.loads((directory / 'pending.json').read_text() or '{}')
-        if (directory / 'pending.json').exists()
-        else {'shards': {}}
-      )
-      kept = {shard['segment']['name'] for shard in pending['shards'].values()}
+      shards = Ledger(str(directory)).read_pending().get('shards', {})
+      kept = {shard['segment']['name'] for shard in shards.values()}
       left = tree(directory)
       assert {name: left[name] for name in on_disk} == on_disk
       new = {name.split('/')[1] for name in left if name not in on_disk and '/' in name}
       assert new == kept
-      assert set(left) - set(on_disk) <= {'pending.json'} | {
+      assert set(left) - set(on_disk) <= {'pending.json', 'pending.jsonl'} | {
         name for name in left if name.split('/')[1:2] and name.split('/')[1] in kept
       }
     else:
@@ -190,20 +185,22 @@ def test_a_disk_that_is_full_at_any_byte(tmp_path, files, digest_model, operatio
   assert list(held(directory)) == expected
 
 
-def test_a_first_build_on_a_full_disk_goes_on(tmp_path, files, digest_model):
+def test_a_first_build_on_a_full_disk_goes_on(tmp_path, files, digest_model, place):
   directory, rows = tmp_path / 'index', files(40)
   with files_up_to(1200), pytest.raises(OSError, match='It is as it was before. Make room'):
-    building.build(str(directory), rows, digest_model, shard_rows=4)
+    building.build(str(directory), rows, digest_model, shard_rows=4, **place)
   with pytest.raises(FileNotFoundError, match='is not finished'):
     held(directory)
   embedded = len(digest_model.embedded)
-  report = building.build(str(directory), rows, digest_model, shard_rows=4)
+  report = building.build(str(directory), rows, digest_model, shard_rows=4, **place)
   assert report.added == 40
   assert 0 < report.resumed <= embedded < 40
   assert len(held(directory)) == 40
 
 
-def test_a_merge_on_a_full_disk_leaves_the_parts_and_nothing_else(tmp_path, files, digest_model):
+def test_a_merge_on_a_full_disk_leaves_the_parts_and_nothing_else(
+  tmp_path, files, digest_model, place
+):
   for name, rows in (('a', files(30)), ('b', files(30, start=30))):
     building.build(str(tmp_path / name), rows, digest_model)
     # So that it must be written anew, and not linked.
@@ -213,19 +210,19 @@ def test_a_merge_on_a_full_disk_leaves_the_parts_and_nothing_else(tmp_path, file
   merged = tmp_path / 'all'
   for size in (0, 500, 2100, 4000):
     with files_up_to(size), pytest.raises(OSError, match='cannot be written: File too large'):
-      building.merge(str(merged), parts)
+      building.merge(str(merged), parts, **place)
     assert [tree(part) for part in parts] == before
     assert list(tree(merged)) == ['lock']
-  assert building.merge(str(merged), parts) == 58
+  assert building.merge(str(merged), parts, **place) == 58
   assert len(held(merged)) == 58
 
 
 def test_parts_that_vanish_while_they_are_merged(tmp_path, files, digest_model):
   building.build(str(tmp_path / 'a'), files(5), digest_model)
-  part = engine.open_engine(Ledger(str(tmp_path / 'a')))
+  part = engines.open_engine(Ledger(str(tmp_path / 'a')))
   shutil.rmtree(tmp_path / 'a')
   ledger = Ledger(str(tmp_path / 'all'))
-  target = engine.open_engine(ledger, engine.new_state(part.state['model']))
+  target = engines.open_engine(ledger, engine.new_state(part.state['model']))
   with pytest.raises(FileNotFoundError, match='vanished while it was merged'), ledger.lock():
     target.import_segments(part)
   assert list(tree(tmp_path / 'all')) == ['lock']
@@ -329,30 +326,33 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(open_folder):
   assert [row.id for row in manifest.read(str(open_folder))] == ['a/1.png', 'b/2.png']
 
 
-def test_files_that_vanish_or_change_between_listing_and_reading(tmp_path, files, digest_model):
-  rows, directory = files(12), str(tmp_path / 'index')
+def test_files_that_vanish_or_change_between_listing_and_reading(
+  tmp_path, files, digest_model, place
+):
+  rows, directory = files(16), str(tmp_path / 'index')
   whole = digest_model.embed_images
 
   def meanwhile(contents):
-    # Two files of the batch after next, which nobody has read.
+    # Two files of the fourth batch, which nobody has read: with one in flight, two are read ahead.
     if not digest_model.embedded:
-      os.remove(rows[9].path)
-      Path(rows[10].path).write_text('another picture')
+      os.remove(rows[13].path)
+      Path(rows[14].path).write_text('another picture')
     return whole(contents)
 
   digest_model.embed_images = meanwhile
+  options = {'batch_size': 4, 'in_flight': 1, **place}
   with pytest.raises(ValueError, match='1 file cannot be read') as error:
-    building.build(directory, rows, digest_model, batch_size=4)
-  assert f'{rows[9].path} (No such file or directory)' in str(error.value)
-  Path(rows[9].path).write_text('back again')
-  Path(rows[10].path).write_text('crop 10')
+    building.build(directory, rows, digest_model, **options)
+  assert f'{rows[13].path} (No such file or directory)' in str(error.value)
+  Path(rows[13].path).write_text('back again')
+  Path(rows[14].path).write_text('crop 14')
   digest_model.embedded.clear()
-  report = building.build(directory, rows, digest_model, batch_size=4, skip_corrupt=True)
-  assert (report.added, [path for path, _ in report.corrupt]) == (11, [rows[9].path])
+  report = building.build(directory, rows, digest_model, skip_corrupt=True, **options)
+  assert (report.added, [path for path, _ in report.corrupt]) == (15, [rows[13].path])
   # What was embedded is what was read.
-  assert held(directory)['id 10'] == whole([b'another picture'])[0].tolist()
+  assert held(directory)['id 14'] == whole([b'another picture'])[0].tolist()
   with tfreid.index.open(directory) as opened:
-    assert not any('id 10' in problem for problem in opened.problems(files=True))
+    assert not any('id 14' in problem for problem in opened.problems(files=True))
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_embedded(tmp_path, files, digest_model):
@@ -379,12 +379,12 @@ def test_a_file_that_changes_while_it_is_read_is_not_embedded(tmp_path, files, d
   assert building.build(str(tmp_path / 'index'), rows, digest_model).added == 3
 
 
-def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, files, digest_model):
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, files, digest_model, place):
   rows = files(4)
   for row, make in ((rows[1], os.mkdir), (rows[2], os.mkfifo)):
     os.remove(row.path)
     make(row.path)
-  report = building.build(str(tmp_path / 'index'), rows, digest_model, skip_corrupt=True)
+  report = building.build(str(tmp_path / 'index'), rows, digest_model, skip_corrupt=True, **place)
   assert report.added == 2
   assert [reason for _, reason in report.corrupt] == ['Is a directory', 'it is not a file']
 
@@ -464,10 +464,10 @@ def test_a_damaged_segment_is_found(tmp_path, files, digest_model, file, harm):
   }[harm]
   assert index.damage(Ledger(directory)) == [f'{path} {said}']
   if harm == 'flipped' and file != 'offsets.npy':
-    assert engine.open_engine(Ledger(directory)).problems() == [f'{path} {said}']
+    assert engines.open_engine(Ledger(directory)).problems() == [f'{path} {said}']
   else:
     with pytest.raises((ValueError, FileNotFoundError), match='Run `tools/index.py verify`'):
-      engine.open_engine(Ledger(directory))
+      engines.open_engine(Ledger(directory))
 
 
 def test_the_tool_lists_all_damage_of_what_cannot_be_opened(tmp_path, files, digest_model):

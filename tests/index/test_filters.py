@@ -75,6 +75,26 @@ def test_a_condition_chooses_these_rows(text, expected):
     ('camera', 'is not a condition'),
     ('1 == 1', 'is not the name of a field'),
     ('camera = 1', 'Cannot read the filter'),
+    ('camera=1', "Write == for 'equal'"),
+    ('camera => 1', "Write <= or >=; '=>' is not known"),
+    ('time > 2024-01-01', 'stand in quotation marks: "2024-01-01"'),
+    ('time > 2024-10-11', 'stand in quotation marks: "2024-10-11"'),
+    ('time > 2024-03-01T09:15:00Z', 'stand in quotation marks: "2024-03-01T09:15:00Z"'),
+    ('time > 9:30', 'stand in quotation marks: "9:30"'),
+    ('camera == 1 AND time > "a"', "Write 'and' in lower case"),
+    ('NOT camera == 1', "Write 'not' in lower case"),
+    ('camera == 1 && camera == 2', "'&&' is not known"),
+    ('!camera', "'!' is not known"),
+    ('camera <> 1', "'<>' is not known"),
+    ('camera is null', "What a crop does not have is 'None'"),
+    ('indoor == true', "Write 'True'"),
+    ('site == “north”', 'Use straight quotation marks'),
+    ('site like "n%"', "There is no 'like'"),
+    ('site == "C:\\new"', 'r"C:'),
+    ("site == 'a\\d'", 'A backslash is written twice'),
+    ('site == "\\N{BULLET}"', 'A backslash is written twice'),
+    ('site == "\\u12"', 'A backslash is written twice'),
+    ('site == "a = b AND c" d', 'invalid syntax'),
     ('camera == red', 'Texts stand in quotation marks: camera == "red"'),
     ('camera in [red]', 'Texts stand in quotation marks: "red"'),
     ('camera in []', 'Name at least one value'),
@@ -186,6 +206,25 @@ def test_milvus_expressions_quote_what_people_write():
     '(fields["site"] == "a\\"b\\\\") or '
     '(fields["camera"] in [1] or fields["camera"] in [2.5] or fields["camera"] in ["x"])'
   )
+
+
+def test_texts_say_backslashes_and_quotation_marks():
+  for text, value in [
+    (r'"C:\\new\\1.jpg"', r'C:\new\1.jpg'),
+    (r'r"C:\new\1.jpg"', r'C:\new\1.jpg'),
+    (r'"\"a\" \'b\'"', '"a" \'b\''),
+    (r"'n\u00f8rd'", 'nørd'),
+    ('"a = 1 AND b => 2024-01-01"', 'a = 1 AND b => 2024-01-01'),
+  ]:
+    assert filters.parse(f'site == {text}') == Compare('site', '==', value)
+    assert filters.parse(f'"x" == site or site in [{text}]').parts[1] == In('site', (value,))
+
+
+def test_a_long_unreadable_filter_is_refused_fast():
+  """Were reading it quadratic, ten thousand characters would take minutes here and not moments."""
+  for text in ('"\\' * 4999, '"' * 9999, 'a' * 9999, '1-' * 4999, '\\"' * 4999, '\'"' * 4999):
+    with pytest.raises(ValueError, match='filter|condition'):
+      filters.parse(text)
 
 
 def test_parsing_gives_plain_values():

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
+from pathlib import Path
 
 import pytest
 
 from tfreid.index import manifest
+from tfreid.index.segment import Row
 
 ATTRIBUTES = {'hat': ('no', 'yes'), 'color': ('red', 'blue')}
 
@@ -58,12 +61,24 @@ def test_json_lines_keep_their_types(tmp_path):
 @pytest.mark.parametrize(
   ('name', 'text', 'said'),
   [
-    ('m.csv', 'id\n1\n', "line 2: no 'path'"),
+    ('m.csv', 'id\n1\n', "no column 'path'. Add one with .* has: 'id'"),
+    ('m.csv', 'path,id\n,1\n', "line 2: no 'path'.* It has: 'id'"),
+    ('m.csv', 'cam,image_file\n1,a.jpg\n', "Rename 'image_file' to 'path'.* 'cam', 'image_file'"),
+    ('m.csv', 'file;camera\na.jpg;1\n', "Rename 'file' to 'path'.* 'file', 'camera'"),
+    ('m.csv', 'Path,camera\na.jpg,1\n', "Rename 'Path' to 'path'"),
+    ('m.csv', '/data/a.jpg\n/data/b.jpg\n', 'first line, which names the columns, has: .*a.jpg'),
+    ('m.csv', 'path,ID\na.jpg,1\n', "'ID' differs from 'id' only by case. Rename it to 'id'"),
+    ('m.csv', 'path,Hat\na.jpg,1\n', "'Hat' differs from the attribute 'hat' only by case"),
+    ('m.csv', 'path,camera, camera\na.jpg,1,2\n', "the column 'camera' occurs twice"),
+    ('m.csv', 'path,hat\nx.jpg,2\n', "'hat' is '2'; the model knows no, yes .or 0, 1. and 'none'"),
+    ('m.csv', 'path,color\nx.jpg,1\n', "'color' is '1'; the model knows red, blue and"),
+    ('m.jsonl', '{"path": "x.jpg"}\n{"path": "y.jpg", "Id": 1}', "line 2: 'Id' differs from 'id'"),
+    ('m.jsonl', '{"file": "x.jpg", "id": 1}', "line 1: no 'path'.* It has: 'file', 'id'"),
     ('m.csv', 'path\n', 'has no rows'),
     ('m.csv', 'path,id\na.jpg,1\nb.jpg,1\n', "line 3: the id '1' stands on line 2 already"),
     ('m.csv', 'path,a b\nx.jpg,1\n', "'a b' cannot be the name of a field.*'a_b'"),
     ('m.csv', 'path,and\nx.jpg,1\n', "'and' cannot be the name of a field"),
-    ('m.csv', 'path,camera\nx.jpg\n', 'line 2: the row has not as many cells'),
+    ('m.csv', 'path,camera\nx.jpg\n', 'line 2: the row has 1 cells and the header line 2'),
     ('m.csv', 'path,path\nx.jpg,y.jpg\n', "the column 'path' occurs twice"),
     ('m.csv', 'path,color\nx.jpg,pink\n', "line 2: 'color' is 'pink'; the model knows red, blue"),
     ('m.csv', 'path\n"x.jpg\n', 'not a readable CSV file'),
@@ -90,16 +105,118 @@ def test_missing_and_empty_sources_are_refused(tmp_path):
     manifest.read(str(tmp_path / 'm.csv'))
 
 
+@pytest.mark.parametrize('separator', [';', '\t', '|'])
+def test_another_separator_is_found_and_said(tmp_path, caplog, separator):
+  lines = [['path', 'camera', 'note'], ['1.jpg', '3', 'a, b'], ['2.jpg', '', '2,5']]
+  path = write(tmp_path / 'm.csv', '\n'.join(map(separator.join, lines)))
+  first, second = manifest.read(path)
+  assert first.fields == {'camera': 3, 'note': 'a, b'}
+  assert second.fields == {'note': '2,5'}
+  (said,) = caplog.messages
+  assert f'({"path, camera, note"}), not by commas' in said
+  caplog.clear()
+  # Commas, although the name of another column holds such a sign.
+  path = write(tmp_path / 'm.csv', f'path,camera\nx{separator}1.jpg,3\n')
+  assert manifest.read(path)[0].id == f'x{separator}1.jpg'
+  assert not caplog.messages
+
+
+@pytest.mark.parametrize('ending', ['csv', 'jsonl'])
+def test_attributes_of_yes_and_no_may_be_0_and_1(tmp_path, ending):
+  given = ['0', '1', '0.0', '1.0', 'True', 'false', 'yes', 'no', 'none', '']
+  if ending == 'csv':
+    text = 'path,hat\n' + ''.join(f'{i}.jpg,{value}\n' for i, value in enumerate(given))
+  else:
+    values = [0, 1, 0.0, 1.0, True, False, 'yes', 'no', 'none', None]
+    rows = ({'path': f'{i}.jpg', 'hat': value} for i, value in enumerate(values))
+    text = '\n'.join(map(json.dumps, rows))
+  rows = manifest.read(write(tmp_path / f'm.{ending}', text), attributes=ATTRIBUTES)
+  read = [row.attributes.get('hat') for row in rows]
+  assert read == ['no', 'yes', 'no', 'yes', 'yes', 'no', 'yes', 'no', 'none', None]
+
+
+def sources(tmp_path):
+  """A folder and manifests of 11 crops each; lines are blank, rows go over two lines."""
+  for name in ('b', 'a.png', 'a-b/1', 'a/1', 'a/0/x', 'a/2', 'a0/1', 'B/1', 'a!/1', 'z', 'ab'):
+    path = tmp_path / 'folder' / (name if name.endswith('.png') else f'{name}.png')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  lines = [f'"{i}.jpg","id\n{i}"' for i in range(11)]
+  write(tmp_path / 'm.csv', '\n'.join(['path,id', *lines[:4], '', *lines[4:], '', '']))
+  write(tmp_path / 'm;.csv', '\n'.join(['path;id', *(line.replace(',', ';') for line in lines)]))
+  lines = [json.dumps({'path': f'{i}.jpg', 'camera': i}) for i in range(11)]
+  write(tmp_path / 'm.jsonl', '\ufeff' + '\n'.join([*lines[:3], ' ', *lines[3:]]))
+  return [str(tmp_path / name) for name in ('folder', 'm.csv', 'm;.csv', 'm.jsonl')]
+
+
 def test_parts_are_neighbours_and_cover_everything(tmp_path):
-  for i in range(11):
-    (tmp_path / f'{i:02d}.png').touch()
-  rows = manifest.read(str(tmp_path))
-  parts = [list(manifest.part(rows, i, 4)) for i in range(1, 5)]
-  assert sum(parts, []) == rows
-  assert {len(part) for part in parts} == {2, 3}
-  for number, count in ((0, 4), (5, 4), (1, 12)):
-    with pytest.raises(ValueError, match='part|shared out'):
-      manifest.part(rows, number, count)
+  for source in sources(tmp_path):
+    rows = manifest.read(source)
+    assert len(rows) == 11
+    for count in (1, 2, 4, 11):
+      parts = [manifest.read(source, part=(i + 1, count)) for i in range(count)]
+      assert sum(parts, []) == rows
+      assert {len(part) for part in parts} <= {11 // count, -(-11 // count)}
+    for part in ((0, 4), (5, 4), (1, 12)):
+      with pytest.raises(ValueError, match='part|shared out'):
+        manifest.read(source, part=part)
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
+  folder = sources(tmp_path)[0]
+  ids = [row.id for row in manifest.read(folder)]
+  assert ids == sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob('*.png'))
+
+
+def test_a_part_says_what_is_wrong_in_it_and_an_id_that_it_has_twice(tmp_path):
+  path = write(tmp_path / 'm.csv', 'path,id\na,1\nb,2\nc,2\nd,1\ne,x,y\nf,6\n')
+  assert [row.path[-1] for row in manifest.read(path, part=(1, 3))] == ['a', 'b']
+  # '2' stands in two parts: whoever joins them sees it.
+  assert [row.id for row in manifest.read(path, part=(2, 3))] == ['2', '1']
+  with pytest.raises(ValueError, match='line 6: the row has 3 cells'):
+    manifest.read(path, part=(3, 3))
+  with pytest.raises(ValueError, match="line 4: the id '2' stands on line 3 already"):
+    manifest.read(write(tmp_path / 'n.csv', 'path,id\na,1\nb,2\nc,2\nd,4\n'), part=(1, 1))
+
+
+def test_a_part_of_a_large_manifest_takes_the_memory_of_its_rows_only(tmp_path):
+  row = '{"path": "%06d.jpg", "camera": 3, "time": "2024-03-01T09:15:00", "site": "north"}\n'
+  path = write(tmp_path / 'm.jsonl', ''.join(row % i for i in range(40000)))
+
+  def peak(part):
+    tracemalloc.start()
+    try:
+      assert len(manifest.read(path, part=part)) == 40000 // part[1]
+      return tracemalloc.get_traced_memory()[1]
+    finally:
+      tracemalloc.stop()
+
+  assert peak((57, 100)) < peak((1, 1)) / 20
+
+
+def test_a_manifest_that_changes_while_a_part_of_it_is_read_is_refused(tmp_path, monkeypatch):
+  path = write(tmp_path / 'm.jsonl', '{"path": "1.jpg"}\n{"path": "2.jpg"}\n')
+  bounds = manifest._bounds
+
+  def changing(*arguments):
+    with open(path, 'a') as file:
+      file.write('{"path": "3.jpg"}\n')
+    return bounds(*arguments)
+
+  monkeypatch.setattr(manifest, '_bounds', changing)
+  with pytest.raises(ValueError, match='changed while it was read. All parts must come from one'):
+    manifest.read(path, part=(1, 2))
+
+
+def test_doubled_ids_are_found_by_name_not_by_hash_alone(monkeypatch):
+  rows = [Row(f'{i}') for i in range(50)]
+  assert manifest.doubled([]) is None
+  assert manifest.doubled(rows) is None
+  assert manifest.doubled([*rows, Row('7')]) == (7, 50)
+  # All hashes alike.
+  monkeypatch.setattr(manifest, 'hash', lambda name: 0, raising=False)
+  assert manifest.doubled(rows) is None
+  assert manifest.doubled([*rows, Row('7')]) == (7, 50)
 
 
 def test_a_file_name_that_is_no_text_is_refused(tmp_path):

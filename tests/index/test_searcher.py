@@ -41,14 +41,14 @@ def rows(crops):
 
 
 @pytest.fixture(scope='session')
-def depot(tmp_path_factory, rows, embedder):
-  """Folder of an index of all crops. Not to be written to."""
+def depot(tmp_path_factory, rows, embedder, place):
+  """Folder of an index of all crops, of either engine. Not to be written to."""
   directory = str(tmp_path_factory.mktemp('indexes') / 'depot')
-  building.build(directory, rows, embedder, shard_rows=7, batch_size=4)
+  building.build(directory, rows, embedder, shard_rows=7, batch_size=4, **place)
   return directory
 
 
-@pytest.mark.parametrize('resident', [False, True])
+@pytest.mark.parametrize('resident', [False, True, 'bfloat16'])
 def test_the_answer_is_that_of_the_exported_model(models, depot, resident):
   model = ExportedModel(str(models / 'people'))
   with tfreid.index.open(depot, resident=resident) as index:
@@ -108,6 +108,31 @@ def test_a_vector_is_a_query_as_well(depot, embedder):
       index.search(np.zeros(5))
 
 
+def test_reasons_and_suggestions_ask_the_engine_once(depot, embedder, monkeypatch):
+  with tfreid.index.open(depot, model=embedder) as index:
+
+    def looks_up(ids):
+      raise AssertionError('the concepts came with the matches')
+
+    monkeypatch.setattr(index.engine, 'concepts', looks_up)
+    monkeypatch.setattr(index.engine, 'rows', looks_up)
+    answer = index.search({'hat': 'yes', 'upper_color': 'red'}, explain=True, top_k=5)
+    hats = embedder.embed_query({'hat': 'yes'})
+    for hit in answer.hits:
+      concept = embedder.embed_images([Path(hit.path).read_bytes()])[0]
+      assert hit.reasons['upper_color'] == pytest.approx(hit.score - concept @ hats, abs=1e-5)
+    assert [found.attribute for found in index.suggest('hat', top_k=5)] == ['upper_color']
+    assert index.suggest('hat', top_k=5, where='camera == 2', exclude=[answer.hits[0].id])
+    # Where no crop is left, there is nothing to ask.
+    assert index.suggest('hat', top_k=5, min_score=1e9) == []
+
+
+def test_a_word_that_is_no_precision_is_refused(tmp_path, rows, embedder):
+  building.build(str(tmp_path / 'index'), rows[:3], embedder)
+  with pytest.raises(ValueError, match="in 'bfloat16', or not .False.; not in 'float16'"):
+    tfreid.index.open(str(tmp_path / 'index'), resident='float16')
+
+
 def test_another_model_is_refused_and_a_moved_one_is_found(depot, models, tmp_path):
   with tfreid.index.open(depot, model=str(models / 'other')) as index:
     with pytest.raises(ValueError, match='built with another model .seed 1.*seed 2'):
@@ -149,11 +174,13 @@ def test_changed_and_missing_files_are_found_on_request(crops, embedder, tmp_pat
     assert 'has changed' in changed
 
 
-def test_facts_of_an_index(depot):
+def test_facts_of_an_index(depot, place):
   with tfreid.index.open(depot) as index:
     facts = index.info()
   assert json.loads(json.dumps(facts)) == facts
-  assert (facts['crops'], facts['engine'], facts['embedding_size']) == (30, 'embedded', 6)
+  name = place.get('engine_name', 'embedded')
+  assert (facts['crops'], facts['engine'], facts['embedding_size']) == (30, name, 6)
+  assert facts.get('uri') == place.get('uri')
   assert facts['fields'] == {'camera': ['number'], 'hat': ['text'], 'upper_color': ['text']}
   assert facts['model']['fingerprint'] == 'seed 1'
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tfreid.search
+from tfreid.index import building
 from tfreid.search.exported import ExportedModel
 
 QUERIES = (
@@ -21,9 +23,14 @@ QUERIES = (
 
 
 @pytest.fixture(scope='module')
-def sources(people):
-  with tfreid.search.load(people.model) as model, tfreid.search.load(people.index) as index:
-    yield model, index
+def sources(people, tmp_path_factory):
+  """An exported model, an index of the embedded engine, and the same one moved to Milvus."""
+  pytest.importorskip('pymilvus', reason="needs the extra 'milvus'")
+  moved = str(tmp_path_factory.mktemp('moved') / 'index')
+  building.merge(moved, [people.index], engine_name='milvus')
+  with contextlib.ExitStack() as opened:
+    loaded = [tfreid.search.load(path) for path in (people.model, people.index, moved)]
+    yield tuple(opened.enter_context(source) for source in loaded)
 
 
 def direct_reasons(people, query):
@@ -49,8 +56,8 @@ def test_reasons_are_those_of_a_direct_computation_from_each_source(people, sour
   expected = direct_reasons(people, query)
   assert max(abs(change) for changes in expected.values() for change in changes.values()) > 0.1
   answers = [source.search(query, explain=True, top_k=10) for source in sources]
-  assert [hit.id for hit in answers[0].hits] == [hit.id for hit in answers[1].hits]
   for answer in answers:
+    assert [hit.id for hit in answer.hits] == [hit.id for hit in answers[0].hits]
     assert len(answer.hits) == 10
     for hit in answer.hits:
       assert list(hit.reasons) == list(query)
@@ -74,12 +81,13 @@ def test_an_answer_is_the_same_explained_or_not(sources):
 
 def test_sources_suggest_the_same_with_the_same_gains(sources):
   for query in ('hat', {'upper_color': '!red'}):
-    first, second = (source.suggest(query, top_k=12) for source in sources)
+    first, *others = (source.suggest(query, top_k=12) for source in sources)
     said = {'hat'} if query == 'hat' else {'upper_color'}
     assert {s.attribute for s in first} == {'gender', 'hat', 'upper_color'} - said
     assert first[0].gain >= first[1].gain > 0
-    assert [s.attribute for s in first] == [s.attribute for s in second]
-    assert [s.gain for s in first] == pytest.approx([s.gain for s in second], abs=1e-5)
+    for other in others:
+      assert [s.attribute for s in first] == [s.attribute for s in other]
+      assert [s.gain for s in first] == pytest.approx([s.gain for s in other], abs=1e-5)
   for source in sources:
     assert source.suggest('woman, red top, no hat') == []
     with pytest.raises(ValueError, match="Did not understand 'purple'"):
@@ -132,16 +140,17 @@ def test_the_crops_of_a_gallery_are_in_the_model_whatever_its_precision(people, 
 def test_facts_are_plain_json_and_name_the_same_model(people, sources):
   facts = [source.info() for source in sources]
   assert json.loads(json.dumps(facts)) == facts
-  assert [fact['crops'] for fact in facts] == [24, 24]
-  assert [fact['embedding_size'] for fact in facts] == [8, 8]
-  assert facts[0]['model']['fingerprint'] == facts[1]['model']['fingerprint']
+  assert [fact['crops'] for fact in facts] == [24, 24, 24]
+  assert [fact['engine'] for fact in facts] == ['exported model', 'embedded', 'milvus']
+  assert [fact['embedding_size'] for fact in facts] == [8, 8, 8]
+  assert len({fact['model']['fingerprint'] for fact in facts}) == 1
   assert 'explain' in facts[0]['signatures']
   for source in sources:
     assert source.schema == people.schema
 
 
 def test_a_model_refuses_what_only_an_index_can_do(sources):
-  model, index = sources
+  model, *indexes = sources
   for options in ({'where': 'camera == 1'}, {'must': 'hat', 'min_score': 0.1}):
     for ask in (lambda o: model.search('hat', **o), lambda o: model.like('000.png', **o)):
       with pytest.raises(ValueError, match=f'{" *, *".join(sorted(options))}: only an index can'):
@@ -151,14 +160,16 @@ def test_a_model_refuses_what_only_an_index_can_do(sources):
   for source in sources:
     with pytest.raises(ValueError, match='must be at least 1, not 0'):
       source.search('hat', top_k=0)
-  answer = index.search('hat', explain=True, exclude=['000.png'], must={'gender': 'female'})
-  assert len(answer.hits) == 11 and all(hit.reasons for hit in answer.hits)
-  assert index.suggest('hat', must={'gender': 'female'}, top_k=3)
+  for index in indexes:
+    answer = index.search('hat', explain=True, exclude=['000.png'], must={'gender': 'female'})
+    assert len(answer.hits) == 11 and all(hit.reasons for hit in answer.hits)
+    assert index.suggest('hat', must={'gender': 'female'}, top_k=3)
 
 
 def test_a_concept_has_no_reasons(people, sources):
-  answer = sources[1].search(people.gallery[0], explain=True)
-  assert len(answer.hits) == 20 and not any(hit.reasons for hit in answer.hits)
+  for index in sources[1:]:
+    answer = index.search(people.gallery[0], explain=True)
+    assert len(answer.hits) == 20 and not any(hit.reasons for hit in answer.hits)
 
 
 def test_an_older_export_answers_and_says_what_it_cannot_do(people, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,8 @@ def world(tmp_path):
 
 
 def test_build_search_remove_verify(world):
-  index = f'--index={world / "index"}'
+  # A name with what `rich` would take for markup.
+  index = f'--index={world / "index[/1]"}'
   build = ('build', index, f'--model={world / "model"}', f'--source={world / "crops.csv"}')
   done = run('index', *build)
   assert done.returncode == 1
@@ -75,7 +77,14 @@ def test_build_search_remove_verify(world):
   done = run('index', *build, '--skip_corrupt')
   assert done.returncode == 0, done.stderr
   assert f'left out: {world}/3.png' in done.stdout
-  assert '5 crops added, 1 files left out.' in done.stdout
+  assert '5 crops added, 1 file left out.' in done.stdout
+  # No terminal: a line when it begins, and one for the shard.
+  first, last = done.stderr.splitlines()[-2:]
+  assert re.fullmatch(r'\d{4}-\d\d-\d\d [\d:]{8} Embedding 6 crops\.', first)
+  assert re.search(r' 6 of 6 crops, \d+\.\d per second, 0 min left\.$', last)
+  done = run('index', 'info', index)
+  assert done.returncode == 0, done.stderr
+  assert 'index[/1]' in ''.join(done.stdout.split())
   done = run('search', index, '--json', '--filter=camera == 0', '--exclude_ids=2.png', 'hat')
   assert done.returncode == 0, done.stderr
   assert [hit['id'] for hit in json.loads(done.stdout)['hits']] == ['4.png', '0.png']
@@ -88,18 +97,102 @@ def test_build_search_remove_verify(world):
   assert '4 crops: 1 problem.' in done.stdout
 
 
+def test_an_index_moves_to_milvus_and_is_kept_up_to_date_there(world):
+  pytest.importorskip('pymilvus', reason="needs the extra 'milvus'")
+  old, new = f'--index={world / "index"}', f'--index={world / "moved"}'
+  build = ('build', old, f'--model={world / "model"}', f'--source={world / "crops.csv"}')
+  assert run('index', *build, '--skip_corrupt').returncode == 0
+  done = run('index', 'merge', new, '--engine=milvus', world / 'index')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == f'5 crops of 1 index in {world / "moved"}.\n'
+  asked = ('--json', '--filter=camera == 0', 'hat')
+  answers = [json.loads(run('search', index, *asked).stdout) for index in (old, new)]
+  ids = [[(hit['id'], hit['score']) for hit in answer['hits']] for answer in answers]
+  assert ids[0] == ids[1] and len(ids[0]) == 3
+  assert run('index', 'remove', new, '4.png').stdout == '1 crops removed.\n'
+  done = run('index', 'verify', new, '--files')
+  assert (done.returncode, done.stdout) == (0, '4 crops: no problem found.\n')
+  facts = json.loads(run('index', 'info', new, '--json').stdout)
+  assert (facts['engine'], facts['crops']) == ('milvus', 4)
+  done = run('index', *build[:1], new, *build[2:], '--overwrite', '--skip_corrupt')
+  assert done.returncode == 1
+  assert "is an index of the engine 'milvus'" in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
 def test_usage_errors_are_short_and_fast():
   for tool, arguments, said in [
     ('index', (), 'Say what to do: build, add'),
     ('index', ('build', '--index=x'), 'Give --source='),
+    ('index', ('biuld', '--index=x'), "'biuld' is none of these. Did you mean 'build'?"),
     ('index', ('info', '--index=x', 'y'), "Unexpected argument: 'y'"),
+    (
+      'index',
+      ('build', '--index=x', '--model=x', '--source=nowhere'),
+      "folder nor a file 'nowhere'",
+    ),
+    ('index', ('add', '--index=x', '--source=y', '--shard=1/2'), '--shard is for build, not for'),
+    ('index', ('info', '--index=x', '--devices=2'), '--devices is for build and add, not for info'),
     ('search', ('--model=x', '--filter=a == 1', 'hat'), 'need --index'),
-    ('search', ('--index=x',), 'and a description'),
+    ('search', ('--index=x',), 'Give a description'),
   ]:
     done = run(tool, *arguments)
     assert done.returncode == 1
     assert said in done.stdout + done.stderr
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('shard', ['0/4', '5/4', '1/0', '1-4', '1/4/2', 'a/b'])
+def test_a_part_that_cannot_be_is_refused_before_anything_is_read(tmp_path, shard):
+  flags = (f'--index={tmp_path}', '--model=x', '--source=y', f'--shard={shard}')
+  done = run('index', 'build', *flags)
+  assert done.returncode == 1
+  assert f"--shard is '{shard}'; expected i/n, from 1/n to n/n" in done.stderr
+
+
+_LOG = """
+import sys
+sys.path.insert(0, 'tools')
+import index
+now = [100.0]
+index.time.monotonic = lambda: now[0]
+log = index._ShardLog()
+for seconds, done, resumed in {shards}:
+  now[0] += seconds
+  log(done, {total}, resumed)
+"""
+
+
+@pytest.mark.parametrize(
+  ('total', 'shards', 'said'),
+  [
+    (
+      10000,
+      [(10, 4000, 0), (30, 8000, 0), (10, 10000, 0)],
+      [
+        '4,000 of 10,000 crops, 400.0 per second, 0 min left.',
+        '8,000 of 10,000 crops, 200.0 per second, 0 min left.',
+        '10,000 of 10,000 crops, 200.0 per second, 0 min left.',
+      ],
+    ),
+    # What an earlier run had done has no line, and no share in the rate.
+    (
+      10**6,
+      [(5, 4000, 4000), (5, 8000, 8000), (40, 12000, 8000)],
+      [
+        '12,000 of 1,000,000 crops, 8,000 of them by an earlier run, 100.0 per second, '
+        '2 h 45 min left.'
+      ],
+    ),
+    (8, [(1, 4, 4), (1, 8, 8)], ['8 of 8 crops, 8 of them by an earlier run.']),
+  ],
+)
+def test_the_log_has_a_line_per_shard_with_rate_and_time_left(total, shards, said):
+  code = _LOG.format(total=total, shards=shards)
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  assert [line[20:] for line in done.stderr.splitlines()] == said
 
 
 def test_an_index_that_is_not_there_is_one_clear_message(tmp_path):

@@ -1,12 +1,15 @@
 """Filling an index: crops are embedded shard by shard, kept, and committed at once. Floor 4.
 
-A shard that is embedded is on the disk and named in pending.json. The same command, run again after
-whatever stopped it, finds it there and goes on; only with the last shard is the index replaced.
+A shard that is embedded is on the disk and named in pending.jsonl. The same command, run again
+after whatever stopped it, finds it there and goes on; only with the last shard is the index
+replaced.
 """
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tfreid.index import engine, segment
+from tfreid.index import engine, engines, manifest, milvus, segment
 from tfreid.index.engine import Engine
 from tfreid.index.index import EmbeddedIndex
 from tfreid.index.ledger import Ledger
@@ -33,6 +36,8 @@ _NAMED = 5  # corrupt files that a message names
 
 # Called with (crops done, crops in all).
 Progress = Callable[[int, int], None]
+# Called with (crops done, crops in all, those of the done that an earlier run embedded).
+Finished = Callable[[int, int, int], None]
 
 
 class Model(Protocol):
@@ -43,7 +48,10 @@ class Model(Protocol):
   size: int
 
   def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
-    """float32 [B, E]; raises ValueError if one of the images cannot be decoded."""
+    """float32 [B, E]; raises ValueError if one of the images cannot be decoded.
+
+    Several threads may call it at the same time.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +92,7 @@ def build(
     uri: of Milvus; '' for a Milvus Lite file in the directory.
     overwrite: replace an index that exists, in one moment, when the new one is complete.
     shard: (i, n), where `rows` are one of n parts of a manifest; noted for `merge`.
-    **options: of `add`: shard_rows, batch_size, skip_corrupt, progress.
+    **options: of `add`: shard_rows, batch_size, in_flight, skip_corrupt, progress, finished.
 
   Raises:
     FileExistsError: there is an index already.
@@ -107,18 +115,36 @@ def build(
     about = {'fingerprint': model.fingerprint, 'embedding_size': model.size}
     state = engine.new_state({**about, 'path': model.directory}, engine=engine_name, uri=uri)
     # By its prefix an index knows its collections on a server it shares with others, also those
-    # that an attempt before this one did not finish.
-    prefix = before.get('engine', {}).get('prefix') or ledger.read_pending().get('prefix')
+    # that an attempt before this one did not finish. One that moves to another address has another
+    # prefix there: it may be the same server by another name.
+    kept, tried = before.get('engine', {}).get('prefix'), ledger.read_pending().get('prefix')
+    moves = bool(before) and before['engine'].get('uri') != state['engine'].get('uri')
+    prefix = (tried if tried != kept else None) if moves else kept or tried
     if prefix:
       state['engine']['prefix'] = prefix
     state['generation'] = before.get('generation', 0)
     if before.get('engine') == state['engine'] and 'collection' in before:
       state.update(collection=before['collection'], removing=before['removing'])
-    found = engine.open_engine(ledger, state)
+    found = engines.open_engine(ledger, state)
     try:
-      return _fill(found, rows, model, replace=True, shard=shard, **options)
+      report = _fill(found, rows, model, replace=True, shard=shard, **options)
     finally:
       found.close()
+  if moves:
+    _drop(ledger, before, uri)
+  return report
+
+
+def _drop(ledger: Ledger, before: Mapping[str, Any], uri: str) -> None:
+  """Drops what an index that moved to another Milvus left on the one before."""
+  try:
+    milvus.drop(ledger, before)
+  except OSError as error:
+    raise OSError(
+      f"The index was built, and is kept at '{uri or ledger.directory}' now. What it replaced "
+      f"could not be dropped: it is left at '{before['engine']['uri']}', in the collection "
+      f"'{before['collection']}'. {error}"
+    ) from error
 
 
 def add(
@@ -129,10 +155,15 @@ def add(
   existing: str = 'refuse',
   shard_rows: int = 4096,
   batch_size: int = 64,
+  in_flight: int = 2,
   skip_corrupt: bool = False,
   progress: Progress | None = None,
+  finished: Finished | None = None,
 ) -> Report:
   """Adds crops to an index, all at once.
+
+  A part of a manifest (`build(shard=(i, n))`) stays one: what is added stands at its end, also in
+  what `merge` makes of it.
 
   Args:
     directory: of the index.
@@ -141,8 +172,12 @@ def add(
     existing: with ids that the index has, 'refuse' to do anything, 'skip' them, or 'replace' them.
     shard_rows: crops that are kept together while the rest is embedded.
     batch_size: crops embedded together.
+    in_flight: batches that are embedded at the same time: the images of one are decoded while
+      another is in the network. Each takes the memory of its activations; the concepts are the same
+      for any number.
     skip_corrupt: leave out files that cannot be read or decoded, instead of stopping.
     progress: called after each batch.
+    finished: called after each shard, when it is on the disk.
 
   Raises:
     FileNotFoundError: there is no index.
@@ -157,7 +192,7 @@ def add(
   check_model(state, model)
   with ledger.lock():
     ledger.clean()
-    found = engine.open_engine(ledger)
+    found = engines.open_engine(ledger)
     try:
       there = found.rows([row.id for row in rows])
       if there and existing == 'refuse':
@@ -172,10 +207,13 @@ def add(
         rows,
         model,
         remove=list(there) if existing == 'replace' else (),
+        shard=found.state.get('shard'),
         shard_rows=shard_rows,
         batch_size=batch_size,
+        in_flight=in_flight,
         skip_corrupt=skip_corrupt,
         progress=progress,
+        finished=finished,
       )
     finally:
       found.close()
@@ -202,7 +240,7 @@ def remove(directory: str, ids: Iterable[str], *, missing_ok: bool = False) -> i
   ledger.read()
   with ledger.lock():
     ledger.clean()
-    found = engine.open_engine(ledger)
+    found = engines.open_engine(ledger)
     try:
       ids = list(dict.fromkeys(ids))
       there = found.rows(ids)
@@ -235,53 +273,88 @@ def compact(directory: str) -> None:
     found.compact()
 
 
-def merge(directory: str, parts: Sequence[str]) -> int:
-  """Joins indexes that were built apart, for example on several machines, into a new one.
+def merge(
+  directory: str, parts: Sequence[str], *, engine_name: str = 'embedded', uri: str = ''
+) -> int:
+  """Joins indexes that were built apart into a new one; a single one moves to another engine.
+
+  Nothing is embedded again: concepts, ids, fields, attributes and the model go along. All crops are
+  brought below `directory` as segments and looked at, a segment at a time; files of the same file
+  system are linked. Milvus is filled from there, and they are removed. The new index is there in
+  one moment; stopped before that, there is none, and the same call begins again.
 
   Args:
     directory: of the new index.
-    parts: directories of indexes of the embedded engine, built with the same model. Parts of one
-      manifest (`build(shard=(i, n))`) are put in its order, and all n of them must be there.
+    parts: directories of indexes of any engine, built with the same model. Parts of one manifest
+      (`build(shard=(i, n))`) are put in its order, and all n of them must be there.
+    engine_name: of the new index, one of `engine.ENGINES`.
+    uri: of Milvus; '' for a Milvus Lite file in the directory.
 
   Returns:
     The number of crops.
 
   Raises:
-    FileExistsError: there is an index already.
-    ValueError: different models, a missing or doubled part, or an id that occurs twice.
+    FileExistsError: there is an index already, or a build that is not finished.
+    ValueError: different models, a missing or doubled part, an id that occurs twice, a damaged
+      part, or one that changed meanwhile.
+    OSError: a part or the new index cannot be reached, read or written.
   """
-  ledger = Ledger(directory)
-  sources = []
-  for part in parts:
-    source = Ledger(part)
-    state = source.read()
-    if state['engine']['name'] != 'embedded':
-      raise ValueError(
-        f"'{part}' is an index of the engine '{state['engine']['name']}'; only "
-        'embedded ones can be merged.'
-      )
-    sources.append(EmbeddedIndex(source, state))
-  if not sources:
+  if not parts:
     raise ValueError('Name the indexes to merge.')
-  models = {source.state['model']['fingerprint'] for source in sources}
-  if len(models) > 1:
-    raise ValueError(
-      'The parts were built with different models, so their scores do not compare. Embed them with '
-      'one model.'
-    )
-  _order(sources)
-  with ledger.lock():
-    if ledger.exists:
-      raise FileExistsError(f"'{ledger.directory}' holds an index already. Name another folder.")
-    target = EmbeddedIndex(ledger, engine.new_state(sources[0].state['model']))
-    ledger.clean()
-    entries = [entry for source in sources for entry in target.import_segments(source)]
-    joined = EmbeddedIndex(ledger, {**target.state, 'segments': entries})
-    doubled = [problem for problem in joined.problems() if problem.startswith('The id')]
-    if doubled:
-      raise ValueError(f'The parts cannot be joined. {doubled[0]} Remove all but one.')
-    target.commit(entries)
-    return target.size
+  ledger = Ledger(directory)
+  with contextlib.ExitStack() as opened:
+    sources = [
+      opened.enter_context(contextlib.closing(engines.open_engine(Ledger(part)))) for part in parts
+    ]
+    models = {source.state['model']['fingerprint'] for source in sources}
+    if len(models) > 1:
+      raise ValueError(
+        'The parts were built with different models, so their scores do not compare. Embed them '
+        'with one model.'
+      )
+    _order(sources)
+    state = engine.new_state(sources[0].state['model'], engine=engine_name, uri=uri)
+    with ledger.lock():
+      if ledger.exists:
+        raise FileExistsError(f"'{ledger.directory}' holds an index already. Name another folder.")
+      pending = ledger.read_pending()
+      if pending.get('shards'):
+        raise FileExistsError(
+          f"'{ledger.directory}' holds crops of a build that is not finished. Finish it, or name "
+          'another folder.'
+        )
+      ledger.clean()
+      staging = EmbeddedIndex(ledger, engine.new_state(state['model']))
+      entries = [entry for source in sources for entry in staging.import_segments(source)]
+      problems = EmbeddedIndex(ledger, {**staging.state, 'segments': entries}).problems()
+      if problems:
+        advice = ' Remove all but one.' if problems[0].startswith('The id') else ''
+        raise ValueError(f'The parts cannot be joined. {problems[0]}{advice}')
+      if engine_name == 'milvus':
+        _mark_attempt(ledger, state, pending)
+      target = opened.enter_context(contextlib.closing(engines.open_engine(ledger, state)))
+      target.commit(entries)
+      return target.size
+
+
+def _mark_attempt(ledger: Ledger, state: dict[str, Any], pending: Mapping[str, Any]) -> None:
+  """Notes where a merge into Milvus begins a collection; removes what one that was killed left."""
+  about = state['engine']
+  if pending.get('prefix') and pending.get('uri', about['uri']) == about['uri']:
+    # By its prefix the collection of that attempt is known, and removed by the commit of this one.
+    about['prefix'] = pending['prefix']
+  elif pending.get('prefix'):
+    left = {'name': 'milvus', 'uri': pending['uri'], 'prefix': pending['prefix']}
+    milvus.drop(ledger, {**state, 'engine': left})
+  ledger.write_pending(
+    {
+      'generation': state['generation'],
+      'fingerprint': state['model']['fingerprint'],
+      'prefix': about['prefix'],
+      'uri': about['uri'],
+    },
+    keep_shards=False,
+  )
 
 
 def check_model(state: Mapping[str, Any], model: Model) -> None:
@@ -299,7 +372,7 @@ def check_model(state: Mapping[str, Any], model: Model) -> None:
     )
 
 
-def _order(sources: list[EmbeddedIndex]) -> None:
+def _order(sources: list[Engine]) -> None:
   """Puts the parts of one manifest in its order; others stay as they were given."""
   shards = [source.state.get('shard') for source in sources]
   if not any(shards):
@@ -321,30 +394,38 @@ def _fill(
   *,
   replace: bool = False,
   remove: Sequence[str] = (),
-  shard: tuple[int, int] | None = None,
+  shard: Sequence[int] | None = None,
   shard_rows: int = 4096,
   batch_size: int = 64,
+  in_flight: int = 2,
   skip_corrupt: bool = False,
   progress: Progress | None = None,
+  finished: Finished | None = None,
 ) -> Report:
   """Embeds rows, shard by shard, and commits them; needs the lock."""
   ledger = found.ledger
   _check_ids(rows)
+  about = {
+    'generation': ledger.read()['generation'] if ledger.exists else 0,
+    'fingerprint': model.fingerprint,
+    'prefix': found.state['engine'].get('prefix'),
+  }
   pending = ledger.read_pending()
-  generation = ledger.read()['generation'] if ledger.exists else 0
-  if pending.get('generation') != generation or pending.get('fingerprint') != model.fingerprint:
-    pending = {'generation': generation, 'fingerprint': model.fingerprint, 'shards': {}}
-  pending['prefix'] = found.state['engine'].get('prefix')
+  known = pending.pop('shards', {})
+  same = all(pending.get(name) == about[name] for name in ('generation', 'fingerprint'))
+  known = known if same else {}
   entries, corrupt, done, resumed = [], [], 0, 0
   for start in range(0, len(rows), shard_rows):
     part = rows[start : start + shard_rows]
     key = _key(part)
-    kept = pending['shards'].get(key)
+    kept = known.get(key)
     if kept is None or (kept['corrupt'] and not skip_corrupt):
       report = None if progress is None else _shifted(progress, start, len(rows))
-      kept = _embed_shard(ledger, part, model, batch_size, skip_corrupt, report)
-      pending['shards'][key] = kept
-      ledger.write_pending(pending)
+      kept = _embed_shard(ledger, part, model, batch_size, in_flight, skip_corrupt, report)
+      if pending != about:
+        ledger.write_pending(about, keep_shards=same)
+        pending, same = about, True
+      ledger.add_pending(key, kept)
     else:
       resumed += kept['segment']['rows'] if kept['segment'] else 0
       if progress:
@@ -353,6 +434,8 @@ def _fill(
     if kept['segment']:
       entries.append(kept['segment'])
       done += kept['segment']['rows']
+    if finished:
+      finished(start + len(part), len(rows), resumed)
   if rows and not done:
     raise ValueError(_complaint(corrupt, 'None of the files can be read.'))
   if done or remove or replace:
@@ -361,13 +444,12 @@ def _fill(
 
 
 def _check_ids(rows: Sequence[Row]) -> None:
-  seen = set()
   for row in rows:
     if not row.id:
       raise ValueError(f"The crop '{row.path}' has an empty id.")
-    if row.id in seen:
-      raise ValueError(f"The id '{row.id}' occurs twice. Ids must be unique.")
-    seen.add(row.id)
+  twice = manifest.doubled(rows)
+  if twice:
+    raise ValueError(f"The id '{rows[twice[0]].id}' occurs twice. Ids must be unique.")
 
 
 def _key(rows: Sequence[Row]) -> str:
@@ -383,15 +465,15 @@ def _key(rows: Sequence[Row]) -> str:
   return state.hexdigest()
 
 
-def _embed_shard(ledger, rows, model, batch_size, skip_corrupt, progress) -> dict[str, Any]:
-  """Writes a segment of a shard; returns its part of pending.json."""
+def _embed_shard(
+  ledger, rows, model, batch_size, in_flight, skip_corrupt, progress
+) -> dict[str, Any]:
+  """Writes a segment of a shard; returns what `Ledger.add_pending` keeps of it."""
   concepts, kept, corrupt = [np.empty((0, model.size), np.float32)], [], []
-  for batch, contents, unread in _read(rows, batch_size):
-    corrupt += unread
-    vectors, positions, bad = _embed(model, contents)
+  for vectors, good, bad in _embedded(model, rows, batch_size, in_flight):
     concepts.append(vectors)
-    kept += [dataclasses.replace(batch[i], digest=segment.digest(contents[i])) for i in positions]
-    corrupt += [(batch[i].path, reason) for i, reason in bad]
+    kept += good
+    corrupt += bad
     if progress:
       progress(len(kept) + len(corrupt))
   if corrupt and not skip_corrupt:
@@ -401,6 +483,36 @@ def _embed_shard(ledger, rows, model, batch_size, skip_corrupt, progress) -> dic
     parts = [(np.concatenate(concepts), kept)]
     entry = segment.write(ledger.segments, parts, size=len(kept), width=model.size)
   return {'segment': entry, 'corrupt': corrupt}
+
+
+def _embedded(
+  model, rows, batch_size, in_flight
+) -> Iterator[tuple[np.ndarray, list[Row], list[tuple[str, str]]]]:
+  """Batches in their order: concepts, their rows with digests, files that could not be embedded.
+
+  A model decodes its images before it computes, so some cores or the GPU would wait: `in_flight`
+  batches are given to it at a time. One more is read and waits, one more is being read.
+  """
+
+  def embed(batch, contents, unread):
+    vectors, positions, bad = _embed(model, contents)
+    return (
+      vectors,
+      [dataclasses.replace(batch[i], digest=segment.digest(contents[i])) for i in positions],
+      [*unread, *((batch[i].path, reason) for i, reason in bad)],
+    )
+
+  workers = concurrent.futures.ThreadPoolExecutor(in_flight)
+  try:
+    waiting = collections.deque()
+    for read in _read(rows, batch_size):
+      waiting.append(workers.submit(embed, *read))
+      if len(waiting) > in_flight:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+  finally:
+    workers.shutdown(cancel_futures=True)
 
 
 def _read(rows, batch_size) -> Iterator[tuple[list[Row], list[bytes], list[tuple[str, str]]]]:

@@ -16,9 +16,11 @@ import tensorflow as tf
 
 from tfreid import replicas
 from tfreid.data.attributes import AttributeSchema
-from tfreid.serving import errors
+from tfreid.serving import errors, versions
 
 _SIGNATURES = ('embed_images', 'embed_attributes')
+# Images that one call of an exported model decodes at the same time.
+_DECODED_TOGETHER = 4
 
 
 class Embedder:
@@ -31,6 +33,9 @@ class Embedder:
     size: E, the number of dimensions of the joint space.
     schema: of the attributes, None if the model was exported without.
     num_devices: on how many devices crops are embedded.
+    in_flight: batches to embed at the same time, from several threads, see `building.add`. A call
+      decodes 4 images at a time and only then computes; on more cores, or beside a GPU, several
+      calls keep both busy. More than 4 would cost more memory than they gain.
   """
 
   def __init__(self, directory: str, *, strategy: tf.distribute.Strategy | None = None):
@@ -50,6 +55,7 @@ class Embedder:
     """
     strategy = strategy or tf.distribute.get_strategy()
     self.num_devices: int = strategy.num_replicas_in_sync
+    self.in_flight = max(2, min(4, _cores() // _DECODED_TOGETHER))
     self.directory = version(directory)
     self.about = description(self.directory)
     self.fingerprint: str = self.about['fingerprint']
@@ -113,26 +119,12 @@ class Embedder:
 
 
 def version(directory: str) -> str:
-  """The directory itself if it is a version, or its subfolder of the largest number.
+  """The absolute path of a version: the directory, or its subfolder of the largest number.
 
   Raises:
     FileNotFoundError: it is neither.
   """
-  directory = os.path.abspath(os.path.expanduser(directory))
-  if os.path.isfile(os.path.join(directory, 'saved_model.pb')):
-    return directory
-  entries = os.listdir(directory) if os.path.isdir(directory) else []
-  versions = [
-    entry
-    for entry in entries
-    if entry.isdigit() and os.path.isfile(os.path.join(directory, entry, 'saved_model.pb'))
-  ]
-  if not versions:
-    raise FileNotFoundError(
-      f"'{directory}' holds no exported model (found: {sorted(entries)[:5] or 'nothing'}). Give "
-      'the folder of a version, for example saved_models/demo/1; tools/export.py writes them.'
-    )
-  return os.path.join(directory, max(versions, key=int))
+  return versions.newest(os.path.abspath(os.path.expanduser(directory)))
 
 
 def description(directory: str) -> dict[str, Any]:
@@ -162,6 +154,13 @@ def schema(directory: str) -> AttributeSchema | None:
     return None
   with open(path, encoding='utf-8') as file:
     return AttributeSchema.from_json(file.read())
+
+
+def _cores() -> int:
+  """Cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _images(signature, strategy):

@@ -9,6 +9,7 @@ and with the exported model.
 from __future__ import annotations
 
 import abc
+import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,10 +27,17 @@ _SCORED = 8192
 
 
 class Match(NamedTuple):
-  """One result: the crop and its score."""
+  """One result.
+
+  Attributes:
+    row: the crop.
+    score: of the crop for the query.
+    concept: float32 [E], the crop's; None where it was not searched for.
+  """
 
   row: Row
   score: float
+  concept: np.ndarray | None = None
 
 
 class Engine(abc.ABC):
@@ -158,37 +166,33 @@ def new_state(
   Args:
     model: fingerprint, embedding_size, and where the model is ('path').
     engine: one of ENGINES.
-    uri: of Milvus: an address, or '' for a Milvus Lite file in the index.
+    uri: of Milvus: an address, a Milvus Lite file, or '' for such a file in the index.
 
   Raises:
-    ValueError: an unknown engine.
+    ValueError: an unknown engine, or an address for one that has none.
   """
   if engine not in ENGINES:
     raise ValueError(f"Unknown engine '{engine}'; choose from {', '.join(ENGINES)}.")
   about = {'name': engine}
+  if engine != 'milvus' and uri:
+    raise ValueError(
+      f"The engine '{engine}' keeps its crops in the folder of the index and has no use for the "
+      f"address '{uri}'. Choose the engine 'milvus', or leave the address out."
+    )
   if engine == 'milvus':
+    if uri and '://' not in uri:
+      # The index is also opened from elsewhere.
+      uri = os.path.abspath(os.path.expanduser(uri))
     about.update(uri=uri, prefix=f'tfreid_{secrets.token_hex(6)}')
   return {'generation': 0, 'model': dict(model), 'engine': about, 'segments': []}
 
 
-def open_engine(
-  ledger: Ledger, state: Mapping[str, Any] | None = None, *, resident: bool = False
-) -> Engine:
-  """The engine of an index.
-
-  Args:
-    ledger: the folder of the index.
-    state: of an index that is not written yet; read if not given.
-    resident: keep all concepts in memory, in TensorFlow, for many fast searches (embedded engine).
-  """
-  state = ledger.read() if state is None else state
-  if state['engine']['name'] == 'milvus':
-    from tfreid.index.milvus import MilvusIndex
-
-    return MilvusIndex(ledger, state)
-  from tfreid.index.index import EmbeddedIndex
-
-  return EmbeddedIndex(ledger, state, resident=resident)
+def repeated(hashes: Iterable[np.ndarray]) -> np.ndarray:
+  """Values, uint64, ascending, that occur more than once in all of these arrays together."""
+  # Sorted in place: 8 bytes per crop, where a set of Python's numbers takes more than 60.
+  values = np.concatenate([np.empty(0, np.uint64), *hashes])
+  values.sort()
+  return np.unique(values[1:][values[1:] == values[:-1]])
 
 
 def last_scores(rows: np.ndarray, query: np.ndarray) -> np.ndarray:

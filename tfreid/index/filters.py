@@ -1,4 +1,4 @@
-"""Conditions on what is known of a crop: a small language, read and never executed. Floor 4.
+r"""Conditions on what is known of a crop: a small language, read and never executed. Floor 4.
 
     camera in [1, 2] and time >= "2024-01-01" and not (site == "north" or track is None)
 
@@ -7,6 +7,10 @@ are joined by and, or, not. A comparison with a field that a crop does not have 
 false, and neither is its opposite: such a crop is not answered unless `is None` asks for it. That
 is SQL's rule, and it lets `not` be moved inward until it stands before comparisons only. So
 conditions here have no "not", and mean the same to every engine.
+
+Texts stand in single or double quotation marks. In them `\\` is a backslash, `\"` and `\'` are
+quotation marks, and `\u00f8` is a letter by its number. Any other backslash is refused: most often
+somebody wrote a path with single ones. In r"C:\crops" all backslashes are just that.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import hashlib
 import json
 import keyword
 import operator
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Union
@@ -48,6 +53,32 @@ _FUNCTIONS = {
 _OPPOSITES = {'==': '!=', '!=': '==', '<': '>=', '>=': '<', '>': '<=', '<=': '>'}
 _MIRRORED = {'==': '==', '!=': '!=', '<': '>', '>': '<', '<=': '>=', '>=': '<='}
 _HINT = 'Example: camera in [1, 2] and time >= "2024-01-01".'
+
+# A text in quotation marks, closed or not, with what stands before it.
+_TEXT = re.compile(
+  r"""(?<![A-Za-z])([A-Za-z]{0,2})("(?:[^"\\]|\\(?:.|\Z))*(?:"|\Z)|'(?:[^'\\]|\\(?:.|\Z))*(?:'|\Z))""",
+  re.DOTALL,
+)
+_ESCAPE = re.compile(r"""\\(?:[\\"']|u[0-9a-fA-F]{4}|(.))""", re.DOTALL)
+# What other languages write, and what it is called here; looked for outside of texts.
+_FOREIGN = (
+  (
+    re.compile(r'\d{4}-\d\d?(?:-\d\d?)?(?:T[\d:.]*\d(?:Z|[+-]\d\d:?\d\d)?)?|\d\d?:\d\d(?::\d\d)?'),
+    'Times are texts and stand in quotation marks: "{0}".',
+  ),
+  (re.compile('[\u2018-\u201f\u00ab\u00bb]'), 'Use straight quotation marks (") instead of {0}.'),
+  (re.compile(r'=[<>]'), "Write <= or >=; '{0}' is not known."),
+  (re.compile(r'(?<![=!<>:])=(?!=)'), "Write == for 'equal'."),
+  (re.compile(r'<>|(?<!=)!(?!=)|&&|\|\||&|\|'), "Write !=, and, or, not; '{0}' is not known."),
+  (re.compile(r'\b(?:AND|OR|NOT|IN|IS)\b'), "Write '{1}' in lower case."),
+  (
+    re.compile(r'\b(?:like|between|contains)\b', re.IGNORECASE),
+    "There is no '{0}'. Compare with <= and >=, or list the values: camera in [1, 2].",
+  ),
+  (re.compile(r'\b(?:null|NULL|Null|none|NONE)\b'), "What a crop does not have is 'None'."),
+  (re.compile(r'\b(?:true|TRUE)\b'), "Write 'True' with one capital letter."),
+  (re.compile(r'\b(?:false|FALSE)\b'), "Write 'False' with one capital letter."),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,18 +153,50 @@ def parse(text: str) -> Condition:
   """
   if len(text) > MAX_CHARACTERS:
     raise ValueError(f'The filter has {len(text)} characters; at most {MAX_CHARACTERS} are read.')
+  _check_texts(text)
   try:
     tree = ast.parse(text.strip(), mode='eval')
     return _condition(tree.body)
   except SyntaxError as error:
-    raise ValueError(f"Cannot read the filter '{text}': {error.msg}. {_HINT}") from error
+    # Python's message speaks of Python; only where nothing is known to be foreign is it the best.
+    said = _foreign(text) or f'{error.msg}. {_HINT}'
+    raise ValueError(f"Cannot read the filter '{text}': {said}") from error
   except (RecursionError, MemoryError) as error:
     raise ValueError('The filter is nested too deeply.') from error
   except ValueError as error:
     if isinstance(error, _NotUnderstoodError):
+      advice = _foreign(text)
+      if advice:
+        raise ValueError(f"Cannot read the filter '{text}': {advice}") from error
       raise
     # Null characters, and numbers with more digits than Python converts.
     raise ValueError(f'Cannot read the filter: {error}. {_HINT}') from error
+
+
+def _check_texts(text: str) -> None:
+  """Refuses backslashes that do not mean what they seem to.
+
+  Raises:
+    ValueError: a text holds an escape that is not known.
+  """
+  for prefix, quoted in _TEXT.findall(text):
+    unknown = () if prefix.lower() == 'r' else _ESCAPE.finditer(quoted)
+    for found in unknown:
+      if found[1]:
+        raise ValueError(
+          f"Cannot read the filter '{text}': in the text {quoted} stands '{found[0]}'. A backslash "
+          f'is written twice, or the text with an r before it: r{quoted}.'
+        )
+
+
+def _foreign(text: str) -> str:
+  """Advice on what another language would write so; '' if there is nothing of the kind."""
+  bare = _TEXT.sub('""', text)
+  for pattern, advice in _FOREIGN:
+    found = pattern.search(bare)
+    if found:
+      return advice.format(found[0], found[0].lower())
+  return ''
 
 
 def required(

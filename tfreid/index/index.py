@@ -1,7 +1,9 @@
 """The default engine: segments in files, searched exactly where they lie. Floor 4.
 
 By default the concepts stay on the disk, memory-mapped, and are read once per search, in blocks: an
-index may be larger than the memory. `resident=True` keeps them in TensorFlow (`ExactSearch`).
+index may be larger than the memory. `resident=True` keeps them in TensorFlow (`ExactSearch`), 4 E
+bytes per crop; `resident='bfloat16'` takes as many, scans half of them, and answers the same, since
+float32 has the last word.
 """
 
 from __future__ import annotations
@@ -34,18 +36,31 @@ _MASKS = 8
 _ATTEMPTS = 5
 
 
+# What `resident` may be.
+_RESIDENT = (False, True, 'float32', 'bfloat16')
+
+
 class EmbeddedIndex(Engine):
   """An index in a folder."""
 
-  def __init__(self, ledger: Ledger, state: Mapping[str, Any], *, resident: bool = False):
+  def __init__(self, ledger: Ledger, state: Mapping[str, Any], *, resident: bool | str = False):
     """Opens the segments.
 
     Args:
       ledger: the folder of the index.
       state: from `ledger.read()`, or a new one.
-      resident: keep all concepts in memory.
+      resident: keep all concepts in memory; 'bfloat16' to scan them in half the bytes, True or
+        'float32' to scan them as they are.
+
+    Raises:
+      ValueError: another word, or a damaged segment.
     """
     super().__init__(ledger, state)
+    if resident not in _RESIDENT:
+      raise ValueError(
+        f"An index is resident in 'float32' (or True), in 'bfloat16', or not (False); not in "
+        f'{resident!r}.'
+      )
     self.resident = resident
     for attempt in range(_ATTEMPTS):
       try:
@@ -103,8 +118,8 @@ class EmbeddedIndex(Engine):
       for positions, scores in find(queries[start : start + _QUERIES], top_k, keep, min_score):
         if min_score is not None:
           positions, scores = positions[scores >= min_score], scores[scores >= min_score]
-        rows = self._rows_at(positions)
-        results.append([Match(row, float(score)) for row, score in zip(rows, scores)])
+        found = zip(self._rows_at(positions), scores, self._vectors_at(positions))
+        results.append([Match(row, float(score), concept) for row, score, concept in found])
     return results
 
   def rows(self, ids: Sequence[str]) -> dict[str, Row]:
@@ -153,19 +168,30 @@ class EmbeddedIndex(Engine):
     """Joins segments and writes those anew that hold removed rows: nothing of these remains."""
     self._write(self._joined(self.state['segments']), self.state.get('shard'))
 
-  def import_segments(self, other: EmbeddedIndex) -> list[dict[str, Any]]:
-    """Brings another index's segments below this one's folder, for `commit`.
+  def import_segments(self, other: Engine) -> list[dict[str, Any]]:
+    """Brings another index's crops below this one's folder, as segments, for `commit`.
 
     Args:
-      other: on the same machine; its files are linked where the file system can, else copied.
+      other: any engine. The files of an embedded index are linked where the file system can, else
+        copied; what Milvus holds is written a part at a time.
 
     Returns:
       The entries.
+
+    Raises:
+      FileNotFoundError: a file vanished meanwhile.
+      ValueError: the other index changed meanwhile.
     """
+    if not isinstance(other, EmbeddedIndex):
+      return self._written(other)
     entries = []
     for part in other._segments:
       target = os.path.join(self.ledger.segments, part.entry['name'])
       if len(part.removed) or os.path.exists(target):
+        # Linked files are looked at when they are here; those that are written anew would be whole.
+        damaged = part.problems()
+        if damaged:
+          raise ValueError(f'The parts cannot be joined. {damaged[0]}')
         entries.append(
           segment.write(
             self.ledger.segments, part.live_parts(), size=int(part.live.sum()), width=self.width
@@ -194,17 +220,11 @@ class EmbeddedIndex(Engine):
     found = [problem for part in self._segments for problem in part.problems()]
     if found:
       return found
-    seen: set[int] = set()
-    suspects: set[int] = set()
-    for part in self._segments:
-      for value in np.asarray(part.hashes)[part.live].tolist():
-        (suspects if value in seen else seen).add(value)
+    suspects = engine.repeated(part.hashes[part.live] for part in self._segments)
     names = collections.Counter(
       row.id
       for part in self._segments
-      for row in part.rows(
-        np.flatnonzero(part.live & np.isin(part.hashes, _hashes(suspects))).tolist()
-      )
+      for row in part.rows(np.flatnonzero(part.live & np.isin(part.hashes, suspects)).tolist())
     )
     return [f"The id '{name}' occurs {n} times." for name, n in names.items() if n > 1]
 
@@ -216,6 +236,32 @@ class EmbeddedIndex(Engine):
     # Opened first: where that fails, this one stays what it was.
     self.__dict__ = EmbeddedIndex(self.ledger, state, resident=self.resident).__dict__
     return True
+
+  def _written(self, other):
+    """Segments, new ones, of what another engine holds."""
+    changed = (
+      f"'{other.ledger.directory}' changed while it was merged. Merge again when nobody writes to "
+      'it.'
+    )
+    parts, rest = other.parts(), []
+
+    def take(count):
+      while count:
+        concepts, rows = rest.pop() if rest else next(parts, (None, []))
+        if not rows:
+          raise ValueError(changed)
+        if len(rows) > count:
+          rest.append((concepts[count:], rows[count:]))
+        yield concepts[:count], rows[:count]
+        count -= min(count, len(rows))
+
+    entries = []
+    for start in range(0, other.size, MAX_SEGMENT_ROWS):
+      size = min(MAX_SEGMENT_ROWS, other.size - start)
+      entries.append(segment.write(self.ledger.segments, take(size), size=size, width=self.width))
+    if rest or other.ledger.read()['generation'] != other.state['generation']:
+      raise ValueError(changed)
+    return entries
 
   def _write(self, entries, shard):
     state = {**self.state, 'generation': self.state['generation'] + 1, 'segments': list(entries)}
@@ -329,7 +375,10 @@ class EmbeddedIndex(Engine):
     from tfreid.serving.search import ExactSearch
 
     if self._exact is None:
-      self._exact = ExactSearch(np.concatenate([s.concepts for s in self._segments]))
+      self._exact = ExactSearch(
+        np.concatenate([s.concepts for s in self._segments]),
+        precision='bfloat16' if self.resident == 'bfloat16' else 'float32',
+      )
     # A graph per power of two: tracing takes longer than many searches.
     k = min(1 << max(top_k - 1, 31).bit_length(), self._exact.size)
     if (k, masked) not in self._kernels:

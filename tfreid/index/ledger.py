@@ -1,8 +1,9 @@
 """What an index consists of: one small file, replaced whole, and a lock for writers. Floor 4.
 
   <index>/index.json     the state: model, engine, segments; what it does not name does not exist
-  <index>/pending.json   shards of a build that is not finished: they are kept, and not searched
-  <index>/segments/      the segments of both, see `segment`
+  <index>/pending.json   what is being built, while it is not finished
+  <index>/pending.jsonl  its shards, a line for each: they are kept, and not searched
+  <index>/segments/      the segments of all, see `segment`
   <index>/lock           held by the one process that writes
 
 A commit writes new files, flushes them, and replaces index.json; it happens at that moment or not
@@ -25,7 +26,8 @@ import tfreid
 from tfreid.index.segment import flush_directory
 
 FORMAT = 1
-STATE, PENDING, LOCK, SEGMENTS = 'index.json', 'pending.json', 'lock', 'segments'
+STATE, PENDING, SHARDS = 'index.json', 'pending.json', 'pending.jsonl'
+LOCK, SEGMENTS = 'lock', 'segments'
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -83,12 +85,86 @@ class Ledger:
     self._write(STATE, state)
 
   def read_pending(self) -> dict[str, Any]:
-    """What an unfinished build left, {} if there is none."""
-    return self._read(PENDING) if os.path.isfile(self._path(PENDING)) else {}
+    """What an unfinished build left, {} if there is none; its shards by their keys in 'shards'."""
+    if not os.path.isfile(self._path(PENDING)):
+      return {}
+    pending = self._read(PENDING)
+    return {**pending, 'shards': {**pending.get('shards', {}), **self._shards()[0]}}
 
-  def write_pending(self, pending: Mapping[str, Any]) -> None:
-    """Replaces what a later run of the same build will find."""
+  def write_pending(self, pending: Mapping[str, Any], *, keep_shards: bool) -> None:
+    """Replaces what a later run of the same build will find.
+
+    Args:
+      pending: what is being built, without shards.
+      keep_shards: the shards in pending.jsonl belong to it; if not, they are forgotten.
+    """
+    if not keep_shards:
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(self._path(SHARDS))
     self._write(PENDING, pending)
+
+  def add_pending(self, key: str, shard: Mapping[str, Any]) -> None:
+    """Adds a shard; only its line is written, since a build may have tens of thousands."""
+    if not self._locked:
+      raise RuntimeError('Writing needs the lock.')
+    line = json.dumps([key, shard], ensure_ascii=False, separators=(',', ':')).encode() + b'\n'
+    path = self._path(SHARDS)
+    new = not os.path.exists(path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+      before = os.fstat(descriptor).st_size
+      try:
+        written = 0
+        while written < len(line):
+          written += os.write(descriptor, line[written:])
+        os.fsync(descriptor)
+      except BaseException:
+        os.ftruncate(descriptor, before)
+        raise
+    finally:
+      os.close(descriptor)
+    if new:
+      flush_directory(self.directory)
+
+  def _shards(self) -> tuple[dict[str, Any], int]:
+    """The shards in pending.jsonl, and how many bytes of it they take.
+
+    The last line may be cut off, by a kill in the midst of writing it; it does not count.
+
+    Raises:
+      ValueError: another line cannot be read.
+    """
+    shards: dict[str, Any] = {}
+    size = 0
+    if not os.path.isfile(self._path(SHARDS)):
+      return shards, size
+    with open(self._path(SHARDS), 'rb') as file:
+      lines = file.readlines()
+    for i, line in enumerate(lines):
+      try:
+        if not line.endswith(b'\n'):
+          raise ValueError('it is cut off')
+        key, shard = json.loads(line)
+        shards[key] = {'segment': shard['segment'], 'corrupt': shard['corrupt']}
+      except (ValueError, TypeError, LookupError) as error:
+        if i == len(lines) - 1:
+          break
+        raise ValueError(f"'{self._path(SHARDS)}', line {i + 1}, is damaged: {error}.") from error
+      size += len(line)
+    return shards, size
+
+  def _cut_shards(self) -> None:
+    """Removes a last line that is cut off, so that the next one begins on a line of its own."""
+    with contextlib.suppress(FileNotFoundError):
+      size = self._shards()[1]
+      if os.path.getsize(self._path(SHARDS)) > size:
+        os.truncate(self._path(SHARDS), size)
+
+  def _remove_pending(self) -> None:
+    # The shards first: without pending.json they would be nobody's.
+    for name in (SHARDS, PENDING):
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(self._path(name))
 
   @contextlib.contextmanager
   def lock(self) -> Iterator[None]:
@@ -135,8 +211,9 @@ class Ledger:
     entries = list(state['segments'])
     if pending.get('generation') == state['generation']:
       entries += [shard['segment'] for shard in pending['shards'].values() if shard['segment']]
-    elif pending:
-      os.remove(self._path(PENDING))
+      self._cut_shards()
+    else:
+      self._remove_pending()
     kept = {entry['name']: entry for entry in entries}
     for name in os.listdir(self.segments):
       folder = os.path.join(self.segments, name)

@@ -6,11 +6,17 @@ crops live in a collection. Milvus has no transactions, so a commit is made of w
 * Each crop carries the generation that added it, and a search asks for generations up to the one in
   index.json. Crops of a commit that did not come to its end are not seen, and the next writer
   removes them.
-* What is to be removed is listed in index.json in the same commit, is not answered from then on,
-  and is deleted afterwards, by the next writer if need be.
+* What is to be removed is listed in the same commit, in index.json or, where it is much, in a file
+  beside it; it is not answered from then on, and is deleted afterwards, by the next writer if need
+  be.
+
+So a reader sees what was added since it opened the index only when it refreshes; but what was
+removed it does not see any more, and where the whole index was replaced, its collection is gone,
+and it goes on with the new one.
 
 Milvus finds candidates by exhaustive search (index FLAT) and the filter's expression; they are
-ranked by the same last score as everywhere, and more are fetched until none left out could matter.
+ranked by the same last score as everywhere, and more are fetched until none left out could matter,
+if need be from a part of the positions at a time.
 
 Where the server asks for one, the token is read from the environment variable MILVUS_TOKEN.
 """
@@ -23,15 +29,17 @@ import json
 import os
 import secrets
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tfreid.index import engine, filters
 from tfreid.index.engine import Engine, Match
 from tfreid.index.ledger import Ledger
-from tfreid.index.segment import Row, Segment
+from tfreid.index.segment import Row, Segment, flush_directory, id_hash
+
+_Answer = TypeVar('_Answer')
 
 # Milvus' own limits.
 _MAX_RESULTS = 16384
@@ -44,6 +52,11 @@ _SPARE = 28
 _CONNECT_SECONDS = 120
 # How often it is asked to end.
 _ATTEMPTS = 12
+# How often opening starts again because a writer removed what the state had named.
+_READS = 5
+# Positions to remove that index.json lists; more are in a file, for each reader reads index.json.
+_LISTED = 1000
+_REMOVING = 'removing-'
 # Rows per request.
 _BATCH = 1000
 # Bytes of the vectors in one request; a gRPC message may have 64 MiB.
@@ -70,6 +83,7 @@ class MilvusIndex(Engine):
       OSError: there is no connection.
     """
     super().__init__(ledger, state)
+    self.state = self._loaded(state)
     client, self._exceptions = _library()
     about = self.state['engine']
     self.uri = about['uri'] or os.path.join(ledger.directory, 'milvus.db')
@@ -109,71 +123,123 @@ class MilvusIndex(Engine):
     exclude: Sequence[str] = (),
     min_score: float | None = None,
   ) -> list[list[Match]]:
-    """The best crops of each query; see `Engine.search`."""
-    queries = self._checked(queries, top_k, where)
+    """The best crops of each query; see `Engine.search`.
+
+    Raises:
+      ValueError: as there, or more results than Milvus answers.
+    """
+
+    def ask(state):
+      checked = self._checked(queries, top_k, where)
+      if not state.get('size'):
+        return [[] for _ in checked]
+      parts = [_visible(state)]
+      if where is not None:
+        parts.append(filters.to_milvus(where))
+      if exclude:
+        parts.append(f'id not in {_list(exclude)}')
+      expression = ' and '.join(f'({part})' for part in parts)
+      epsilon = engine.rounding(checked, state['greatest_norm'])
+      return [self._best(state, q, top_k, expression, eps) for q, eps in zip(checked, epsilon)]
+
     if top_k > _MAX_RESULTS - _SPARE:
       raise ValueError(f'Milvus answers {_MAX_RESULTS - _SPARE} results at most, not {top_k}.')
-    if not self.size:
-      return [[] for _ in queries]
-    parts = [self._visible()]
-    if where is not None:
-      parts.append(filters.to_milvus(where))
-    if exclude:
-      parts.append(f'id not in {_list(exclude)}')
-    expression = ' and '.join(f'({part})' for part in parts)
-    rooms = 2 * engine.rounding(queries, self.state['greatest_norm'])
-    answers = []
-    for query, room in zip(queries, rooms):
-      found = self._best(query, top_k, expression, room)
-      answers.append([match for match in found if min_score is None or match.score >= min_score])
-    return answers
-
-  def _best(self, query, top_k, expression, room):
-    limit = top_k + _SPARE
-    while True:
-      with self._clear():
-        (hits,) = self._client.search(
-          self._collection,
-          data=[query.tolist()],
-          limit=limit,
-          filter=expression,
-          output_fields=['position', 'row', 'concept'],
-          search_params={'metric_type': 'IP'},
-          consistency_level='Strong',
-        )
-      if not hits:
-        return []
-      scanned = -np.sort([-hit['distance'] for hit in hits])
-      # As in `EmbeddedIndex`: what Milvus left out has a < t - 2 eps, so it is not among the best.
-      complete = len(hits) < limit or scanned[-1] < scanned[top_k - 1] - room
-      if complete or limit == _MAX_RESULTS:
-        break
-      limit = min(4 * limit, _MAX_RESULTS)
-    entities = [hit['entity'] for hit in hits]
-    concepts = np.asarray([entity['concept'] for entity in entities], np.float32)
-    positions = np.asarray([entity['position'] for entity in entities], np.int64)
-    order, scores = engine.best(concepts, positions, query, top_k)
     return [
-      Match(Row.from_json(entities[i]['row']), float(score)) for i, score in zip(order, scores)
+      [match for match in found if min_score is None or match.score >= min_score]
+      for found in self._answered(ask)
     ]
+
+  def _best(self, state, query, top_k, expression, epsilon):
+    """The best crops for one query, in requests of as many results as it takes.
+
+    Of a range of positions a request answers the rows of the best scores a(x). Let t be the K-th
+    best last score s found so far. What the request left out has no better a than its last result,
+    and s <= a + eps; so where that is below t, the range holds nothing more. Else more results are
+    asked for; and where Milvus answers no more at once, the halves of the range, one by one.
+    """
+    ranges, limit = [(0, state['next_position'])], top_k + _SPARE
+    found: dict[int, Match] = {}
+    while ranges:
+      first, last = ranges.pop()
+      # Rows take room, and of many results few are answered.
+      output = ['row'] if limit == top_k + _SPARE else []
+      hits = self._hits(state, query, expression, (first, last), limit, output)
+      alive = [hit for hit in hits if not _within(state['removing'], hit['position'])]
+      concepts = np.asarray([hit['concept'] for hit in alive], np.float32)
+      positions = np.asarray([hit['position'] for hit in alive], np.int64)
+      concepts = concepts.reshape(len(alive), self.width)
+      for i, score in zip(*engine.best(concepts, positions, query, top_k)):
+        position = int(positions[i])
+        known = found[position].row if position in found else None
+        row = Row.from_json(alive[i]['row']) if output else known
+        found[position] = Match(row, float(score), concepts[i])
+      order = sorted(found, key=lambda position: (-found[position].score, position))[:top_k]
+      found = {position: found[position] for position in order}
+      least = found[order[-1]].score if len(order) == top_k else -np.inf
+      if len(hits) < limit or hits[-1]['distance'] + epsilon < least:
+        continue
+      if limit < _MAX_RESULTS:
+        limit = min(4 * limit, _MAX_RESULTS)
+        ranges.append((first, last))
+      else:
+        middle = (first + last) // 2
+        ranges += [(middle, last), (first, middle)]
+    unread = [position for position, match in found.items() if match.row is None]
+    for entity in self._at(state, unread, 'row'):
+      position = entity['position']
+      found[position] = found[position]._replace(row=Row.from_json(entity['row']))
+    # One that was removed since has no row.
+    return [match for match in found.values() if match.row is not None]
+
+  def _hits(self, state, query, expression, positions, limit, output):
+    """Up to `limit` results with positions in a range, of falling `distance`, which is a(x)."""
+    first, last = positions
+    if (first, last) != (0, state['next_position']):
+      expression = f'({expression}) and position >= {first} and position < {last}'
+    with self._clear():
+      (hits,) = self._client.search(
+        state['collection'],
+        data=[query.tolist()],
+        limit=limit,
+        filter=expression,
+        output_fields=['position', 'concept', *output],
+        search_params={'metric_type': 'IP'},
+        consistency_level='Strong',
+      )
+    hits = [{**hit['entity'], 'distance': hit['distance']} for hit in hits]
+    return sorted(hits, key=lambda hit: -hit['distance'])
 
   def rows(self, ids: Sequence[str]) -> dict[str, Row]:
     """The rows with these ids."""
-    return {entity['row']['id']: Row.from_json(entity['row']) for entity in self._find(ids, 'row')}
+    found = self._answered(lambda state: self._find(state, ids, 'row'))
+    return {entity['row']['id']: Row.from_json(entity['row']) for entity in found}
 
   def concepts(self, ids: Sequence[str]) -> np.ndarray:
     """Concepts, float32 [M, E], of these ids."""
-    found = {entity['id']: entity['concept'] for entity in self._find(ids, 'id', 'concept')}
+    entities = self._answered(lambda state: self._find(state, ids, 'id', 'concept'))
+    found = {entity['id']: entity['concept'] for entity in entities}
     missing = [name for name in ids if name not in found]
     if missing:
       raise KeyError(f"The index has no crop '{missing[0]}'.")
     return np.asarray([found[name] for name in ids], np.float32).reshape(len(ids), self.width)
 
   def parts(self) -> Iterator[tuple[np.ndarray, list[Row]]]:
-    """All concepts and rows in the order of adding."""
-    for start in range(0, self.state.get('next_position', 0), _BATCH):
-      expression = f'{self._visible()} and position >= {start} and position < {start + _BATCH}'
-      found = self._query(expression, 'position', 'row', 'concept')
+    """All concepts and rows in the order of adding.
+
+    Raises:
+      OSError: the index was replaced meanwhile, or the server does not answer.
+    """
+    state = self.state
+    for start in range(0, state.get('next_position', 0), _BATCH):
+      window = f'position >= {start} and position < {start + _BATCH}'
+      try:
+        found = self._query(state, window, 'position', 'row', 'concept')
+      except OSError as error:
+        if not self._is_replaced(state):
+          raise
+        raise OSError(
+          f"The index '{self.ledger.directory}' was replaced while it was read. Read it again."
+        ) from error
       found.sort(key=lambda entity: entity['position'])
       if found:
         concepts = np.asarray([entity['concept'] for entity in found], np.float32)
@@ -187,8 +253,27 @@ class MilvusIndex(Engine):
     replace: bool = False,
     shard: Sequence[int] | None = None,
   ) -> None:
-    """Adds the rows of segments and removes others, all at once; see `Engine.commit`."""
+    """Adds the rows of segments and removes others, all at once; see `Engine.commit`.
+
+    Of a commit that fails nothing is left in Milvus, if it still answers; else the next writer
+    removes it.
+    """
     self.recover()
+    try:
+      self._commit(entries, remove, replace, shard)
+    except BaseException:
+      # Whatever is wrong here as well, the first error is the one to be told.
+      with contextlib.suppress(OSError, ValueError):
+        # The error may have come when index.json was replaced already.
+        committed = self.ledger.read() if self.ledger.exists else {}
+        if committed.get('engine') == self.state['engine']:
+          self.state = self._loaded(committed)
+        self.recover()
+      raise
+    self.recover()
+    self.ledger.clean()
+
+  def _commit(self, entries, remove, replace, shard):
     state = {**self.state, 'generation': self.state['generation'] + 1}
     state.pop('shard', None)
     if shard:
@@ -198,7 +283,8 @@ class MilvusIndex(Engine):
       state.update(size=0, next_position=0, greatest_norm=0.0, fields={})
       state['collection'] = self._create()
     else:
-      removing = [entity['position'] for entity in self._find(list(remove), 'position')]
+      found = self._find(self.state, list(remove), 'position')
+      removing = sorted(entity['position'] for entity in found)
     for entry in entries:
       self._insert(Segment(self.ledger.segments, entry), state)
       state['size'] += entry['rows']
@@ -211,12 +297,10 @@ class MilvusIndex(Engine):
       }
     with self._clear():
       self._client.flush(state['collection'])
-    state['removing'] = removing
+    state['removing'] = removing if len(removing) <= _LISTED else self._written(removing)
     state['size'] -= len(removing)
     self.ledger.write(state)
-    self.state = self.ledger.read()
-    self.recover()
-    self.ledger.clean()
+    self.state = self._loaded(self.ledger.read())
 
   def recover(self) -> None:
     """Brings the collection to the state of index.json; needs the lock."""
@@ -229,7 +313,7 @@ class MilvusIndex(Engine):
     later = f'generation > {self.state["generation"]}'
     with self._clear():
       self._client.delete(self._collection, filter=later)
-    removing = self.state.get('removing', [])
+    removing = self.state['removing'].tolist()
     for start in range(0, len(removing), _BATCH):
       with self._clear():
         self._client.delete(
@@ -237,19 +321,26 @@ class MilvusIndex(Engine):
         )
     if removing:
       self.ledger.write({**self.state, 'removing': []})
-      self.state = self.ledger.read()
+      self.state = self._loaded(self.ledger.read())
+    for name in os.listdir(self.ledger.directory):
+      if name.startswith(_REMOVING):
+        os.remove(os.path.join(self.ledger.directory, name))
 
   def problems(self) -> list[str]:
     """What is wrong with the collection: its number of crops, their ids, their concepts."""
-    found, count, names = [], 0, set()
+    found, count, hashes = [], 0, []
     for concepts, rows in self.parts():
       count += len(rows)
+      hashes.append(np.fromiter((id_hash(row.id) for row in rows), np.uint64, len(rows)))
       for row, finite in zip(rows, np.isfinite(concepts).all(axis=1)):
-        if row.id in names:
-          found.append(f"The id '{row.id}' occurs more than once.")
         if not finite:
           found.append(f"The concept of '{row.id}' is not finite.")
-        names.add(row.id)
+    suspects = set(engine.repeated(hashes).tolist())
+    if suspects:
+      names = collections.Counter(
+        row.id for _, rows in self.parts() for row in rows if id_hash(row.id) in suspects
+      )
+      found += [f"The id '{name}' occurs {n} times." for name, n in names.items() if n > 1]
     if count != self.size:
       found.append(
         f"The collection '{self._collection}' has {count} crops; index.json says {self.size}."
@@ -258,8 +349,9 @@ class MilvusIndex(Engine):
 
   def refresh(self) -> bool:
     """Takes over what was committed since; returns whether that was anything."""
-    state = self.ledger.read()
+    state = self._loaded(self.ledger.read())
     changed = state['generation'] != self.state['generation']
+    # Exchanged whole, for threads that are asking.
     self.state = state
     return changed
 
@@ -289,12 +381,47 @@ class MilvusIndex(Engine):
   def _collection(self):
     return self.state.get('collection', '')
 
-  def _visible(self):
-    """The expression that hides what is not committed, and what is to be removed."""
-    expression = f'generation <= {self.state["generation"]}'
-    if self.state.get('removing'):
-      expression += f' and position not in {self.state["removing"]}'
-    return expression
+  def _loaded(self, state):
+    """A state with 'removing' as an array, int64, ascending, also where it is in a file."""
+    for attempt in range(_READS):
+      removing = state.get('removing', [])
+      try:
+        if isinstance(removing, str):
+          removing = np.load(os.path.join(self.ledger.directory, removing))
+        return {**state, 'removing': np.asarray(removing, np.int64)}
+      except FileNotFoundError:
+        # It was removed, and the file with it, since index.json was read.
+        if attempt == _READS - 1 or not self.ledger.exists:
+          raise
+        state = self.ledger.read()
+    raise AssertionError('not reached')
+
+  def _written(self, removing):
+    """The name of a file, on the disk on return, of positions."""
+    name = f'{_REMOVING}{secrets.token_hex(8)}.npy'
+    with open(os.path.join(self.ledger.directory, name), 'wb') as file:
+      np.save(file, np.asarray(removing, np.int64))
+      file.flush()
+      os.fsync(file.fileno())
+    flush_directory(self.ledger.directory)
+    return name
+
+  def _answered(self, ask: Callable[[Mapping[str, Any]], _Answer]) -> _Answer:
+    """What `ask(state)` returns; of the new state where this one's collection was replaced."""
+    state = self.state
+    try:
+      return ask(state)
+    except OSError:
+      if not self._is_replaced(state):
+        raise
+    self.refresh()
+    return ask(self.state)
+
+  def _is_replaced(self, state):
+    """Whether the index has another collection now."""
+    if not self.ledger.exists:
+      return False
+    return self.ledger.read().get('collection') != state.get('collection')
 
   def _check_collection(self):
     if self._collection and not self._client.has_collection(self._collection):
@@ -348,28 +475,35 @@ class MilvusIndex(Engine):
       with self._clear():
         self._client.insert(state['collection'], data)
 
-  def _find(self, ids, *output):
+  def _find(self, state, ids, *output):
     """Entities of the rows with these ids."""
     ids = sorted(set(ids))
     found = []
     for start in range(0, len(ids), _BATCH):
-      names = _list(ids[start : start + _BATCH])
-      found += self._query(f'{self._visible()} and id in {names}', *output)
+      found += self._query(state, f'id in {_list(ids[start : start + _BATCH])}', *output)
     return found
 
-  def _query(self, expression, *output):
-    if not self._collection:
+  def _at(self, state, positions, *output):
+    """Entities of the rows at these positions."""
+    found = []
+    for start in range(0, len(positions), _BATCH):
+      part = list(map(int, positions[start : start + _BATCH]))
+      found += self._query(state, f'position in {part}', 'position', *output)
+    return found
+
+  def _query(self, state, expression, *output):
+    """Entities that fulfil an expression, are committed, and are not to be removed."""
+    if not state.get('collection'):
       return []
     with self._clear():
-      return list(
-        self._client.query(
-          self._collection,
-          filter=expression,
-          output_fields=list(output),
-          limit=_MAX_RESULTS,
-          consistency_level='Strong',
-        )
+      found = self._client.query(
+        state['collection'],
+        filter=f'{_visible(state)} and {expression}',
+        output_fields=list({*output, 'position'}),
+        limit=_MAX_RESULTS,
+        consistency_level='Strong',
       )
+    return [entity for entity in found if not _within(state['removing'], entity['position'])]
 
   @contextlib.contextmanager
   def _clear(self):
@@ -390,6 +524,37 @@ def _library():
       "`pip install 'tfreid[milvus]'`."
     ) from error
   return MilvusClient, MilvusException
+
+
+def drop(ledger: Ledger, state: Mapping[str, Any]) -> None:
+  """Drops all collections of an index that is kept elsewhere now.
+
+  Args:
+    ledger: the folder of the index.
+    state: that it had.
+
+  Raises:
+    OSError: the server does not answer.
+  """
+  found = MilvusIndex(ledger, {**state, 'collection': '', 'removing': []})
+  try:
+    found.recover()
+  finally:
+    found.close()
+
+
+def _visible(state: Mapping[str, Any]) -> str:
+  """The expression that hides what is not committed.
+
+  What is to be removed is passed over by the reader, for it may be any number of positions.
+  """
+  return f'generation <= {state["generation"]}'
+
+
+def _within(positions: np.ndarray, position: int) -> bool:
+  """Whether a position is among these, which ascend."""
+  place = np.searchsorted(positions, position)
+  return place < len(positions) and positions[place] == position
 
 
 def _list(texts: Iterable[str]) -> str:

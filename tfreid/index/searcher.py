@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfreid.data import words
-from tfreid.index import engine, filters, segment
+from tfreid.index import engines, filters, segment
 from tfreid.index.building import check_model
 from tfreid.index.engine import Match
 from tfreid.index.ledger import Ledger
@@ -36,22 +35,24 @@ class Searcher:
     engine: what holds the crops.
   """
 
-  def __init__(self, directory: str, *, model: str | Embedder = '', resident: bool = False):
+  def __init__(self, directory: str, *, model: str | Embedder = '', resident: bool | str = False):
     """Opens an index; the model is loaded when it is first needed.
 
     Args:
       directory: of the index.
       model: directory of the exported model, or the model; by default where it was when the index
         was built.
-      resident: keep all concepts in memory, for many fast searches (embedded engine).
+      resident: keep all concepts in memory, for many fast searches (embedded engine): 'bfloat16' to
+        scan half the bytes, with the same answers; True or 'float32' to scan them as they are.
 
     Raises:
       FileNotFoundError: there is no index.
-      ValueError: a part of it is damaged, or the model is not the one it was built with.
+      ValueError: a part of it is damaged, the model is not the one it was built with, or `resident`
+        is another word.
     """
     ledger = Ledger(directory)
     self.directory = ledger.directory
-    self.engine = engine.open_engine(ledger, resident=resident)
+    self.engine = engines.open_engine(ledger, resident=resident)
     self._path = model if isinstance(model, str) else ''
     self._model = None if isinstance(model, str) else model
     if self._model is not None:
@@ -120,28 +121,28 @@ class Searcher:
     """
     if isinstance(query, str):
       text = text or query
-      query = words.parse(query, self.model.known_schema)
-    if isinstance(query, Mapping):
-      said, concept = dict(query), self.model.embed_query(query)
+    if isinstance(query, (str, Mapping)):
+      said = asking.said(self.schema, query)
+      concept = self.model.embed_query(said)
     else:
       said, concept = {}, np.asarray(query, np.float32)
       if concept.shape != (self.engine.width,):
         raise ValueError(
           f'A concept has {self.engine.width} numbers; this one has the shape {concept.shape}.'
         )
-    condition = filters.joined(
-      filters.parse(where) if where else None,
-      filters.required(self._attributes(must), self._attributes(must_not)),
-    )
     started = time.perf_counter()
-    (matches,) = self.engine.search(
-      concept[np.newaxis], top_k=top_k, where=condition, exclude=exclude, min_score=min_score
+    matches = self._matches(
+      concept,
+      top_k=top_k,
+      where=where,
+      must=must,
+      must_not=must_not,
+      exclude=exclude,
+      min_score=min_score,
     )
     reasons: list[dict[str, float]] = [{} for _ in matches]
     if explain and said and matches:
-      without = self._scores(
-        [match.row.id for match in matches], asking.withdrawals(self.schema, said)
-      )
+      without = self._scores(matches, asking.withdrawals(self.schema, said))
       reasons = asking.reasons(list(said), np.array([match.score for match in matches]), without)
     return Answer(
       query=said,
@@ -169,15 +170,13 @@ class Searcher:
     Raises:
       ValueError: words, attributes, values or fields that are not known.
     """
-    if isinstance(query, str):
-      query = words.parse(query, self.schema)
-    questions = asking.questions(self.schema, query)
-    if not questions:
-      return []
-    hits = self.search(query, top_k=top_k, **options).hits
-    vectors = np.concatenate([question.vectors for question in questions])
-    scores = self._scores([hit.id for hit in hits], vectors)
-    return asking.suggestions(questions, np.array([hit.score for hit in hits]), scores)
+    said = asking.said(self.schema, query)
+
+    def score(vectors):
+      matches = self._matches(self.model.embed_query(said), top_k=top_k, **options)
+      return np.array([match.score for match in matches]), self._scores(matches, vectors)
+
+    return asking.suggest(self.schema, said, score)
 
   def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
     """The crops most like one crop.
@@ -287,17 +286,38 @@ class Searcher:
   def __exit__(self, *exception: Any) -> None:
     self.close()
 
-  def _scores(self, ids: Sequence[str], vectors: np.ndarray) -> np.ndarray:
-    """Scores, float32 [K, M], of crops for attribute vectors [M, A]."""
-    return self.engine.concepts(ids) @ self.model.embed_attributes(vectors).T
+  def _matches(
+    self,
+    concept: np.ndarray,
+    *,
+    top_k: int,
+    where: str = '',
+    must: Mapping[str, str] | str | None = None,
+    must_not: Mapping[str, str] | str | None = None,
+    exclude: Sequence[str] = (),
+    min_score: float | None = None,
+  ) -> list[Match]:
+    """The best crops for a concept, float32 [E]; see `search`."""
+    condition = filters.joined(
+      filters.parse(where) if where else None,
+      filters.required(self._attributes(must), self._attributes(must_not)),
+    )
+    (matches,) = self.engine.search(
+      concept[np.newaxis], top_k=top_k, where=condition, exclude=exclude, min_score=min_score
+    )
+    return matches
+
+  def _scores(self, matches: Sequence[Match], vectors: np.ndarray) -> np.ndarray:
+    """Scores, float32 [K, M], of crops that were found for attribute vectors [M, A]."""
+    concepts = np.array([match.concept for match in matches]).reshape(-1, self.engine.width)
+    return concepts @ self.model.embed_attributes(vectors).T
 
   def _attributes(self, asked: Mapping[str, str] | str | None) -> Mapping[str, str]:
     """Attribute name to value, checked."""
-    if isinstance(asked, str):
-      return words.parse(asked, self.model.known_schema) if asked else {}
-    for name, value in (asked or {}).items():
-      self.model.known_schema.check_value(name, value.lstrip('!'))
-    return asked or {}
+    said = asking.said(self.schema, asked) if asked else {}
+    for name, value in said.items():
+      self.schema.check_value(name, value.lstrip('!'))
+    return said
 
 
 class _Described:
