@@ -7,7 +7,7 @@ F3  methods                                          training alone sees it, onl
 F2  joint_space, search.asking, search.client, search.gallery
 F1  networks, data                                   rooms that do not know each other
 F0  losses, correlation, replicas, spec, evaluation.ranking, serving.search, serving.errors,
-    search.answer
+    serving.versions, search.answer
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ FLOORS = {
   'tfreid.evaluation.ranking': 0,
   'tfreid.serving.search': 0,
   'tfreid.serving.errors': 0,
+  'tfreid.serving.versions': 0,
+  'tfreid.serving.loading': 0,
   'tfreid.search.answer': 0,
   'tfreid.networks': 1,
   'tfreid.data': 1,

@@ -9,43 +9,18 @@
 
 The description is a list of name=value settings, of words, or of both. --model searches the gallery
 inside an exported model, --index one made with tools/index.py, --server that of an exported model
-under TF Serving. Beside each tick or cross stands
-what the attribute adds to the score of the crop, and below the table what to ask for next.
+under TF Serving. Beside each tick or cross stands what the attribute adds to the score of the crop,
+and below the table what to ask for next.
 """
 
 from absl import app, flags
 
+import _source
 import _tool
 
-_MODEL = flags.DEFINE_string(
-  'model',
-  None,
-  'Exported model: the folder of a version, or of the model (newest version). With --index: where '
-  'its model is, if that was moved.',
-)
-_INDEX = flags.DEFINE_string('index', None, 'Index to search instead of the gallery of the model.')
-_SERVER = flags.DEFINE_string(
-  'server',
-  None,
-  'Address of a TF Serving instead of a folder: grpc://host:8500 or http://host:8501, with TLS '
-  'grpcs:// or https://.',
-)
-_MODEL_NAME = flags.DEFINE_string('model_name', 'people', 'With --server: name of the model there.')
-_VERSION = flags.DEFINE_string(
-  'model_version', '', 'With --server: number or label of the version; the newest by default.'
-)
-_GALLERY = flags.DEFINE_string(
-  'gallery',
-  '',
-  "With --server: the export's assets.extra/gallery.jsonl, for pictures and annotations.",
-)
+flags.adopt_module_key_flags(_source)
 _TIMEOUT = flags.DEFINE_float(
   'timeout', 10.0, 'With --server: seconds to wait for an answer.', lower_bound=0.001
-)
-_CERTIFICATE = flags.DEFINE_string(
-  'certificate',
-  '',
-  "With --server: PEM file of the authority that signed the server's certificate.",
 )
 _TOP_K = flags.DEFINE_integer('top_k', 20, 'Number of crops to show.', lower_bound=1)
 _FILTER = flags.DEFINE_string(
@@ -75,13 +50,9 @@ _JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
 def main(argv):
   """Loads the model or the index and answers."""
   text = ', '.join(argv[1:])
-  if not (_MODEL.value or _INDEX.value or _SERVER.value) or bool(text) == bool(_LIKE.value):
-    raise app.UsageError(
-      'Give --model=DIRECTORY, --index=DIRECTORY or --server=ADDRESS, and a description in '
-      'quotation marks, or --like.'
-    )
-  if _SERVER.value and (_MODEL.value or _INDEX.value):
-    raise app.UsageError('Give --server or a folder (--model, --index), not both.')
+  _source.check()
+  if bool(text) == bool(_LIKE.value):
+    raise app.UsageError('Give a description in quotation marks, or --like; one of the two.')
   options = {
     'where': _FILTER.value,
     'must': _MUST.value,
@@ -90,38 +61,14 @@ def main(argv):
     'min_score': _MIN_SCORE.value,
   }
   options = {name: value for name, value in options.items() if value not in ('', [], None)}
-  if options and not _INDEX.value:
+  if options and not _source.is_index():
     raise app.UsageError(
       '--filter, --must, --must_not, --exclude_ids and --min_score need --index.'
     )
   if _LIKE.value and _EXPLAIN.value:
     raise app.UsageError('--explain needs a description: a crop names no attributes.')
-  with _tool.clear_errors(), _open() as source:
+  with _tool.clear_errors(), _source.opened(timeout=_TIMEOUT.value) as source:
     _show(_ask(source, text, options))
-
-
-def _open():
-  """What the flags name, ready to be asked."""
-  if _INDEX.value:
-    import tfreid.index
-
-    return tfreid.index.open(_INDEX.value, model=_MODEL.value or '')
-  if _SERVER.value:
-    from tfreid.search import remote
-
-    wanted = _VERSION.value
-    return remote.ServedModel(
-      _SERVER.value,
-      _MODEL_NAME.value,
-      version=int(wanted) if wanted.isdecimal() else None,
-      label='' if wanted.isdecimal() else wanted,
-      timeout=_TIMEOUT.value,
-      gallery_file=_GALLERY.value,
-      certificate=_CERTIFICATE.value,
-    )
-  from tfreid.search import exported
-
-  return exported.ExportedModel(_MODEL.value)
 
 
 def _ask(source, text, options):
@@ -150,9 +97,12 @@ def _show(answer):
     from rich.console import Console
 
     console = Console()
+    if not console.is_terminal:
+      # A file or another program has no width; ids in one piece are easier to find again.
+      console.width = max(console.width, 160)
     console.print(answer.table())
     if answer.ask_next():
-      console.print(f'Ask next: {answer.ask_next()}', highlight=False, soft_wrap=True)
+      console.print(f'Ask next: {answer.ask_next()}', highlight=False, soft_wrap=True, markup=False)
   if _HTML.value:
     from tfreid.search import page
 

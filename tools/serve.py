@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Serves the page in the browser and its JSON API, for an exported model or an index.
+"""Serves the page in the browser and its JSON API, for an exported model, an index or a TF Serving.
 
   tools/serve.py --model=saved_models/demo
   tools/serve.py --index=indexes/depot --audit_log=audit.jsonl --policy=policy.json
   tools/serve.py --index=indexes/depot --host=0.0.0.0 --token_file=tokens.txt
+  tools/serve.py --server=grpc://localhost:8500 --model_name=people
 
 Only this machine can reach it unless --host says otherwise, and then it asks who is there. There is
 no encryption: for other machines, put it behind a proxy that encrypts (docs/web.md).
@@ -18,15 +19,16 @@ import sys
 
 from absl import app, flags, logging
 
+import _source
 import _tool
 
-_MODEL = flags.DEFINE_string(
-  'model',
-  None,
-  'Exported model: the folder of a version, or of the model (newest version). With --index: where '
-  'its model is, if that was moved.',
+flags.adopt_module_key_flags(_source)
+_SERVER_TIMEOUT = flags.DEFINE_float(
+  'server_timeout',
+  10.0,
+  'With --server: seconds for a call to it. A search may take some calls.',
+  lower_bound=0.001,
 )
-_INDEX = flags.DEFINE_string('index', None, 'Index to search instead of the gallery of the model.')
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen at.')
 _PORT = flags.DEFINE_integer(
   'port', 8000, '0: one that is free; it is printed.', lower_bound=0, upper_bound=65535
@@ -51,7 +53,10 @@ _USER_HEADER = flags.DEFINE_string(
 )
 _RESIDENT = flags.DEFINE_bool('resident', True, 'With --index: keep its concepts in memory.')
 _REFRESH = flags.DEFINE_float(
-  'refresh_seconds', 5.0, 'With --index: how often to look for new crops; 0: never.', lower_bound=0
+  'refresh_seconds',
+  5.0,
+  'How often to look for new crops (--index) or another version (--server); 0: never.',
+  lower_bound=0,
 )
 _THREADS = flags.DEFINE_integer('threads', 2, 'Searches at a time.', lower_bound=1)
 _QUEUE = flags.DEFINE_integer(
@@ -65,8 +70,7 @@ _TIMEOUT = flags.DEFINE_float(
 def main(argv):
   """Loads what is searched, and serves until SIGTERM or Ctrl-C."""
   _tool.no_arguments(argv)
-  if not (_MODEL.value or _INDEX.value):
-    raise app.UsageError('Give --model=DIRECTORY or --index=DIRECTORY.')
+  _source.check()
   with _tool.clear_errors():
     # What can be wrong is found before the model is loaded, which takes seconds.
     tokens = _tokens()
@@ -98,7 +102,7 @@ def _serve(listening, rules, tokens):
   standard_logging.getLogger('tfreid').setLevel(standard_logging.INFO)
   log = audit.AuditLog(_AUDIT_LOG.value) if _AUDIT_LOG.value else None
   application = web.create(
-    _open(),
+    _source.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value),
     policy=rules,
     audit=log,
     access=guard.Access(
@@ -112,7 +116,7 @@ def _serve(listening, rules, tokens):
       threads=_THREADS.value,
       waiting=_QUEUE.value,
       seconds=_TIMEOUT.value,
-      refresh_seconds=_REFRESH.value if _INDEX.value else 0.0,
+      refresh_seconds=_REFRESH.value,
     ),
     resident=_RESIDENT.value,
   )
@@ -154,16 +158,6 @@ def _serve(listening, rules, tokens):
   # The source and the log are closed. What is left is Python taking TensorFlow apart, object by
   # object, which can take longer than whoever stops a service waits before it kills.
   os._exit(0)
-
-
-def _open():
-  if _INDEX.value:
-    import tfreid.index
-
-    return tfreid.index.open(_INDEX.value, model=_MODEL.value or '', resident=_RESIDENT.value)
-  from tfreid.search import exported
-
-  return exported.ExportedModel(_MODEL.value)
 
 
 def _listen():

@@ -56,27 +56,30 @@ def write_crops(folder):
   return folder
 
 
-def build(folder, crops, encoding):
-  """Exports a model with the crops as its gallery, and makes an index of them.
+def export_model(directory, crops, schema):
+  """Exports a model with the crops as its gallery.
 
-  The first half of the crops is annotated.
+  Args:
+    directory: of the model.
+    crops: folder. The first half of them is annotated.
+    schema: of the model; what it knows of the annotations is kept.
 
   Returns:
-    A namespace: model and index (folders), schema, space, gallery (float32 [N, E]) and ids.
+    A namespace: model (folder), schema, space, gallery (float32 [N, E]), ids and rows.
   """
-  schema = build_schema(encoding)
   space = build_space(schema)
   encoders = export.encoders(space)
   paths = sorted(crops.glob('*.png'))
   gallery, _ = export.embed_files(encoders.image, [str(path) for path in paths])
   said = {'gender': 'female', 'hat': 'no', 'upper_color': 'red+blue'}
+  said = {a.name: said[a.name] for a in schema.attributes if a.name in said}
   rows = [
     {'path': str(path), 'attributes': said if i < NUM_CROPS // 2 else {}}
     for i, path in enumerate(paths)
   ]
   export.export(
     space,
-    str(folder / 'model'),
+    str(directory),
     encoders=encoders,
     gallery=gallery,
     ids=[path.name for path in paths],
@@ -84,18 +87,30 @@ def build(folder, crops, encoding):
     schema=schema,
     rows=rows,
   )
-  listed = folder / 'crops.jsonl'
-  lines = [
-    {'path': row['path'], 'id': path.name, **row['attributes']} for path, row in zip(paths, rows)
-  ]
-  listed.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  found = manifest.read(str(listed), attributes={a.name: a.values for a in ATTRIBUTES})
-  building.build(str(folder / 'index'), found, Embedder(str(folder / 'model')))
   return types.SimpleNamespace(
-    model=str(folder / 'model'),
-    index=str(folder / 'index'),
+    model=str(directory),
     schema=schema,
     space=space,
     gallery=gallery,
     ids=[path.name for path in paths],
+    rows=rows,
   )
+
+
+def build(folder, crops, encoding):
+  """Exports a model with the crops as its gallery, and makes an index of them.
+
+  Returns:
+    What `export_model` does, and the folder of the index as `index`.
+  """
+  made = export_model(folder / 'model', crops, build_schema(encoding))
+  listed = folder / 'crops.jsonl'
+  lines = [
+    {'path': row['path'], 'id': identifier, **row['attributes']}
+    for identifier, row in zip(made.ids, made.rows)
+  ]
+  listed.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  found = manifest.read(str(listed), attributes={a.name: a.values for a in ATTRIBUTES})
+  building.build(str(folder / 'index'), found, Embedder(made.model))
+  made.index = str(folder / 'index')
+  return made

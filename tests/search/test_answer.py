@@ -80,3 +80,17 @@ def test_reasons_stand_beside_the_marks_with_a_word_of_what_they_are():
   assert 'what the attribute adds to the score' not in page.render(_answer())
   assert 'what the attribute adds to the score' in answer.table().caption
   assert answer.to_json()['hits'][0]['reasons'] == {'gender': 0.1234, 'hat': -2.0}
+
+
+def test_the_table_shows_ids_as_they_are_and_whole():
+  """Neither as markup, which brackets look like, nor cut off."""
+  from rich.console import Console
+
+  names = ['cam[/1].jpg', 'a[red]b.jpg', 'x' * 70 + '.jpg']
+  answer = Answer(query={'[hat]': '!yes'}, hits=[Hit(name, 0.5) for name in names])
+  console = Console(width=60, color_system=None)
+  with console.capture() as captured:
+    console.print(answer.table())
+  text = captured.get()
+  assert 'cam[/1].jpg' in text and 'a[red]b.jpg' in text and '[hat]≠yes' in text
+  assert text.count('x') == 70

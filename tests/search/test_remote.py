@@ -94,6 +94,15 @@ def test_model_index_and_server_suggest_the_same(remote, local):
   assert remote.suggest({'gender': 'male', 'hat': 'no', 'upper_color': 'red'}) == []
 
 
+def test_model_index_and_server_embed_the_same(remote, local, people):
+  crops = [hit.path for hit in local[0].search({'hat': 'yes'}, top_k=3).hits]
+  for source in local:
+    np.testing.assert_allclose(remote.embed(crops), source.embed(crops), atol=1e-5)
+    np.testing.assert_allclose(
+      remote.embed_query('red top, no hat'), source.embed_query('red top, no hat'), atol=1e-6
+    )
+
+
 def test_model_index_and_server_find_the_same_crops_like_one(remote, local, people, crops):
   picture = crops / '003.png'
   for crop in (people.ids[5], str(picture), picture.read_bytes()):
@@ -121,6 +130,7 @@ def test_info_says_what_was_asked(remote, people):
   assert facts['model']['fingerprint'] == json.loads(model_json)['fingerprint']
   assert (facts['crops'], facts['embedding_size'], facts['version']) == (24, 8, 1)
   assert facts['versions'] == {'1': 'AVAILABLE'}
+  assert facts['name'] == 'people, version 1'
   assert 'explain' in facts['signatures'] and '__saved_model_init_op' not in facts['signatures']
   assert remote.schema == people.schema
   json.dumps(facts)
@@ -215,10 +225,19 @@ def without(version, names):
   (version / 'assets.extra' / 'tf_serving_warmup_requests').unlink()
 
 
-def test_a_client_follows_a_new_version_and_reads_its_schema(changing, people):
+def test_a_client_follows_a_new_version_and_reads_its_schema(changing, people, tmp_path):
   server, folder = changing
-  clients = [ServedModel(getattr(server, kind), 'people', timeout=60) for kind in KINDS]
-  held = ServedModel(server.rest, 'people', version=1, timeout=60)
+  listed = tmp_path / 'gallery.jsonl'
+  listed.write_text('{"id": "000.png", "path": "old/000.png"}\n')
+  clients = [
+    ServedModel(getattr(server, kind), 'people', timeout=60, gallery_file=str(listed))
+    for kind in KINDS
+  ]
+  held = [model.held() for model in clients]
+  held.append(ServedModel(server.rest, 'people', version=1, timeout=60))
+  assert clients[0].crop('000.png').path == 'old/000.png'
+  listed.write_text('{"id": "000.png", "path": "new/000.png"}\n')
+  assert not clients[0].refresh() and clients[0].crop('000.png').path == 'old/000.png'
   expected = [hit.id for hit in clients[0].search('woman').hits]
   # A version that is older: it does not describe itself, explain, or know its crops by id.
   shutil.copytree(folder / '1', folder / '.2')
@@ -241,9 +260,13 @@ def test_a_client_follows_a_new_version_and_reads_its_schema(changing, people):
         ask()
     with pytest.raises(ValueError, match='neither an id'):
       model.like(people.ids[0])
-  # Who asked for a version by its number is not given another one.
-  with pytest.raises(ServingError, match='no available version 1'):
-    held.search('woman')
+    # What is known of the crops is read again with the version.
+    assert model.crop('000.png').path == 'new/000.png'
+  # Who asked for a version by its number, or holds one, is not given another.
+  for model in held:
+    with pytest.raises(ServingError, match='no available version 1'):
+      model.search('woman')
+    assert model.version == 1
   schema = str(Path(people.model, '1', 'assets.extra', 'schema.json'))
   with ServedModel(server.grpc, 'people', schema=schema, timeout=60) as model:
     assert [hit.id for hit in model.search({'gender': 'female'}).hits] == expected
@@ -253,9 +276,13 @@ def test_a_client_follows_a_new_version_and_reads_its_schema(changing, people):
   # Rolled back: the folder of the new version is moved away, and the old one is served again.
   (folder / '2').rename(folder.parent / '2')
   server.wait_for('people', {1: 'AVAILABLE', 2: 'END'})
-  for model in (*clients, held):
+  for model in (*clients, *held):
     assert [hit.id for hit in model.search({'gender': 'female'}, explain=True).hits] == expected
     assert model.version == 1
+  # The connection is that of the model, which what was held of it does not end.
+  for model in held:
+    model.close()
+  assert all(model.search('woman').hits for model in clients)
 
 
 # Servers that misbehave.
@@ -552,6 +579,8 @@ def test_the_search_tool_asks_a_server(served, people):
     ((f'--server={refused("http")}', 'woman'), 'Nobody answers'),
     ((f'--server={served.rest}', '--model=x', 'woman'), 'not both'),
     ((f'--server={served.rest}', '--min_score=1', 'woman'), 'need --index'),
+    ((f'--model={people.model}', '--model_version=1', 'woman'), '--model_version needs --server'),
+    (('--index=x', '--gallery=x', 'woman'), '--gallery needs --server'),
   ]:
     done = run(*arguments)
     assert done.returncode == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 import tfreid.search
 from tfreid.index import building
+from tfreid.search import asking
 from tfreid.search.exported import ExportedModel
 
 QUERIES = (
@@ -213,3 +215,54 @@ def test_a_crop_is_known_by_its_id_and_not_by_its_path(people, sources, crops):
     assert source.crop('023.png').attributes == {}
     assert source.crop(str(crops / '000.png')) is None
     assert source.crop('') is None
+
+
+def test_a_damaged_model_is_refused_in_one_sentence(people, tmp_path):
+  shutil.copytree(people.model, tmp_path / 'model')
+  (variables,) = (tmp_path / 'model').glob('*/variables/variables.index')
+  variables.write_bytes(variables.read_bytes()[:10])
+  with pytest.raises(ValueError, match='cannot be loaded: .*export it again'):
+    ExportedModel(str(tmp_path / 'model'))
+
+
+def test_every_source_embeds_crops_and_descriptions_and_their_products_are_the_scores(
+  people, sources, tmp_path
+):
+  expected = people.gallery[[5, 0, 7]]
+  paths = [json.loads(line)['path'] for line in _gallery_lines(people)]
+  crops = [paths[5], open(paths[0], 'rb').read(), paths[7]]
+  query = {'hat': 'yes', 'upper_color': '!blue'}
+  for source in sources:
+    concepts = source.embed(crops)
+    assert concepts.dtype == np.float32
+    np.testing.assert_allclose(concepts, expected, atol=1e-5)
+    scores = {hit.id: hit.score for hit in source.search(query, top_k=24).hits}
+    found = concepts @ source.embed_query(query)
+    np.testing.assert_allclose(found, [scores[people.ids[i]] for i in (5, 0, 7)], atol=1e-5)
+    same = source.embed_query('woman, red top')
+    np.testing.assert_array_equal(
+      same, source.embed_query({'gender': 'female', 'upper_color': 'red'})
+    )
+    with pytest.raises(ValueError, match='Give a list of crops'):
+      source.embed(paths[0])
+    with pytest.raises(FileNotFoundError):
+      source.embed([str(tmp_path / 'missing.png')])
+    with pytest.raises(ValueError):
+      source.embed([b'no picture'])
+
+
+def test_many_crops_are_embedded_some_at_a_time():
+  sizes = []
+
+  def embed(contents):
+    sizes.append(len(contents))
+    return np.array([[float(text)] for text in contents])
+
+  found = asking.embedded([str(i).encode() for i in range(70)], embed, batch=32)
+  assert sizes == [32, 32, 6]
+  np.testing.assert_array_equal(found[:, 0], np.arange(70))
+
+
+def _gallery_lines(people):
+  (path,) = pathlib.Path(people.model).glob('*/assets.extra/gallery.jsonl')
+  return path.read_text().splitlines()

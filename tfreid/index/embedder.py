@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfreid import replicas
 from tfreid.data.attributes import AttributeSchema
-from tfreid.serving import errors, versions
+from tfreid.serving import errors, loading, versions
 
 _SIGNATURES = ('embed_images', 'embed_attributes')
 # Images that one call of an exported model decodes at the same time.
@@ -61,15 +61,8 @@ class Embedder:
     self.fingerprint: str = self.about['fingerprint']
     self.size: int = self.about['embedding_size']
     self.schema = schema(self.directory)
-    try:
-      with strategy.scope():
-        self._model = tf.saved_model.load(self.directory)
-    except (tf.errors.OpError, OSError, LookupError, ValueError, RuntimeError) as error:
-      # Of files that are cut off TensorFlow says many things, IndexError among them.
-      raise ValueError(
-        f"The model '{self.directory}' cannot be loaded: {errors.plain(str(error))}. Export it "
-        'again with tools/export.py.'
-      ) from error
+    with strategy.scope():
+      self._model = loading.load(self.directory)
     signatures = self._model.signatures
     missing = [name for name in _SIGNATURES if name not in signatures]
     if missing:

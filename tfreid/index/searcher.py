@@ -201,6 +201,14 @@ class Searcher:
     with open(crop, 'rb') as file:
       return self.search(self.model.embed_images([file.read()])[0], text=f'like {crop}', **options)
 
+  def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
+    """The concepts of crops; see `tfreid.search.Source`."""
+    return asking.embedded(crops, self.model.embed_images)
+
+  def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
+    """The concept of a description; see `tfreid.search.Source`."""
+    return self.model.embed_query(asking.said(self.schema, query))
+
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
     row = self.engine.rows([identifier]).get(identifier)

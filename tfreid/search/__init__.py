@@ -7,10 +7,12 @@ with tfreid.search.load('saved_models/demo') as people:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+  import numpy as np
+
   from tfreid.data.attributes import AttributeSchema
   from tfreid.search.answer import Answer, Hit, Suggestion
 
@@ -54,6 +56,17 @@ class Source(Protocol):
 
     The gain is about which of the best `top_k` crops is meant; best first; see `search.asking`.
     """
+
+  def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
+    """The concepts of crops, float32 [N, E]: of paths of images, or of the bytes of some.
+
+    Raises:
+      ValueError: one cannot be decoded.
+      FileNotFoundError: there is no such file.
+    """
+
+  def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
+    """The concept of a description, float32 [E]: its dot product with a crop's is the score."""
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.table import Table
+from rich.text import Text
 
 TICK, CROSS, UNKNOWN = '✓', '✗', '·'
 
@@ -70,21 +71,24 @@ class Answer:
 
   def table(self) -> Table:
     """The answer for the terminal: a row per crop, a tick or cross per queried attribute."""
-    table = Table(title=f'{describe(self.query)}  -  best {len(self.hits)} of {self.gallery_size}')
+    # As texts and not as rich's markup: ids are names of files, which may have brackets.
+    title = f'{describe(self.query)}  -  best {len(self.hits)} of {self.gallery_size}'
+    table = Table(title=Text(title))
     table.add_column('rank', justify='right')
     table.add_column('score', justify='right')
     for name in self.query:
-      table.add_column(name, justify='center')
-    table.add_column('crop')
-    styles = {TICK: f'[green]{TICK}[/green]', CROSS: f'[red]{CROSS}[/red]', UNKNOWN: UNKNOWN}
+      table.add_column(Text(name), justify='center')
+    table.add_column('crop', overflow='fold')  # what is cut off cannot be copied
+    styles = {TICK: 'green', CROSS: 'red', UNKNOWN: ''}
     for rank, hit in enumerate(self.hits, start=1):
       marks = []
       for name in self.query:
-        mark = styles[verdict(self.query[name], hit.attributes.get(name))]
+        found = verdict(self.query[name], hit.attributes.get(name))
+        mark = Text(found, styles[found])
         if name in hit.reasons:
-          mark += f' {hit.reasons[name]:+.3f}'
+          mark.append(f' {hit.reasons[name]:+.3f}', 'default')
         marks.append(mark)
-      table.add_row(str(rank), f'{hit.score:.3f}', *marks, hit.id)
+      table.add_row(str(rank), f'{hit.score:.3f}', *marks, Text(hit.id))
     notes = [f'{TICK} annotated as asked, {CROSS} otherwise, {UNKNOWN} not annotated.']
     if any(hit.reasons for hit in self.hits):
       notes.append('Numbers: what the attribute adds to the score.')

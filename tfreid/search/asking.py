@@ -1,4 +1,4 @@
-"""Beside "who is it": why a crop scores as it does, and what to ask a witness next. Floor 2.
+"""Beside "who is it": what a query says, why a crop scores as it does, what to ask next. Floor 2.
 
 Everything here is arithmetic on scores and attribute vectors. Whoever has the scores (an exported
 model, an index, a server) gives them; so all of them give the same reasons and the same advice.
@@ -6,11 +6,12 @@ model, an index, a server) gives them; so all of them give the same reasons and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from tfreid.data import words
 from tfreid.data.attributes import NONE, AttributeSchema
 from tfreid.search.answer import Suggestion
 
@@ -27,6 +28,19 @@ class Question(NamedTuple):
   attribute: str
   values: tuple[str, ...]
   vectors: np.ndarray
+
+
+def said(schema: AttributeSchema, query: str | Mapping[str, str]) -> dict[str, str]:
+  """Attribute name to value of a query: of a description in words, or as it is.
+
+  Args:
+    schema: of the attributes.
+    query: a description in words, or attribute name to value.
+
+  Raises:
+    ValueError: a word that is not known. Names and values are checked when they are encoded.
+  """
+  return words.parse(query, schema) if isinstance(query, str) else dict(query)
 
 
 def withdrawals(schema: AttributeSchema, query: Mapping[str, str]) -> np.ndarray:
@@ -87,6 +101,26 @@ def questions(schema: AttributeSchema, query: Mapping[str, str]) -> list[Questio
     vectors = np.stack([schema.encode_query({**query, attribute.name: v}) for v in values])
     found.append(Question(attribute.name, values, vectors))
   return found
+
+
+def suggest(
+  schema: AttributeSchema,
+  query: Mapping[str, str],
+  score: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> list[Suggestion]:
+  """What to ask for next: the attributes of which the query says nothing, best first.
+
+  Args:
+    schema: of the attributes.
+    query: attribute name to value or '!value'.
+    score: the queries with each answer added, M of them (float32 [M, A]), to the scores of the C
+      candidates for the query as it is, [C], and for each of these, [C, M]. It is not called where
+      the query says everything.
+  """
+  asked = questions(schema, query)
+  if not asked:
+    return []
+  return suggestions(asked, *score(np.concatenate([question.vectors for question in asked])))
 
 
 def temperature(scores: np.ndarray, answer_scores: np.ndarray) -> float:
@@ -157,6 +191,37 @@ def suggestions(
     found.append(Suggestion(question.attribute, gain))
     start = stop
   return sorted(found, key=lambda suggestion: -suggestion.gain)
+
+
+def embedded(
+  crops: Sequence[str | bytes], embed: Callable[[list[bytes]], np.ndarray], *, batch: int = 32
+) -> np.ndarray:
+  """The concepts of crops, some at a time.
+
+  Args:
+    crops: paths of images, or their bytes (JPEG or PNG).
+    embed: bytes of B images to float32 [B, E].
+    batch: B at most.
+
+  Returns:
+    float32 [N, E].
+
+  Raises:
+    ValueError: there is no crop at all, or one cannot be decoded.
+    FileNotFoundError: there is no such file.
+  """
+  if isinstance(crops, (str, bytes)) or not len(crops):
+    raise ValueError('Give a list of crops, each the path of an image or the bytes of one.')
+  parts = []
+  for start in range(0, len(crops), batch):
+    contents = []
+    for crop in crops[start : start + batch]:
+      if isinstance(crop, str):
+        with open(crop, 'rb') as file:
+          crop = file.read()
+      contents.append(crop)
+    parts.append(np.asarray(embed(contents), np.float32))
+  return np.concatenate(parts)
 
 
 def _softmax(values):

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search import asking, gallery
 from tfreid.search.answer import Answer, Hit, Suggestion
-from tfreid.serving import errors
+from tfreid.serving import errors, loading, versions
 
 
 class ExportedModel:
@@ -36,8 +35,9 @@ class ExportedModel:
 
     Raises:
       FileNotFoundError: there is no exported model, or it was exported without a schema.
+      ValueError: it is damaged.
     """
-    self.directory = newest_version(directory)
+    self.directory = versions.newest(directory)
     extra = os.path.join(self.directory, 'assets.extra')
     path = os.path.join(extra, 'schema.json')
     if not os.path.isfile(path):
@@ -48,7 +48,7 @@ class ExportedModel:
     with open(path, encoding='utf-8') as file:
       self.schema = AttributeSchema.from_json(file.read())
     self._gallery = gallery.read(os.path.join(extra, 'gallery.jsonl'))
-    self._model = tf.saved_model.load(self.directory)
+    self._model = loading.load(self.directory)
 
   def search(
     self,
@@ -59,14 +59,10 @@ class ExportedModel:
     explain: bool = False,
     **options: Any,
   ) -> Answer:
-    """The best crops for a description.
+    """The best crops for a description; see `tfreid.search.Source`.
 
-    Args:
-      query: a description in words, or attribute name to value.
-      top_k: number of crops; the export fixed how many there are at most.
-      text: the description as it was given, for the answer.
-      explain: fill `Hit.reasons`, in the same pass through the model.
-      **options: none; those of an index are refused.
+    The export fixed how many there are at most, and there are no options. Reasons come from the
+    same pass through the model.
 
     Raises:
       ValueError: an unknown word, attribute or value, an option, or `explain` of a model that was
@@ -75,21 +71,19 @@ class ExportedModel:
     gallery.check(top_k, options)
     if isinstance(query, str):
       text = text or query
-      query = words.parse(query, self.schema)
-    vector = tf.constant(self.schema.encode_query(query)[np.newaxis])
+    said = asking.said(self.schema, query)
+    vector = tf.constant(self.schema.encode_query(said)[np.newaxis])
     started = time.perf_counter()
     reasons: list[dict[str, float]] = []
     if explain:
-      variants = asking.withdrawals(self.schema, query)[np.newaxis]
+      variants = asking.withdrawals(self.schema, said)[np.newaxis]
       found = self._ask('explain', attributes=vector, variants=tf.constant(variants))
       scores, without = found['scores'].numpy()[0], found['variant_scores'].numpy()[0]
-      reasons = asking.reasons(list(query), scores, without)
+      reasons = asking.reasons(list(said), scores, without)
     else:
       found = self._ask('serving_default', attributes=vector)
     seconds = time.perf_counter() - started
-    return self._answer(
-      found, top_k=top_k, query=dict(query), text=text, seconds=seconds, reasons=reasons
-    )
+    return self._answer(found, top_k=top_k, query=said, text=text, seconds=seconds, reasons=reasons)
 
   def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
     """The crops most like one crop.
@@ -124,36 +118,40 @@ class ExportedModel:
     return self._answer(found, top_k=top_k, text=text, seconds=seconds, left_out=left_out)
 
   def suggest(self, query: str | Mapping[str, str], *, top_k: int = 50) -> list[Suggestion]:
-    """What to ask for next: the attributes that the query leaves out, best first.
-
-    Args:
-      query: a description in words, or attribute name to value.
-      top_k: number of best crops between which the answer is to decide.
-
-    Returns:
-      For each attribute of which nothing is said, the bits that its answer is expected to give
-      about which of these crops is meant; see `asking.suggestions`.
+    """What to ask for next, of which the query says nothing; see `tfreid.search.Source`.
 
     Raises:
       ValueError: an unknown word, attribute or value, or a model that was exported before it could
         explain.
     """
     gallery.check(top_k, {})
-    if isinstance(query, str):
-      query = words.parse(query, self.schema)
-    vector = self.schema.encode_query(query)
-    questions = asking.questions(self.schema, query)
-    if not questions:
-      return []
-    variants = np.concatenate([question.vectors for question in questions])
-    found = self._ask(
-      'explain',
-      attributes=tf.constant(vector[np.newaxis]),
-      variants=tf.constant(variants[np.newaxis]),
+    said = asking.said(self.schema, query)
+    vector = self.schema.encode_query(said)
+
+    def score(variants):
+      found = self._ask(
+        'explain',
+        attributes=tf.constant(vector[np.newaxis]),
+        variants=tf.constant(variants[np.newaxis]),
+      )
+      return found['scores'].numpy()[0, :top_k], found['variant_scores'].numpy()[0, :top_k]
+
+    return asking.suggest(self.schema, said, score)
+
+  def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
+    """The concepts of crops; see `tfreid.search.Source`."""
+    return asking.embedded(
+      crops,
+      lambda contents: self._ask('embed_images', image_bytes=tf.constant(contents))[
+        'concepts'
+      ].numpy(),
     )
-    return asking.suggestions(
-      questions, found['scores'].numpy()[0, :top_k], found['variant_scores'].numpy()[0, :top_k]
-    )
+
+  def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
+    """The concept of a description; see `tfreid.search.Source`."""
+    vector = self.schema.encode_query(asking.said(self.schema, query))
+    found = self._ask('embed_attributes', attributes=tf.constant(vector[np.newaxis]))
+    return found['concepts'].numpy()[0]
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
@@ -245,25 +243,3 @@ class ExportedModel:
       gallery_size=len(self._gallery),
       seconds=seconds,
     )
-
-
-def newest_version(directory: str) -> str:
-  """The directory itself if it is a version, or its subfolder of the largest number.
-
-  Raises:
-    FileNotFoundError: it is neither.
-  """
-  if os.path.isfile(os.path.join(directory, 'saved_model.pb')):
-    return directory
-  entries = os.listdir(directory) if os.path.isdir(directory) else []
-  versions = [
-    entry
-    for entry in entries
-    if entry.isdigit() and os.path.isfile(os.path.join(directory, entry, 'saved_model.pb'))
-  ]
-  if not versions:
-    raise FileNotFoundError(
-      f"'{directory}' holds no exported model (found: {sorted(entries)[:5] or 'nothing'}). Give "
-      'the folder of a version, for example saved_models/demo/1; tools/export.py writes them.'
-    )
-  return os.path.join(directory, max(versions, key=int))

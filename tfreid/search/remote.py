@@ -5,15 +5,15 @@ No TensorFlow is imported for REST: a client starts in a fraction of a second.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search import asking, client, gallery
 from tfreid.search.answer import Answer, Hit, Suggestion
@@ -31,6 +31,7 @@ class _Opened(NamedTuple):
     signatures: their names.
     schema: its attributes; None where neither it nor the caller says.
     facts: its sizes and fingerprint; {} of an old export.
+    known: what the gallery file says of its crops, by id.
   """
 
   client: client.Client
@@ -38,6 +39,7 @@ class _Opened(NamedTuple):
   signatures: tuple[str, ...]
   schema: AttributeSchema | None
   facts: Mapping[str, Any]
+  known: Mapping[str, Mapping[str, Any]]
 
 
 class ServedModel:
@@ -46,7 +48,7 @@ class ServedModel:
   Attribute vectors have the order of a schema, and a new version may have another schema. So each
   request asks for the version whose schema is known. When the server has let that go, or a question
   cannot be answered, the newest (or the labelled) one is looked at and asked. A version that the
-  caller names is never left.
+  caller names is never left, nor is the one of `held`.
 
   Attributes:
     address: of the server.
@@ -77,7 +79,7 @@ class ServedModel:
       schema: the attributes, or the path of an export's schema.json; only for a model that was
         exported before it could say them itself.
       gallery_file: an export's gallery.jsonl, for paths and annotations of the hits; a server
-        knows ids only.
+        knows ids only. It is read again for each version that is looked at.
       certificate: see `client.connect`.
       headers: see `client.connect`.
 
@@ -94,7 +96,8 @@ class ServedModel:
       with open(schema, encoding='utf-8') as file:
         schema = AttributeSchema.from_json(file.read())
     self._given_schema = schema
-    self._known = gallery.read(gallery_file) if gallery_file else {}
+    self._gallery_file = gallery_file
+    self._holds = False
     self._client = client.connect(
       address,
       model,
@@ -107,7 +110,7 @@ class ServedModel:
     self.address = str(self._client.address)
     self.name = model
     try:
-      self._opened = self._open()
+      self._opened = self._open(self._client.metadata())
     except BaseException:
       self._client.close()
       raise
@@ -135,14 +138,10 @@ class ServedModel:
     explain: bool = False,
     **options: Any,
   ) -> Answer:
-    """The best crops for a description.
+    """The best crops for a description; see `tfreid.search.Source`.
 
-    Args:
-      query: a description in words, or attribute name to value.
-      top_k: number of crops; the export fixed how many there are at most.
-      text: the description as it was given, for the answer.
-      explain: fill `Hit.reasons`, in the same request.
-      **options: none; those of an index are refused.
+    The export fixed how many there are at most, and there are no options. Reasons come with the
+    same request.
 
     Raises:
       ValueError: an unknown word, attribute or value, or an option.
@@ -158,7 +157,7 @@ class ServedModel:
         said, found = self._read_there(served, query)
         return self._answer(served, found, started, top_k=top_k, query=said, text=text)
       schema = self._schema(served)
-      said = words.parse(query, schema) if isinstance(query, str) else query
+      said = asking.said(schema, query)
       vector = schema.encode_query(said)[np.newaxis]
       reasons: list[dict[str, float]] = []
       if explain:
@@ -206,15 +205,7 @@ class ServedModel:
     return self._asking(ask)
 
   def suggest(self, query: str | Mapping[str, str], *, top_k: int = 50) -> list[Suggestion]:
-    """What to ask for next: the attributes that the query leaves out, best first.
-
-    Args:
-      query: a description in words, or attribute name to value.
-      top_k: number of best crops between which the answer is to decide.
-
-    Returns:
-      For each attribute of which nothing is said, the bits that its answer is expected to give
-      about which of these crops is meant; see `asking.suggestions`.
+    """What to ask for next, of which the query says nothing; see `tfreid.search.Source`.
 
     Raises:
       ValueError: an unknown word, attribute or value.
@@ -224,16 +215,47 @@ class ServedModel:
 
     def ask(served: _Opened) -> list[Suggestion]:
       schema = self._schema(served)
-      said = words.parse(query, schema) if isinstance(query, str) else query
-      vector = schema.encode_query(said)[np.newaxis]
-      questions = asking.questions(schema, said)
-      if not questions:
-        return []
-      variants = np.concatenate([question.vectors for question in questions])[np.newaxis]
-      found = served.client.predict('explain', {'attributes': vector, 'variants': variants})
-      return asking.suggestions(
-        questions, found['scores'][0, :top_k], found['variant_scores'][0, :top_k]
+      said = asking.said(schema, query)
+      vector = schema.encode_query(said)
+
+      def score(variants):
+        found = served.client.predict(
+          'explain', {'attributes': vector[np.newaxis], 'variants': variants[np.newaxis]}
+        )
+        return found['scores'][0, :top_k], found['variant_scores'][0, :top_k]
+
+      return asking.suggest(schema, said, score)
+
+    return self._asking(ask)
+
+  def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
+    """The concepts of crops that lie here; see `tfreid.search.Source`.
+
+    Raises:
+      ServingError: see `client.Client.predict`.
+    """
+
+    def ask(served: _Opened) -> np.ndarray:
+      return asking.embedded(
+        crops,
+        lambda contents: served.client.predict(
+          'embed_images', {'image_bytes': client.strings(contents)}
+        )['concepts'],
       )
+
+    return self._asking(ask)
+
+  def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
+    """The concept of a description; see `tfreid.search.Source`.
+
+    Raises:
+      ServingError: see `client.Client.predict`.
+    """
+
+    def ask(served: _Opened) -> np.ndarray:
+      schema = self._schema(served)
+      vector = schema.encode_query(asking.said(schema, query))[np.newaxis]
+      return served.client.predict('embed_attributes', {'attributes': vector})['concepts'][0]
 
     return self._asking(ask)
 
@@ -247,11 +269,11 @@ class ServedModel:
     """
 
     def ask(served: _Opened) -> Hit | None:
-      there = identifier in self._known
+      there = identifier in served.known
       if 'search_ids' in served.signatures:
         found = self._find(served, identifier)
         there = bool(found['ids'][0, 0])
-      return gallery.hits([identifier], [0.0], self._known, top_k=1)[0] if there else None
+      return gallery.hits([identifier], [0.0], served.known, top_k=1)[0] if there else None
 
     return self._asking(ask)
 
@@ -259,6 +281,7 @@ class ServedModel:
     """Facts of the model as plain JSON types, and the versions that the server knows now."""
     opened = self._opened
     return {
+      'name': self._title(opened),
       'directory': self._source(opened),
       'engine': 'TF Serving',
       'crops': self._size(opened),
@@ -273,15 +296,32 @@ class ServedModel:
     """Looks for a newer version, or where the label went; returns whether there was another.
 
     Without it, a version is asked for as long as the server has it.
+
+    Raises:
+      ValueError: the other version is no model that can be asked; this one stays.
+      ServingError: see `client.Client.predict`.
     """
-    opened = self._open()
-    changed = opened.version != self._opened.version
-    self._opened = opened
-    return changed
+    metadata = self._client.metadata()
+    if metadata.version == self._opened.version:
+      return False
+    self._opened = self._open(metadata)
+    return True
+
+  def held(self) -> ServedModel:
+    """This model at the version that is asked now, which it never leaves.
+
+    For whoever checks a question by the schema before it is asked: without it, the version and with
+    it the schema may change in between. The connection is that of this model, which closes it.
+    """
+    other = copy.copy(self)
+    other._client = self._opened.client
+    other._holds = True
+    return other
 
   def close(self) -> None:
-    """Ends the connection; nothing can be asked after that."""
-    self._client.close()
+    """Ends the connection, unless it is that of another; nothing can be asked after that."""
+    if not self._holds:
+      self._client.close()
 
   def __enter__(self) -> ServedModel:
     return self
@@ -289,8 +329,7 @@ class ServedModel:
   def __exit__(self, *exception: Any) -> None:
     self.close()
 
-  def _open(self) -> _Opened:
-    metadata = self._client.metadata()
+  def _open(self, metadata: client.Metadata) -> _Opened:
     names = tuple(sorted(metadata.signatures))
     at = self._client.at(metadata.version)
     schema, facts = self._given_schema, {}
@@ -310,7 +349,8 @@ class ServedModel:
         f'{self.name} at {self.address} is no model that tfreid exported: it has the signatures '
         f'{", ".join(names) or "(none)"}.'
       )
-    return _Opened(at, metadata.version, names, schema, facts)
+    known = gallery.read(self._gallery_file) if self._gallery_file else {}
+    return _Opened(at, metadata.version, names, schema, facts, known)
 
   def _asking(self, function: Callable[[_Opened], _Result]) -> _Result:
     """Calls `function` with the version that is open, or with its successor where that is gone.
@@ -365,11 +405,14 @@ class ServedModel:
   def _find(self, served, identifier):
     return served.client.predict('search_ids', {'crop_ids': client.strings([identifier])})
 
+  def _title(self, opened: _Opened) -> str:
+    return f'{self.name}, version {opened.version}'
+
   def _source(self, opened: _Opened) -> str:
-    return f'{self.address}, {self.name}, version {opened.version}'
+    return f'{self.address}, {self._title(opened)}'
 
   def _size(self, opened: _Opened) -> int:
-    return int(opened.facts.get('gallery_size') or len(self._known))
+    return int(opened.facts.get('gallery_size') or len(opened.known))
 
   def _answer(
     self, served, found, started, *, top_k, query=(), text='', reasons=(), left_out=''
@@ -379,7 +422,7 @@ class ServedModel:
       hits=gallery.hits(
         found['ids'][0],
         found['scores'][0],
-        self._known,
+        served.known,
         top_k=top_k,
         reasons=reasons,
         left_out=left_out,

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfreid.data.attributes import AttributeSchema
-from tfreid.serving import errors, folding
+from tfreid.serving import errors, folding, loading
 
 FILE = 'golden.json'
 
@@ -193,14 +193,7 @@ def loaded(directory: str) -> Ask:
   Raises:
     ValueError: it cannot be loaded, for example because a file is damaged.
   """
-  try:
-    model = tf.saved_model.load(directory)
-  except (tf.errors.OpError, OSError, LookupError, ValueError, RuntimeError) as error:
-    # Of files that are cut off TensorFlow says many things, IndexError among them.
-    raise ValueError(
-      f"The model '{directory}' cannot be loaded: {errors.plain(str(error))}. Its files are not "
-      'those that were exported: copy them again, or export it again.'
-    ) from error
+  model = loading.load(directory)
 
   def ask(signature, arrays):
     # (The closure keeps the model, and so its variables: signatures do not.)

@@ -1,0 +1,28 @@
+"""A version of an exported model, loaded in this process. Floor 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfreid.serving import errors
+
+
+def load(directory: str) -> Any:
+  """The SavedModel of a version, with its `signatures`.
+
+  Args:
+    directory: of the version.
+
+  Raises:
+    ValueError: its files are damaged or not all there; the message says what TensorFlow found.
+  """
+  try:
+    return tf.saved_model.load(directory)
+  except (tf.errors.OpError, OSError, LookupError, ValueError, RuntimeError) as error:
+    # Of files that are cut off TensorFlow says many things, IndexError among them.
+    raise ValueError(
+      f"The model '{directory}' cannot be loaded: {errors.plain(str(error))}. Its files are not "
+      'those that were exported: copy them again, or export it again.'
+    ) from error

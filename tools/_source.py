@@ -1,0 +1,93 @@
+"""What is searched: the flags that name it, and what they open. Floor 5.
+
+A tool that uses them adopts them for its --help: `flags.adopt_module_key_flags(_source)`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from absl import app, flags
+
+import _tool  # noqa: F401  (the package can be imported after that)
+
+if TYPE_CHECKING:
+  from tfreid.search import Source
+
+_MODEL = flags.DEFINE_string(
+  'model',
+  None,
+  'Exported model: the folder of a version, or of the model (newest version). With --index: where '
+  'its model is, if that was moved.',
+)
+_INDEX = flags.DEFINE_string('index', None, 'Index to search instead of the gallery of the model.')
+_SERVER = flags.DEFINE_string(
+  'server',
+  None,
+  'Address of a TF Serving instead of a folder: grpc://host:8500 or http://host:8501, with TLS '
+  'grpcs:// or https://.',
+)
+_MODEL_NAME = flags.DEFINE_string('model_name', 'people', 'With --server: name of the model there.')
+_VERSION = flags.DEFINE_string(
+  'model_version', '', 'With --server: number or label of the version; the newest by default.'
+)
+_GALLERY = flags.DEFINE_string(
+  'gallery',
+  '',
+  "With --server: the export's assets.extra/gallery.jsonl, for pictures and annotations.",
+)
+_CERTIFICATE = flags.DEFINE_string(
+  'certificate',
+  '',
+  "With --server: PEM file of the authority that signed the server's certificate.",
+)
+
+
+def check():
+  """Refuses flags that name nothing to search, or two things.
+
+  Raises:
+    app.UsageError: the message says what to give.
+  """
+  folder = _MODEL.value or _INDEX.value
+  if not (folder or _SERVER.value):
+    raise app.UsageError('Give --model=DIRECTORY, --index=DIRECTORY or --server=ADDRESS.')
+  if folder and _SERVER.value:
+    raise app.UsageError('Give --server or a folder (--model, --index), not both.')
+  for flag in (_MODEL_NAME, _VERSION, _GALLERY, _CERTIFICATE):
+    if flag.present and not _SERVER.value:
+      raise app.UsageError(f'--{flag.name} needs --server: it is about a model of a TF Serving.')
+
+
+def is_index() -> bool:
+  """Whether an index is searched, which alone can filter."""
+  return bool(_INDEX.value)
+
+
+def opened(*, timeout: float, resident: bool = False) -> Source:
+  """What the flags name, ready to be asked.
+
+  Args:
+    timeout: seconds for a call to a server.
+    resident: keep the concepts of an index in memory.
+  """
+  if _INDEX.value:
+    import tfreid.index
+
+    return tfreid.index.open(_INDEX.value, model=_MODEL.value or '', resident=resident)
+  if _SERVER.value:
+    from tfreid.search import remote
+
+    wanted = _VERSION.value
+    return remote.ServedModel(
+      _SERVER.value,
+      _MODEL_NAME.value,
+      version=int(wanted) if wanted.isdecimal() else None,
+      label='' if wanted.isdecimal() else wanted,
+      timeout=timeout,
+      gallery_file=_GALLERY.value,
+      certificate=_CERTIFICATE.value,
+    )
+  from tfreid.search import exported
+
+  return exported.ExportedModel(_MODEL.value)
