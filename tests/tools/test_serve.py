@@ -22,15 +22,21 @@ ROOT = Path(__file__).parents[2]
 TOOL = str(ROOT / 'tools' / 'serve.py')
 
 
+def module(folder, name):
+  """What the tests of another room make or start."""
+  path = ROOT / 'tests' / folder / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(f'serve_{name}', path)
+  found = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(found)
+  return found
+
+
 @pytest.fixture(scope='module')
 def depot(tmp_path_factory):
   """Folders of a model and of an index of its crops."""
-  path = ROOT / 'tests' / 'search' / 'depot.py'
-  spec = importlib.util.spec_from_file_location('serve_depot', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  maker = module('search', 'depot')
   folder = tmp_path_factory.mktemp('depot')
-  return module.build(folder, module.write_crops(folder / 'crops'), 'binary')
+  return maker.build(folder, maker.write_crops(folder / 'crops'), 'binary')
 
 
 def refused(*flags, code=1):
@@ -110,12 +116,20 @@ def test_help_imports_neither_tensorflow_nor_fastapi():
     check=True,
     env={**os.environ, 'PYTHONPATH': tool},
   )
-  assert '--[no]allow_anonymous' in done.stdout
+  for flag in ('--[no]allow_anonymous', '--index', '--server_timeout', '--model_version'):
+    assert f'  {flag}: ' in done.stdout
   assert done.stdout.rstrip().endswith('[]')
 
 
 def test_what_cannot_be_served_is_refused_with_advice(tmp_path):
-  assert 'Give --model=DIRECTORY or --index=DIRECTORY' in refused()
+  assert 'Give --model=DIRECTORY, --index=DIRECTORY or --server=ADDRESS' in refused()
+  for folder in ('--model=x', '--index=x'):
+    assert 'Give --server or a folder' in refused(folder, '--server=http://localhost:8501')
+  assert '--model_version needs --server' in refused('--model=x', '--model_version=3')
+  assert '--certificate needs --server' in refused('--index=x', '--certificate=x')
+  assert 'no address of a server' in refused('--server=localhost:8501', '--port=0')
+  nobody = refused('--server=http://127.0.0.1:1', '--port=0', '--server_timeout=1')
+  assert 'Nobody answers at http://127.0.0.1:1' in nobody
   assert 'holds no exported model' in refused(f'--model={tmp_path}', '--port=0')
   assert 'holds no index' in refused(f'--index={tmp_path}', '--port=0')
   policy = tmp_path / 'policy.json'
@@ -194,3 +208,57 @@ def test_an_index_that_grows_is_taken_over(start, depot, tmp_path):
   ids = {hit['id'] for hit in server.search({'hat': 'yes'})[1]['hits']}
   assert ids == set(depot.ids[4:])
   assert server.end() == 0
+
+
+def test_a_model_under_tf_serving_is_served_and_its_next_version_taken_over(start, depot, tmp_path):
+  import shutil
+
+  folder = tmp_path / 'people'
+  shutil.copytree(Path(depot.model, '1'), folder / '1')
+  behind = module('serving', 'served').Served({'people': folder})
+  try:
+    log = tmp_path / 'audit.jsonl'
+    server = start(
+      f'--server={behind.rest}',
+      '--model_name=people',
+      f'--gallery={folder}/1/assets.extra/gallery.jsonl',
+      f'--audit_log={log}',
+      '--refresh_seconds=0.1',
+      '--server_timeout=60',
+    )
+    status, answer = server.search({'hat': 'yes'})
+    assert (status, len(answer['hits'])) == (200, 24)
+    assert server.ask('GET', answer['hits'][0]['thumbnail'])[0] == 200
+    shutil.copytree(folder / '1', folder / '.2')
+    (folder / '.2').rename(folder / '2')
+    deadline = time.monotonic() + 300
+    while answer['source'] != 'people, version 2' and time.monotonic() < deadline:
+      time.sleep(0.1)
+      status, answer = server.search({'hat': 'yes'})
+      assert status == 200
+    assert answer['source'] == 'people, version 2'
+    assert json.loads(server.ask('GET', '/api/v1/info')[1])['name'] == 'people, version 2'
+    assert json.loads(log.read_text().splitlines()[-1])['source'] == 'people, version 2'
+    assert server.end() == 0
+    assert 'What is searched has changed: it is people, version 2 now' in server.said
+  finally:
+    behind.stop()
+
+
+def test_rest_needs_no_tensorflow(depot):
+  behind = module('serving', 'served').Served({'people': depot.model})
+  code = f"""if True:
+    import sys
+    from starlette.testclient import TestClient
+    from tfreid.search.remote import ServedModel
+    from tfreid.web import app
+    made = app.create(ServedModel({behind.rest!r}, 'people', timeout=60))
+    with TestClient(made, base_url='http://localhost:8000') as client:
+      asked = client.post('/api/v1/search', json={{'words': 'woman', 'suggest': True}})
+      assert asked.status_code == 200 and asked.json()['suggestions'], asked.text
+    assert 'tensorflow' not in sys.modules and 'grpc' not in sys.modules
+  """
+  try:
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+  finally:
+    behind.stop()

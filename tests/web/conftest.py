@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import time
 import types
 from pathlib import Path
 
@@ -12,17 +14,23 @@ import pytest
 from tfreid.web.policy import Policy
 
 
-def _depot():
-  """The module that makes what the tests of searching search."""
-  path = Path(__file__).parents[1] / 'search' / 'depot.py'
-  spec = importlib.util.spec_from_file_location('web_depot', path)
+def _module(folder, name):
+  """What the tests of another room make or start."""
+  path = Path(__file__).parents[1] / folder / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(f'web_{name}', path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
 
 
 @pytest.fixture(scope='session')
-def people(tmp_path_factory):
+def depot():
+  """The module that makes what the tests of searching search."""
+  return _module('search', 'depot')
+
+
+@pytest.fixture(scope='session')
+def people(depot, tmp_path_factory):
   """A model and an index of 24 crops: .model, .index, .schema, .ids, .crops, .folder.
 
   The index knows camera (0 to 2) and site; half the crops are annotated. Not to be written to.
@@ -30,7 +38,6 @@ def people(tmp_path_factory):
   from tfreid.index import building, manifest
   from tfreid.index.embedder import Embedder
 
-  depot = _depot()
   folder = tmp_path_factory.mktemp('web')
   crops = depot.write_crops(folder / 'crops')
   made = depot.build(folder, crops, 'three_state')
@@ -57,6 +64,82 @@ def people(tmp_path_factory):
     ids=[row['id'] for row in rows],
     png=(crops / '000.png').read_bytes(),
   )
+
+
+@pytest.fixture(scope='session')
+def other(depot, people, tmp_path_factory):
+  """A model of the same crops with another schema: sex for gender, bag for the colour."""
+  from tfreid.data.attributes import Attribute, AttributeSchema
+
+  attributes = (
+    Attribute('sex', ('male', 'female'), (('sex', 2),), {'female': ('woman',)}),
+    Attribute('hat', ('no', 'yes'), (('hat', 2),)),
+    Attribute('bag', ('no', 'yes'), (('bag', 2),)),
+  )
+  schema = AttributeSchema('Station', attributes, dict.fromkeys(('sex', 'hat', 'bag'), (1, 2)))
+  return depot.export_model(tmp_path_factory.mktemp('other') / 'model', people.crops, schema)
+
+
+class Models:
+  """A server of models whose versions come and go, at addresses that stay.
+
+  Attributes:
+    server: that runs.
+  """
+
+  def __init__(self, folder, start, names):
+    self.folder, self._start, self._names = folder, start, names
+    self.server = None
+
+  def start(self):
+    """Starts it, again at the ports that it had."""
+    flags = []
+    if self.server:
+      flags = [f'--{kind}_port={self.server.said[kind]}' for kind in ('grpc', 'rest')]
+    self.server = self._start({name: self.folder / name for name in self._names}, *flags)
+    return self
+
+  def stop(self):
+    self.server.stop()
+
+  def publish(self, name, model, version):
+    """Makes a model the newest version, and waits until it alone is served."""
+    hidden = self.folder / name / f'.{version}'
+    shutil.copytree(Path(model) / '1', hidden)
+    hidden.rename(self.folder / name / str(version))
+    if self.server:
+      self._wait(name, version)
+
+  def withdraw(self, name, version, former):
+    """Takes a version away, and waits until the one before is served."""
+    (self.folder / name / str(version)).rename(self.folder / f'{name} {version}')
+    self._wait(name, former)
+
+  def _wait(self, name, version):
+    served, deadline = None, time.monotonic() + 300
+    while served != [version] and time.monotonic() < deadline:
+      time.sleep(0.05)
+      rows = self.server.ask(f'/v1/models/{name}')[1].get('model_version_status', [])
+      served = [int(row['version']) for row in rows if row['state'] == 'AVAILABLE']
+    assert served == [version]
+
+
+@pytest.fixture(scope='session')
+def serve_models(people, tmp_path_factory):
+  """serve_models(*names): Models, of each the model of `people` as version 1."""
+  start = _module('serving', 'served').Served
+  started = []
+
+  def begin(*names):
+    models = Models(tmp_path_factory.mktemp('served'), start, names)
+    for name in names:
+      models.publish(name, people.model, 1)
+    started.append(models.start())
+    return models
+
+  yield begin
+  for models in started:
+    models.stop()
 
 
 class Client:

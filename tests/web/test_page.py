@@ -152,6 +152,7 @@ def test_words_are_searched_for_and_results_say_why(page):
   assert len(reasons) == 2
   assert page.one('#next').is_displayed()
   assert 'Best to know next: upper color' in page.text('#next')
+  assert 'null' not in page.text('body')
   page.until(
     lambda: page.driver.execute_script(
       'const i = document.querySelector(".hit img"); return i.complete && i.naturalWidth === 4'
@@ -441,3 +442,43 @@ def test_a_purpose_is_asked_for_and_a_token(chromium, start_server, people, tmp_
   picture = tmp_path / 'shot.png'
   chromium.save_screenshot(str(picture))
   assert Image.open(picture).size[0] > 300
+
+
+def test_a_served_model_goes_on_through_versions_and_without_its_server(
+  chromium, start_server, serve_models, other
+):
+  models = serve_models('people')
+  address = start_server(f'--server={models.server.rest}', '--refresh_seconds=0.1')
+  page = Page(chromium, address)
+  chromium.get_log('browser')
+  page.open('#a.hat=yes')
+  # Without --gallery no file of a crop is known: no broken pictures, requests for them, or room.
+  assert len(page.ids()) == 20
+  assert not page.all('.hit img')
+  assert max(plate.size['width'] for plate in page.all('.hit .plate')) < 60
+  assert page.text('.hit .rank') == '1'
+  assert page.text('#source') == '24 crops in people, version 1'
+  assert not [entry for entry in chromium.get_log('browser') if entry['level'] == 'SEVERE']
+  page.one('.hit button').click()
+  page.until(lambda: 'like=' in page.fragment() and len(page.ids()) == 20)
+  page.open('#a.hat=yes')
+  # The page was built for the version before; after its next search it is that of the new one.
+  models.publish('people', other.model, 2)
+  page.search()
+  page.until(lambda: page.text('#source') == '24 crops in people, version 2')
+  assert [legend.text for legend in page.all('.pick legend')] == ['sex', 'hat', 'bag']
+  assert page.one('[name="a:hat"][value=yes]').is_selected()
+  assert 'Best to know next' in page.text('#next')
+  assert len(page.ids()) == 20
+  page.pick('bag', 'yes')
+  models.withdraw('people', 2, 1)
+  page.search()
+  page.until(lambda: page.all('.pick legend')[0].text == 'gender')
+  assert page.one('[name="a:hat"][value=yes]').is_selected()
+  models.stop()
+  page.search()
+  assert 'Cannot be searched now' in page.text('#error')
+  assert page.text('#status') == 'No results.'
+  models.start()
+  page.until(lambda: page.search().ids())
+  assert page.text('#error') == ''

@@ -72,9 +72,23 @@ def test_a_file_that_is_no_policy_is_refused_with_its_name(tmp_path, text, said)
 
 def test_a_rule_about_an_attribute_that_does_not_exist_is_an_error():
   with pytest.raises(ValueError, match="disables 'gendre'"):
-    policy.from_json({'disabled_attributes': ['gendre']}).visible_schema(SCHEMA)
+    policy.from_json({'disabled_attributes': ['gendre']}).check_schema(SCHEMA)
+  policy.from_json({'disabled_attributes': ['gender']}).check_schema(SCHEMA)
   with pytest.raises(ValueError, match='every attribute'):
     policy.from_json({'disabled_attributes': ['gender', 'hat']}).visible_schema(SCHEMA)
+
+
+def test_rules_that_do_not_fit_are_narrowed_to_what_is_known_to_be_allowed():
+  rules = policy.from_json({'disabled_attributes': ['sex'], 'max_results': 5})
+  narrowed = rules.narrowed(SCHEMA, {'hat', 'bag'})
+  assert narrowed.disabled_attributes == {'sex', 'gender'}
+  assert narrowed.max_results == 5
+  assert [a.name for a in narrowed.visible_schema(SCHEMA).attributes] == ['hat']
+  with pytest.raises(RefusedError) as error:
+    narrowed.read_words('woman', SCHEMA)
+  assert 'female' not in str(error.value)
+  with pytest.raises(ValueError, match='every attribute'):
+    rules.narrowed(SCHEMA, {'bag'}).visible_schema(SCHEMA)
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,10 @@ from starlette.formparsers import MultiPartException
 
 import tfreid
 from tfreid.search import Source
+from tfreid.search.client import ServingError
 from tfreid.web import desk as desks
 from tfreid.web import messages
 from tfreid.web.audit import AuditLog, UnwritableError
-from tfreid.web.current import Current
 from tfreid.web.guard import Access, Guard
 from tfreid.web.messages import ApiError
 from tfreid.web.policy import Policy, RefusedError
@@ -67,7 +67,8 @@ class Limits:
     waiting: searches that may wait besides; more are sent away.
     seconds: that a search may take, waiting included.
     body_seconds: in which a request must have arrived.
-    refresh_seconds: between two looks at whether the index has changed; 0 for never.
+    refresh_seconds: between two looks at whether there is a newer state of an index, or another
+      version of a served model; 0 for never.
   """
 
   threads: int = 2
@@ -82,7 +83,6 @@ class _Services:
   """What the endpoints share."""
 
   desk: desks.Desk
-  policy: Policy
   audit: AuditLog | None
   access: Access
   limits: Limits
@@ -113,12 +113,11 @@ def create(
 
   Raises:
     ValueError: the policy does not fit the source.
+    OSError: the source cannot be reached.
   """
   policy, access, limits = policy or Policy(), access or Access(), limits or Limits()
-  current = Current(source, resident=resident, warm=desks.warm)
   services = _Services(
-    desk=desks.Desk(current, policy),
-    policy=policy,
+    desk=desks.Desk(source, policy, resident=resident),
     audit=audit,
     access=access,
     limits=limits,
@@ -132,7 +131,7 @@ def create(
   async def lifespan(_):
     task = None
     if limits.refresh_seconds:
-      task = asyncio.create_task(_refresh(current, limits.refresh_seconds))
+      task = asyncio.create_task(_refresh(services.desk, limits.refresh_seconds))
     try:
       yield
     finally:
@@ -140,7 +139,7 @@ def create(
         task.cancel()
       for pool in (services.searches, services.pictures, services.logging):
         pool.close()
-      current.close()
+      services.desk.current.close()
       if audit:
         audit.close()
 
@@ -170,16 +169,19 @@ def create(
   )
 
 
-async def _refresh(current: Current, seconds: float):
+async def _refresh(desk: desks.Desk, seconds: float):
   while True:
     await asyncio.sleep(seconds)
     try:
-      if await asyncio.to_thread(current.refresh):
+      if await asyncio.to_thread(desk.current.refresh):
+        found = desk.offer
         logging.getLogger(__name__).info(
-          'The index has changed: %d crops now.', current.facts.get('crops', 0)
+          'What is searched has changed: it is %s now, with %d crops.',
+          found.name,
+          found.facts.get('crops', 0),
         )
-    except Exception:  # the next look may succeed, and the old index goes on
-      logging.getLogger(__name__).exception('Looking at the index failed.')
+    except Exception:  # the next look may succeed, and what was there goes on
+      logging.getLogger(__name__).exception('Looking for changes failed.')
 
 
 def _add_errors(api: fastapi.FastAPI, services: _Services):
@@ -234,6 +236,7 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
     400: {'model': messages.ErrorAnswer, 'description': 'Not understood.'},
     401: {'model': messages.ErrorAnswer, 'description': 'No token, or a wrong one.'},
     403: {'model': messages.ErrorAnswer, 'description': 'The policy does not allow it.'},
+    502: {'model': messages.ErrorAnswer, 'description': 'What is searched cannot be reached.'},
     503: {'model': messages.ErrorAnswer, 'description': 'Too many searches, or no audit log.'},
     504: {'model': messages.ErrorAnswer, 'description': 'Not finished in time.'},
   }
@@ -241,7 +244,7 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
   @api.get('/api/v1/schema', summary='What can be asked for.')
   async def schema(request: fastapi.Request):
     _user(request, services.access)
-    return JSONResponse(_schema_json(services.desk.schema), headers=_NO_STORE)
+    return JSONResponse(_schema_json(services.desk.offer.visible), headers=_NO_STORE)
 
   @api.get('/api/v1/info', summary='What is searched, under which rules.')
   async def info(request: fastapi.Request):
@@ -322,12 +325,12 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
       if not _is_type(request, 'multipart/form-data'):
         asked = messages.check(messages.LikeRequest, await _json_body(request))
         entry.update(_asked(asked))
-        return asked, lambda: (services.desk.like(asked), ())
+        return asked, lambda: services.desk.like(asked)
       contents, options = await _upload(request)
       entry['upload'] = {'sha256': hashlib.sha256(contents).hexdigest(), 'bytes': len(contents)}
       asked = messages.check(messages.LikeOptions, options)
       entry.update(_asked(asked))
-      return asked, lambda: (services.desk.like_upload(asked, contents), ())
+      return asked, lambda: services.desk.like_upload(asked, contents)
 
     return await _answer(request, services, 'like', ask)
 
@@ -364,27 +367,26 @@ async def _answer(
   request: fastapi.Request, services: _Services, action: str, ask: Callable
 ) -> Response:
   """Asks, logs, and answers, in this order: what is not logged is not answered."""
-  facts = services.desk.current.facts
   user = _user(request, services.access)
   entry: dict[str, Any] = {
     'time': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='milliseconds'),
     'request': secrets.token_hex(8),
     'who': _who(request, services.access, user),
     'action': action,
-    'model': (facts.get('model') or {}).get('fingerprint'),
-    'source': desks.name_of_folder(facts.get('directory') or ''),
-    'generation': facts.get('generation'),
+    **_searched(services.desk.offer),
   }
   started = time.perf_counter()
   body, failure = None, None
   try:
     asked, function = await ask(entry)
-    answer, suggestions = await services.searches.run(function)
-    body = services.desk.to_json(answer, suggestions, services.desk.top_k(asked))
+    found = await services.searches.run(function)
+    body = services.desk.to_json(found, asked)
+    # What it was when the question came may have been followed by another.
+    entry.update(_searched(found.offer))
     entry.update(outcome='answered', understood=body['query'], results=len(body['hits']))
   except Exception as error:  # whatever it was, it is logged before it is told
     failure = _as_api_error(error)
-    outcome = {403: 'refused', 503: 'busy', 504: 'timeout', 500: 'failed'}
+    outcome = {403: 'refused', 503: 'busy', 504: 'timeout', 500: 'failed', 502: 'failed'}
     entry.update(
       outcome=outcome.get(failure.status, 'invalid'),
       error=services.desk.clean(failure.message)[:500],
@@ -416,6 +418,9 @@ def _as_api_error(error: Exception) -> ApiError:
     return ApiError(404, 'crop', str(error))
   if isinstance(error, BusyError):
     return ApiError(503, 'busy', 'More is being searched for than this server can. Try again.')
+  if isinstance(error, ServingError) and error.code == 'DEADLINE_EXCEEDED':
+    logging.getLogger(__name__).error('%s', error)
+    error = TooSlowError()
   if isinstance(error, TooSlowError):
     return ApiError(504, 'slow', 'The search did not finish in time. Ask for less, or try again.')
   if isinstance(error, ValueError):
@@ -455,6 +460,15 @@ def _who(request: fastapi.Request, access: Access, user: str) -> dict[str, str]:
   if access.user_header:
     who['user'] = request.headers.get(access.user_header, '')[:200]
   return who
+
+
+def _searched(offer: desks.Offer) -> dict[str, Any]:
+  """What is searched, for the log."""
+  return {
+    'model': (offer.facts.get('model') or {}).get('fingerprint'),
+    'source': offer.name,
+    'generation': offer.facts.get('generation'),
+  }
 
 
 def _asked(asked: messages.Narrowing) -> dict[str, Any]:
@@ -540,16 +554,17 @@ def _schema_json(schema) -> dict[str, Any]:
 
 
 def _info_json(services: _Services, user: str) -> dict[str, Any]:
-  facts, policy = services.desk.current.facts, services.policy
+  offer = services.desk.offer
+  facts, policy = offer.facts, offer.policy
   model = facts.get('model') or {}
   return {
-    'name': desks.name_of_folder(facts.get('directory') or '') or 'model',
+    'name': offer.name,
     'engine': facts.get('engine'),
     'crops': facts.get('crops'),
     'generation': facts.get('generation'),
     'fields': policy.visible(facts.get('fields') or {}),
     'model': {'fingerprint': model.get('fingerprint')},
-    'can': {**services.desk.can, 'upload': services.desk.can['like'] and policy.uploads},
+    'can': {**offer.can, 'upload': offer.can['upload'] and policy.uploads},
     'policy': {
       'purpose': policy.require_purpose,
       'purposes': list(policy.purposes),

@@ -6,47 +6,56 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Generic, TypeVar
 
 from tfreid.search import Source
+from tfreid.search.remote import ServedModel
+
+_Known = TypeVar('_Known')
 
 
-class Current:
-  """A source for many threads.
+class Current(Generic[_Known]):
+  """A source for many threads, and what is known of it.
 
-  An index that has changed is opened anew beside the old one, and takes its place in one moment;
-  the old one is closed when the last question it was asked is answered.
+  An index that has changed, or another version of a served model, is opened beside what answers and
+  looked at, and takes its place in one moment, together with what was learned of it. The old one is
+  closed when the last question it was asked is answered.
   """
 
   def __init__(
     self,
     source: Source,
     *,
+    learn: Callable[[Source, _Known | None], _Known],
     resident: bool = False,
-    warm: Callable[[Source], None] = lambda source: None,
   ):
     """Begins with a source, which it closes in the end.
 
     Args:
       source: what answers.
+      learn: what must be known of a source before it answers. It is given what was known of the one
+        before, None for the first, and may ask the source what its first clients would wait for.
       resident: how a changed index is opened; see `tfreid.index.open`.
-      warm: called with it before it takes the place of the old one.
     """
-    self._warm = warm
-    self._lock = threading.Lock()
+    self._learn = learn
     self._resident = resident
+    self._lock, self._looking = threading.Lock(), threading.Lock()
     self._users: dict[int, int] = {}
-    self._source = source
-    self._facts = source.info()
+    # By itself a served model goes from one version to the next, whose schema may be another one
+    # than that by which a question was checked. So what answers is one version of it.
+    self._served = source if isinstance(source, ServedModel) else None
+    self._source = self._served.held() if self._served else source
+    self._known = learn(self._source, None)
+    self._complaint = ''
 
   @contextlib.contextmanager
-  def use(self) -> Iterator[tuple[Source, dict[str, Any]]]:
-    """The source and its `info()`; open as long as it is used."""
+  def use(self) -> Iterator[tuple[Source, _Known]]:
+    """The source and what is known of it; open as long as it is used."""
     with self._lock:
-      source, facts = self._source, self._facts
+      source, known = self._source, self._known
       self._users[id(source)] = self._users.get(id(source), 0) + 1
     try:
-      yield source, facts
+      yield source, known
     finally:
       with self._lock:
         self._users[id(source)] -= 1
@@ -58,43 +67,77 @@ class Current:
         source.close()
 
   @property
-  def facts(self) -> dict[str, Any]:
-    """`info()` of the source."""
-    return self._facts
+  def known(self) -> _Known:
+    """What is known of the source."""
+    return self._known
 
   def refresh(self) -> bool:
-    """Takes over what was added to an index, and removed; returns whether that was anything.
+    """Takes over what has come since: of an index, or of the versions of a served model.
 
-    An index that cannot be opened, because it is being replaced or has another model now, leaves
-    the old one in place.
+    What cannot be opened, because it is being replaced or has another model now, or because the
+    server does not answer, leaves the old one in place.
+
+    Returns:
+      Whether there was anything.
     """
-    engine = getattr(self._source, 'engine', None)
-    if engine is None:
-      return False
-    try:
-      if engine.ledger.read()['generation'] == engine.state['generation']:
-        return False
-      if engine.state['engine']['name'] == 'milvus':
-        # Its state is one dictionary, which is exchanged whole; a second connection to a Milvus
-        # Lite file would not be.
-        self._source.refresh()
-        self._facts = self._source.info()
-        return True
-      from tfreid import index
+    with self._looking:
+      return self._refresh()
 
-      source = index.open(self._source.directory, model=self._source.model, resident=self._resident)
-      self._warm(source)
-      facts = source.info()
+  def leave(self, source: Source) -> bool:
+    """Looks for a successor of a source that cannot answer any more; returns whether there is one.
+
+    Of many who come at the same time one looks, and the others wait for what it finds.
+    """
+    with self._looking:
+      return self._source is not source or self._refresh()
+
+  def close(self) -> None:
+    """Closes the source."""
+    (self._served or self._source).close()
+
+  def _refresh(self) -> bool:
+    try:
+      source = self._newer()
+      if source is not None:
+        known = self._learned(source)
     except (OSError, ValueError) as error:
-      logging.getLogger(__name__).warning('The changed index cannot be opened: %s', error)
+      # Each look would say it again.
+      if self._complaint != str(error):
+        logging.getLogger(__name__).warning('What is new cannot be taken over: %s', error)
+      self._complaint = str(error)
+      return False
+    self._complaint = ''
+    if source is None:
       return False
     with self._lock:
-      old, self._source, self._facts = self._source, source, facts
-      close = id(old) not in self._users
+      old, self._source, self._known = self._source, source, known
+      close = old is not source and id(old) not in self._users
     if close:
       old.close()
     return True
 
-  def close(self) -> None:
-    """Closes the source."""
-    self._source.close()
+  def _newer(self) -> Source | None:
+    """What has come since, opened; None if nothing has."""
+    if self._served:
+      self._served.refresh()
+      # Not what `refresh` says: a version that could not be taken over is tried again.
+      return self._served.held() if self._served.version != self._source.version else None
+    engine = getattr(self._source, 'engine', None)
+    if engine is None or engine.ledger.read()['generation'] == engine.state['generation']:
+      return None
+    if engine.state['engine']['name'] == 'milvus':
+      # Its state is one dictionary, which is exchanged whole; a second connection to a Milvus Lite
+      # file would not be.
+      self._source.refresh()
+      return self._source
+    from tfreid import index
+
+    return index.open(self._source.directory, model=self._source.model, resident=self._resident)
+
+  def _learned(self, source: Source) -> _Known:
+    try:
+      return self._learn(source, self._known)
+    except BaseException:
+      if source is not self._source:
+        source.close()
+      raise

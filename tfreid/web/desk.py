@@ -6,14 +6,15 @@ Everything here runs in a worker's thread and knows nothing of HTTP.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import io
 import logging
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -21,7 +22,8 @@ from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.index import filters
 from tfreid.search import Source
-from tfreid.search.answer import Answer
+from tfreid.search.answer import Answer, Suggestion
+from tfreid.search.client import ServingError
 from tfreid.web import thumbnails
 from tfreid.web.current import Current
 from tfreid.web.messages import LikeRequest, Narrowing, SearchRequest
@@ -31,7 +33,8 @@ from tfreid.web.policy import Policy, RefusedError
 _CANDIDATES = 50
 # Crops whose pictures may be looked at: the last ones that were answered.
 _SEEN = 200_000
-_OPTIONS = ('where', 'must', 'must_not', 'exclude', 'min_score')
+# What a server says of a version that it has let go, and of a signature that a version lacks.
+_GONE, _LACKING = 'NOT_FOUND', 'FAILED_PRECONDITION'
 _ABSOLUTE_PATH = re.compile(r'(?<![\w.:/])~?/(?:[^\s\'"/]+/)+[^\s\'"/]*')
 
 
@@ -68,207 +71,258 @@ class Seen:
       return self._paths.get(key)
 
 
+@dataclasses.dataclass(frozen=True)
+class Offer:
+  """What can be asked of a source, and what may be: learned when it takes its place, and then kept.
+
+  A question is read, checked, asked and answered by one of these, so that no part of it meets the
+  schema of another version.
+
+  Attributes:
+    facts: `info()` of the source.
+    name: what clients and the log are told that it is: 'depot', 'people, version 3'.
+    policy: the rules: those of the site, or narrower ones where these do not fit the schema.
+    schema: all attributes, for encoding.
+    visible: those that may be asked for.
+    can: what the source is able to do: 'explain', 'suggest', 'like', 'upload', 'filter'.
+    names: what messages must not say, each with what they say instead; longest first.
+    allowed: names of what could be asked for when the policy last fitted a schema.
+  """
+
+  facts: Mapping[str, Any]
+  name: str
+  policy: Policy
+  schema: AttributeSchema
+  visible: AttributeSchema
+  can: Mapping[str, bool]
+  names: Sequence[tuple[str, str]]
+  allowed: frozenset[str]
+
+
+class Found(NamedTuple):
+  """An answer, what to ask for next, and of what it is the answer."""
+
+  answer: Answer
+  suggestions: Sequence[Suggestion]
+  offer: Offer
+
+
 class Desk:
   """Answers questions to a source as far as a policy allows.
 
   Attributes:
-    current: the source.
-    policy: the rules.
-    schema: the attributes that may be asked for.
-    can: what the source is able to do: 'explain', 'suggest', 'like', 'filter', each True or False.
+    current: the source, and what can be asked of it.
     seen: crops that were answered.
   """
 
-  def __init__(self, current: Current, policy: Policy):
+  def __init__(self, source: Source, policy: Policy, *, resident: bool = False):
     """Asks the source a first question of each kind: what it can do, and so that it is warm.
+
+    Args:
+      source: what is asked; `current` closes it in the end.
+      policy: the rules.
+      resident: how an index that has changed is opened again.
 
     Raises:
       ValueError: the policy does not fit the source, or the source cannot be searched at all.
+      OSError: it cannot be reached.
     """
-    self.current = current
-    self.policy = policy
     self.seen = Seen()
-    with current.use() as (source, facts):
-      self._full_schema: AttributeSchema = source.schema
-      self.schema = policy.visible_schema(source.schema)
-      self.can = _abilities(source, facts)
-      self._names = _names_of_folders(source, facts)
+    self.current: Current[Offer] = Current(
+      source, learn=lambda new, before: learn(new, policy, before), resident=resident
+    )
 
-  def search(self, asked: SearchRequest) -> tuple[Answer, list]:
+  @property
+  def offer(self) -> Offer:
+    """What can be asked now."""
+    return self.current.known
+
+  def search(self, asked: SearchRequest) -> Found:
     """The best crops for a description, and what to ask for next.
 
     Raises:
       RefusedError: the policy does not allow it.
       ValueError: it is not understood.
+      OSError: the source cannot be reached.
     """
-    self.policy.check_purpose(asked.purpose)
-    said = self._said(asked.query, asked.words)
-    if not said:
-      raise ValueError(
-        'Nothing is asked for. Say at least one attribute in "query" (for example '
-        f'{{"{self.schema.attributes[0].name}": "{self.schema.attributes[0].values[-1]}"}}) or '
-        'describe the person in "words".'
-      )
-    # As the encoder sees it, before the source does.
-    self._full_schema.encode_query(said)
-    with self.current.use() as (source, facts):
-      options = self._options(asked, facts)
-      answer = source.search(
-        said,
-        top_k=self._top_k(asked),
-        text=asked.words.strip(),
-        explain=asked.explain and self.can['explain'],
-        **options,
-      )
-      suggestions = []
-      if asked.suggest and self.can['suggest']:
-        suggestions = [
-          suggestion
-          for suggestion in source.suggest(said, top_k=_CANDIDATES, **options)
-          if suggestion.attribute not in self.policy.disabled_attributes
-        ]
-    return answer, suggestions
+    return self._answered(lambda source, offer: self._search(source, offer, asked))
 
-  def like(self, asked: LikeRequest) -> Answer:
+  def like(self, asked: LikeRequest) -> Found:
     """The crops most like one of the gallery.
 
     Raises:
       RefusedError: the policy does not allow it.
       UnknownCropError: there is none of that id.
       ValueError: a filter is not understood.
+      OSError: the source cannot be reached.
     """
-    self.policy.check_purpose(asked.purpose)
-    with self.current.use() as (source, facts):
-      options = self._options(asked, facts)
-      # A source takes what is no id for the path of a file.
-      crop = source.crop(asked.id)
-      if crop is None:
-        raise UnknownCropError(
-          f"There is no crop '{_short(asked.id)}' (any more). Take an id from an answer."
-        )
-      self.seen.add(crop.id, crop.path)
-      # Without the crop itself, which some sources count before they leave it out.
-      return source.like(asked.id, top_k=self._top_k(asked), **options)
+    return self._answered(lambda source, offer: self._like(source, offer, asked))
 
-  def like_upload(self, asked: Narrowing, contents: bytes) -> Answer:
+  def like_upload(self, asked: Narrowing, contents: bytes) -> Found:
     """The crops most like a picture that is not in the gallery.
 
     Raises:
       RefusedError: the policy does not allow it.
       ValueError: it is not a picture of a reasonable size, or a filter is not understood.
+      OSError: the source cannot be reached.
     """
-    self.policy.check_purpose(asked.purpose)
-    if not self.policy.uploads:
+    return self._answered(lambda source, offer: self._like_upload(source, offer, asked, contents))
+
+  def _answered(self, ask: Callable[[Source, Offer], tuple[Answer, Sequence[Suggestion]]]) -> Found:
+    """What a source answers; its successor, where the server has let its version go.
+
+    The successor is asked from the beginning: it may have another schema.
+    """
+    with self.current.use() as (source, offer):
+      try:
+        return Found(*ask(source, offer), offer)
+      except ServingError as error:
+        if error.code not in (_GONE, _LACKING) or not self.current.leave(source):
+          raise
+    with self.current.use() as (source, offer):
+      return Found(*ask(source, offer), offer)
+
+  def _search(self, source, offer, asked):
+    offer.policy.check_purpose(asked.purpose)
+    said = _said(offer, asked.query, asked.words)
+    if not said:
+      first = offer.visible.attributes[0]
+      raise ValueError(
+        'Nothing is asked for. Say at least one attribute in "query" (for example '
+        f'{{"{first.name}": "{first.values[-1]}"}}) or describe the person in "words".'
+      )
+    # As the encoder sees it, before the source does.
+    offer.schema.encode_query(said)
+    options = _options(offer, asked)
+    answer = source.search(
+      said,
+      top_k=_top_k(offer.policy, asked),
+      text=asked.words.strip(),
+      explain=asked.explain and offer.can['explain'],
+      **options,
+    )
+    suggestions = []
+    if asked.suggest and offer.can['suggest']:
+      suggestions = [
+        suggestion
+        for suggestion in source.suggest(said, top_k=_CANDIDATES, **options)
+        if suggestion.attribute not in offer.policy.disabled_attributes
+      ]
+    return answer, suggestions
+
+  def _like(self, source, offer, asked):
+    offer.policy.check_purpose(asked.purpose)
+    _check_able(offer, 'like', 'crops like one of its gallery')
+    options = _options(offer, asked)
+    # A source takes what is no id for the path of a file.
+    crop = source.crop(asked.id)
+    if crop is None:
+      raise UnknownCropError(
+        f"There is no crop '{_short(asked.id)}' (any more). Take an id from an answer."
+      )
+    self.seen.add(crop.id, crop.path)
+    # Without the crop itself, which some sources count before they leave it out.
+    return source.like(asked.id, top_k=_top_k(offer.policy, asked), **options), ()
+
+  def _like_upload(self, source, offer, asked, contents):
+    offer.policy.check_purpose(asked.purpose)
+    if not offer.policy.uploads:
       raise RefusedError(
         'The policy of this site does not allow searching for an uploaded picture. Describe the '
         'person, or ask for crops like one of an answer.'
       )
+    _check_able(offer, 'upload', 'crops like a picture')
     thumbnails.check_upload(contents)
-    with self.current.use() as (source, facts):
-      options = self._options(asked, facts)
-      return source.like(contents, top_k=self._top_k(asked), **options)
+    options = _options(offer, asked)
+    return source.like(contents, top_k=_top_k(offer.policy, asked), **options), ()
 
-  def to_json(self, answer: Answer, suggestions: Sequence, top_k: int) -> dict[str, Any]:
+  def to_json(self, found: Found, asked: Narrowing) -> dict[str, Any]:
     """What a client sees of an answer: no paths, and nothing of disabled attributes."""
-    plain = answer.to_json()
+    plain, policy = found.answer.to_json(), found.offer.policy
     hits = []
-    for hit, found in zip(plain['hits'], answer.hits):
-      key = self.seen.add(found.id, found.path)
+    for hit, whole in zip(plain['hits'], found.answer.hits):
+      key = self.seen.add(whole.id, whole.path)
       hits.append(
         {
           'rank': hit['rank'],
           'id': hit['id'],
           'score': hit['score'],
-          'attributes': self.policy.visible(hit['attributes']),
-          'matches': self.policy.visible(hit['matches']),
-          'reasons': self.policy.visible(hit['reasons']),
-          'metadata': self.policy.visible(hit['metadata']),
-          'thumbnail': f'/api/v1/crops/{key}/thumbnail' if found.path else None,
+          'attributes': policy.visible(hit['attributes']),
+          'matches': policy.visible(hit['matches']),
+          'reasons': policy.visible(hit['reasons']),
+          'metadata': policy.visible(hit['metadata']),
+          'thumbnail': f'/api/v1/crops/{key}/thumbnail' if whole.path else None,
         }
       )
     return {
       'query': plain['query'],
       'text': plain['text'],
+      'source': found.offer.name,
       'hits': hits,
       'suggestions': [
         {'attribute': suggestion.attribute, 'gain': float(suggestion.gain)}
-        for suggestion in suggestions
+        for suggestion in found.suggestions
       ],
-      'top_k': top_k,
+      'top_k': min(asked.top_k, policy.max_results or asked.top_k),
       'gallery_size': plain['gallery_size'],
       'seconds': plain['seconds'],
     }
 
   def clean(self, text: str) -> str:
-    """A message without the paths of this machine."""
-    for path, name in self._names:
-      text = text.replace(path, name)
+    """A message without the paths of this machine, and without the address of a model's server."""
+    for told, name in self.offer.names:
+      text = text.replace(told, name)
     return _ABSOLUTE_PATH.sub(lambda match: os.path.basename(match[0].rstrip('/')) or '…', text)
 
-  def top_k(self, asked: Narrowing) -> int:
-    """Crops of an answer, at most."""
-    return min(asked.top_k, self.policy.max_results or asked.top_k)
 
-  def _top_k(self, asked: Narrowing) -> int:
-    """`top_k`, where crops that are not wanted count as seen.
+def learn(source: Source, policy: Policy, before: Offer | None = None) -> Offer:
+  """What can be asked of a source that is about to answer, which is warm after that.
 
-    Otherwise `exclude` would turn the pages that `max_results` forbids.
-    """
-    if not self.policy.max_results:
-      return asked.top_k
-    left = self.policy.max_results - len(set(asked.exclude))
-    if left < 1:
-      raise RefusedError(
-        f'The policy of this site allows {self.policy.max_results} results of a query, those that '
-        'are left out by "exclude" included. Describe the person more closely instead.'
-      )
-    return min(asked.top_k, left)
+  Args:
+    source: asked one question of each kind, unless it has the model of the one before.
+    policy: the rules of the site. If they do not fit the schema of a successor, that is an error in
+      the log, and nothing may be asked for that could not be before.
+    before: what could be asked of the source before; None for the first.
 
-  def _said(self, settings: Mapping[str, str], text: str) -> dict[str, str]:
-    """Attribute name to value of settings and words together, checked."""
-    self.policy.check_attributes(settings)
-    said = {}
-    for name, value in settings.items():
-      negated = value.startswith('!')
-      checked = self.schema.check_value(name, value[1:] if negated else value)
-      said[name] = f'!{checked}' if negated else checked
-    if text.strip():
-      for name, value in self.policy.read_words(text, self._full_schema).items():
-        if said.setdefault(name, value) != value:
-          raise ValueError(
-            f"'{name}' is asked for twice: {said[name]} by its setting, {value} by the words. Keep "
-            'one of the two.'
-          )
-    return said
-
-  def _options(self, asked: Narrowing, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an index that were asked for, checked."""
-    options: dict[str, Any] = {}
-    if asked.where.strip():
-      options['where'] = asked.where
-    for name in ('must', 'must_not'):
-      given = getattr(asked, name)
-      said = self._said({}, given) if isinstance(given, str) else self._said(given, '')
-      if said:
-        options[name] = said
-    if asked.exclude:
-      options['exclude'] = asked.exclude
-    if asked.min_score is not None:
-      options['min_score'] = asked.min_score
-    if options and not self.can['filter']:
-      raise ValueError(
-        f'{", ".join(options)}: only an index can filter its answers, and this is an exported '
-        'model. Leave the filters out.'
-      )
-    if 'where' in options:
-      try:
-        condition = filters.parse(asked.where)
-        self.policy.check_condition(condition)
-        # The source checks it too, but would name fields that must not be named.
-        filters.check(condition, self.policy.visible(facts.get('fields', {})))
-      except RecursionError as error:
-        raise ValueError('The filter is nested too deeply.') from error
-    return options
+  Raises:
+    ValueError: the policy does not fit the first source, or leaves nothing to ask for, or the
+      source cannot be searched at all.
+    OSError: it cannot be reached.
+  """
+  facts, schema = source.info(), source.schema
+  name = facts.get('name') or name_of_folder(facts.get('directory') or '') or 'model'
+  try:
+    policy.check_schema(schema)
+    visible = policy.visible_schema(schema)
+    allowed = frozenset(attribute.name for attribute in visible.attributes)
+  except ValueError as error:
+    if before is None:
+      raise
+    allowed = before.allowed
+    policy = policy.narrowed(schema, allowed)
+    visible = policy.visible_schema(schema)
+    logging.getLogger(__name__).error(
+      'The policy does not fit %s: %s Until one that does is given and the server started again, '
+      'only this can be asked for: %s.',
+      name,
+      error,
+      ', '.join(attribute.name for attribute in visible.attributes),
+    )
+  warm(source)
+  if before is not None and facts.get('model') == before.facts.get('model'):
+    can = before.can
+  else:
+    can = _abilities(source, facts)
+  return Offer(
+    facts=facts,
+    name=name,
+    policy=policy,
+    schema=schema,
+    visible=visible,
+    can=can,
+    names=_names(source, facts, name),
+    allowed=allowed,
+  )
 
 
 def examples(schema: AttributeSchema) -> list[str]:
@@ -313,29 +367,42 @@ def warm(source: Source) -> None:
 def _abilities(source: Source, facts: Mapping[str, Any]) -> dict[str, bool]:
   attribute = source.schema.attributes[0]
   query = {attribute.name: attribute.values[-1]}
-  warm(source)
   picture = io.BytesIO()
   Image.new('RGB', (64, 128), 'gray').save(picture, 'PNG')
 
   def able(function, *arguments, **options):
+    # An old export lacks signatures; it is searched without what they would add.
     try:
       function(*arguments, **options)
       return True
+    except ServingError as error:
+      if error.code != _LACKING:
+        raise
+      reason = error
     except (ValueError, KeyError, NotImplementedError) as error:
-      # An old export lacks signatures; it is searched without what they would add.
-      logging.getLogger(__name__).info('%s', error)
-      return False
+      reason = error
+    logging.getLogger(__name__).info('%s', reason)
+    return False
+
+  hits = source.search(query, top_k=1).hits
+
+  def findable(hit):
+    # A source may know a crop and not its concept, or answer ids that it does not know again.
+    return source.crop(hit.id) is not None and able(source.like, hit.id, top_k=1)
 
   return {
     'explain': able(source.search, query, top_k=1, explain=True),
     'suggest': able(source.suggest, query, top_k=_CANDIDATES),
-    'like': hasattr(source, 'crop') and able(source.like, picture.getvalue(), top_k=1),
+    'like': all(findable(hit) for hit in hits),
+    'upload': able(source.like, picture.getvalue(), top_k=1),
     'filter': 'fields' in facts,
   }
 
 
-def _names_of_folders(source: Source, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-  """Paths that messages may name, longest first, each with the name that is given out instead."""
+def _names(source: Source, facts: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
+  """What messages may say of where the source is, longest first, each with what is told instead."""
+  if address := getattr(source, 'address', ''):
+    return [(facts['directory'], name), (address, 'its server')]
   paths = {facts.get('directory'), (facts.get('model') or {}).get('path')}
   paths |= {getattr(source, 'directory', None)}
   found = {}
@@ -343,6 +410,79 @@ def _names_of_folders(source: Source, facts: Mapping[str, Any]) -> list[tuple[st
     for spelling in (path, os.path.abspath(path), os.path.realpath(path)):
       found[spelling] = name_of_folder(path)
   return sorted(found.items(), key=lambda item: -len(item[0]))
+
+
+def _said(offer: Offer, settings: Mapping[str, str], text: str) -> dict[str, str]:
+  """Attribute name to value of settings and words together, checked."""
+  offer.policy.check_attributes(settings)
+  said = {}
+  for name, value in settings.items():
+    negated = value.startswith('!')
+    checked = offer.visible.check_value(name, value[1:] if negated else value)
+    said[name] = f'!{checked}' if negated else checked
+  if text.strip():
+    for name, value in offer.policy.read_words(text, offer.schema).items():
+      if said.setdefault(name, value) != value:
+        raise ValueError(
+          f"'{name}' is asked for twice: {said[name]} by its setting, {value} by the words. Keep "
+          'one of the two.'
+        )
+  return said
+
+
+def _check_able(offer: Offer, ability: str, what: str) -> None:
+  """Refuses what the source cannot do, before it is taken for one that is out of order."""
+  if not offer.can[ability]:
+    raise ValueError(
+      f'This model cannot find {what}: it was exported by an earlier version of tfreid. Describe '
+      'the person instead.'
+    )
+
+
+def _options(offer: Offer, asked: Narrowing) -> dict[str, Any]:
+  """The options of an index that were asked for, checked."""
+  options: dict[str, Any] = {}
+  if asked.where.strip():
+    options['where'] = asked.where
+  for name in ('must', 'must_not'):
+    given = getattr(asked, name)
+    said = _said(offer, {}, given) if isinstance(given, str) else _said(offer, given, '')
+    if said:
+      options[name] = said
+  if asked.exclude:
+    options['exclude'] = asked.exclude
+  if asked.min_score is not None:
+    options['min_score'] = asked.min_score
+  if options and not offer.can['filter']:
+    raise ValueError(
+      f'{", ".join(options)}: only an index can filter its answers, and this is an exported '
+      'model. Leave the filters out.'
+    )
+  if 'where' in options:
+    try:
+      condition = filters.parse(asked.where)
+      offer.policy.check_condition(condition)
+      # The source checks it too, but would name fields that must not be named.
+      filters.check(condition, offer.policy.visible(offer.facts.get('fields', {})))
+    except RecursionError as error:
+      raise ValueError('The filter is nested too deeply.') from error
+  return options
+
+
+def _top_k(policy: Policy, asked: Narrowing) -> int:
+  """Crops to ask for, where those that are not wanted count as seen.
+
+  Otherwise `exclude` would turn the pages that `max_results` forbids.
+  """
+  if not policy.max_results:
+    return asked.top_k
+  left = policy.max_results - len(set(asked.exclude))
+  if left < 1:
+    raise RefusedError(
+      f'The policy of this site allows {policy.max_results} results of a query, those that '
+      'are left out by "exclude" included. Describe the person more closely instead.'
+    )
+  return min(asked.top_k, left)
 
 
 def name_of_folder(path: str) -> str:

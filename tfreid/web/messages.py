@@ -123,6 +123,7 @@ class SearchAnswer(BaseModel):
 
   query: dict[str, str]
   text: str
+  source: str = Field(description='What was searched; `name` of the info, as long as it is that.')
   hits: list[Hit]
   suggestions: list[Suggestion]
   top_k: int = Field(description='Crops asked for, as far as the policy allows them.')

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from tfreid.data import words
@@ -91,11 +91,11 @@ class Policy:
     """What may be shown of things by attribute or field name."""
     return {name: value for name, value in values.items() if name not in self.disabled_attributes}
 
-  def visible_schema(self, schema: AttributeSchema) -> AttributeSchema:
-    """The schema without the disabled attributes: for messages and lists, not for encoding.
+  def check_schema(self, schema: AttributeSchema) -> None:
+    """Refuses a schema that has another idea of what there is to disable.
 
     Raises:
-      ValueError: the policy disables an attribute that does not exist, or all that do.
+      ValueError: the policy disables an attribute that does not exist.
     """
     names = [attribute.name for attribute in schema.attributes]
     unknown = sorted(self.disabled_attributes.difference(names))
@@ -104,6 +104,21 @@ class Policy:
         f"The policy disables '{unknown[0]}', which {schema.name} does not have; it has: "
         f'{", ".join(names)}. A misspelled rule would protect nothing.'
       )
+
+  def narrowed(self, schema: AttributeSchema, allowed: Collection[str]) -> Policy:
+    """These rules, with every attribute of a schema disabled as well that is not among `allowed`.
+
+    Where the rules do not fit a schema, what they mean may be called something else in it.
+    """
+    others = {a.name for a in schema.attributes}.difference(allowed)
+    return dataclasses.replace(self, disabled_attributes=self.disabled_attributes | others)
+
+  def visible_schema(self, schema: AttributeSchema) -> AttributeSchema:
+    """The schema without the disabled attributes: for messages and lists, not for encoding.
+
+    Raises:
+      ValueError: the policy disables all attributes.
+    """
     kept = tuple(a for a in schema.attributes if a.name not in self.disabled_attributes)
     if not kept:
       raise ValueError(f'The policy disables every attribute of {schema.name}: allow at least one.')

@@ -20,9 +20,14 @@ function make(tag, properties, ...children) {
     if (name in element) element[name] = value;
     else element.setAttribute(name, value);
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
+  element.append(...children.filter(present));
   return element;
 }
+
+const present = (child) => child !== null && child !== undefined;
+
+// Other children instead of those there are; a browser would write "null" for those that are none.
+const fill = (element, ...children) => element.replaceChildren(...children.filter(present));
 
 const title = (name) => name.replaceAll('_', ' ');
 const number = (value) => value.toLocaleString('en');
@@ -190,6 +195,18 @@ function narrowing(state) {
   return found;
 }
 
+// What can be asked. The info first: if the model changes in between, the next answer is of another
+// source than that, and all of it is asked for again.
+async function load() {
+  const found = await ask('/api/v1/info');
+  if (info && info.name === found.name) return;
+  const state = schema && read();
+  schema = await ask('/api/v1/schema');
+  info = found;
+  build();
+  if (state) write(state);
+}
+
 async function search(state, { keep = false, file = null } = {}) {
   if (running) running.abort();
   const mine = new AbortController();
@@ -218,9 +235,14 @@ async function search(state, { keep = false, file = null } = {}) {
         ...common, query: state.settings, words: state.words, explain: true, suggest: true,
       }, mine.signal);
     }
+    // A model on a server may be followed by a version with other attributes.
+    if (answer.source !== info.name) await load();
     if (running === mine) show(answer, state, file);
   } catch (error) {
-    if (error.name !== 'AbortError' && running === mine) showError(error);
+    if (error.name === 'AbortError') return;
+    // What is not understood may be of the version before.
+    if (error.code === 'query') await load().catch(() => {});
+    if (running === mine) showError(error);
   } finally {
     if (running === mine) {
       running = null;
@@ -249,6 +271,7 @@ function clearResults() {
 
 function wait(count) {
   clearResults();
+  $('grid').classList.remove('bare');
   $('results').setAttribute('aria-busy', 'true');
   $('status').textContent = 'Searching…';
   const line = () => make('div', { className: 'line' });
@@ -272,7 +295,7 @@ function showEmpty() {
   if (info.can.like) steps.push('A crop looks right? Ask for more like it.');
   const examples = exampleButtons();
   $('results-title').classList.add('sr');
-  $('empty').replaceChildren(
+  fill($('empty'),
     make('h3', { textContent: 'Whom are you looking for?' }),
     make('p', { className: 'soft' },
       info.crops === null || info.crops === undefined
@@ -305,6 +328,7 @@ function showError(error) {
   const heading = {
     policy: 'Not allowed here', purpose: 'A purpose is needed', busy: 'Too busy', slow: 'Too slow',
     audit: 'Nothing can be logged', network: 'No connection', internal: 'Something went wrong',
+    source: 'Cannot be searched now',
   }[error.code] || 'This was not understood';
   $('error').replaceChildren(
     make('b', { textContent: heading }), error instanceof Refusal ? error.message : String(error));
@@ -339,6 +363,8 @@ function show(answer, state, file) {
   const scale = Math.max(1e-9, ...answer.hits.flatMap((hit) => Object.values(hit.reasons).map(Math.abs)));
   const cards = answer.hits.map((hit) => card(hit, answer.query, scale));
   if (state.upload) cards.unshift(reference(file));
+  // Of a model on a server only ids are known, unless its gallery file was given.
+  $('grid').classList.toggle('bare', !answer.hits.some((hit) => hit.thumbnail));
   $('grid').replaceChildren(...cards);
   const most = Math.min(info.policy.max_results, answer.gallery_size);
   $('more').hidden = !(count >= answer.top_k && count < most) || state.upload;
@@ -355,7 +381,7 @@ function showNext(suggestions) {
   const [best, ...others] = useful;
   const attribute = schema.attributes.find((a) => a.name === best.attribute);
   if (!attribute) return;
-  $('next').replaceChildren(
+  fill($('next'),
     make('h3', { id: 'next-title', title: `${best.gain.toFixed(2)} bits` },
       `Best to know next: ${title(best.attribute)}`),
     make('span', { className: 'answers' }, ...attribute.values.map((value) => make('button', {
@@ -391,7 +417,7 @@ function plate(source, alternative) {
   const box = make('div', { className: 'plate' });
   const none = () => {
     box.classList.add('none');
-    return 'no picture';
+    return make('span', { className: 'missing', textContent: 'no picture' });
   };
   if (!source) {
     box.append(none());
@@ -569,12 +595,11 @@ async function start() {
   $('status').textContent = 'Loading…';
   if (narrow.matches) $('attributes').open = false;
   try {
-    [info, schema] = await Promise.all([ask('/api/v1/info'), ask('/api/v1/schema')]);
+    await load();
   } catch (error) {
     showError(error);
     return;
   }
-  build();
   $('form').addEventListener('submit', (event) => {
     event.preventDefault();
     search(read());
