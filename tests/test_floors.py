@@ -30,7 +30,7 @@ FLOORS = {
   'tfreid.serving.search': 0,
   'tfreid.serving.errors': 0,
   'tfreid.serving.versions': 0,
-  'tfreid.serving.loading': 0,
+  'tfreid.serving.loading': 1,
   'tfreid.search.answer': 0,
   'tfreid.networks': 1,
   'tfreid.data': 1,

@@ -1,4 +1,4 @@
-"""A version of an exported model, loaded in this process. Floor 0."""
+"""A version of an exported model, loaded in this process. Floor 1."""
 
 from __future__ import annotations
 
