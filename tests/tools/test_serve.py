@@ -240,7 +240,7 @@ def test_a_model_under_tf_serving_is_served_and_its_next_version_taken_over(star
     assert json.loads(server.ask('GET', '/api/v1/info')[1])['name'] == 'people, version 2'
     assert json.loads(log.read_text().splitlines()[-1])['source'] == 'people, version 2'
     assert server.end() == 0
-    assert 'What is searched has changed: it is people, version 2 now' in server.said
+    assert 'What is searched has changed: people, version 2, 24 crops.' in server.said
   finally:
     behind.stop()
 

@@ -173,13 +173,7 @@ async def _refresh(desk: desks.Desk, seconds: float):
   while True:
     await asyncio.sleep(seconds)
     try:
-      if await asyncio.to_thread(desk.current.refresh):
-        found = desk.offer
-        logging.getLogger(__name__).info(
-          'What is searched has changed: it is %s now, with %d crops.',
-          found.name,
-          found.facts.get('crops', 0),
-        )
+      await asyncio.to_thread(desk.current.refresh)
     except Exception:  # the next look may succeed, and what was there goes on
       logging.getLogger(__name__).exception('Looking for changes failed.')
 

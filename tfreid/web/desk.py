@@ -313,6 +313,9 @@ def learn(source: Source, policy: Policy, before: Offer | None = None) -> Offer:
     can = before.can
   else:
     can = _abilities(source, facts)
+  if before is not None:
+    crops = facts.get('crops', 0)
+    logging.getLogger(__name__).info('What is searched has changed: %s, %d crops.', name, crops)
   return Offer(
     facts=facts,
     name=name,
