@@ -31,7 +31,7 @@ demo: setup  ## the main job on synthetic people: draw, train, evaluate, export,
 	@$(RUN) tools/demo.py $(ARGS)
 
 tables: setup  ## the paper's comparison of methods, on synthetic people
-	@$(RUN) tools/compare.py $(ARGS)
+	@$(RUN) tools/compare.py --workers=2 $(ARGS)
 
 test: setup  ## all tests
 	@$(RUN) -m pytest $(ARGS)
