@@ -73,7 +73,7 @@ _FILES = flags.DEFINE_bool(
 )
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON.')
 _PROGRESS = flags.DEFINE_bool(
-  'progress', True, 'Show a progress bar, or without a terminal a line per shard; not with --json.'
+  'progress', True, 'Show a progress bar, or without a terminal lines in the log; not with --json.'
 )
 
 # What of the flags above is for some commands only.
@@ -243,7 +243,10 @@ def _merge(parts):
 
   if not parts:
     raise ValueError('Name the indexes to merge: tools/index.py merge --index=all part1 part2')
-  size = building.merge(_INDEX.value, parts, engine_name=_ENGINE.value, uri=_URI.value)
+  with _shown_stages() as progress:
+    size = building.merge(
+      _INDEX.value, parts, engine_name=_ENGINE.value, uri=_URI.value, progress=progress
+    )
   count = f'{len(parts)} index{"es" if len(parts) > 1 else ""}'
   _print({'crops': size}, f'{size} crops of {count} in {_INDEX.value}.')
 
@@ -291,18 +294,45 @@ def _shown(count):
     _log(f'Embedding {count:,} crops.')
     yield {'finished': _ShardLog()}
     return
-  from rich import progress
-  from rich.console import Console
-
-  columns = [
-    progress.TextColumn('{task.description}'),
-    progress.BarColumn(),
-    progress.MofNCompleteColumn(),
-    progress.TimeRemainingColumn(),
-  ]
-  with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+  with _bar() as bar:
     task = bar.add_task('Embedding', total=None)
     yield {'progress': lambda done, total: bar.update(task, completed=done, total=total)}
+
+
+@contextlib.contextmanager
+def _shown_stages():
+  """What `building.merge` tells how far it is; None where nobody wants to know."""
+  if not _PROGRESS.value or _JSON.value:
+    yield None
+    return
+  if not sys.stderr.isatty():
+    yield _StageLog()
+    return
+  with _bar() as bar:
+    tasks = {}
+
+    def show(what, done, total):
+      if what not in tasks:
+        for task in tasks.values():
+          bar.update(task, completed=total)
+        tasks[what] = bar.add_task(what, total=total)
+      bar.update(tasks[what], completed=done)
+
+    yield show
+
+
+class _StageLog:
+  """Logs the beginning of each stage, and not more often than each minute how far it is."""
+
+  def __init__(self):
+    self._stage, self._logged = '', 0.0
+
+  def __call__(self, what, done, total):
+    now = time.monotonic()
+    if what == self._stage and now - self._logged < 60:
+      return
+    self._stage, self._logged = what, now
+    _log(f'{what}: {done:,} of {total:,} crops.')
 
 
 class _ShardLog:
@@ -325,6 +355,19 @@ class _ShardLog:
     if rate:
       said += f', {rate:,.1f} per second, {_span((total - done) / rate)} left'
     _log(f'{said}.')
+
+
+def _bar():
+  from rich import progress
+  from rich.console import Console
+
+  columns = [
+    progress.TextColumn('{task.description}'),
+    progress.BarColumn(),
+    progress.MofNCompleteColumn(),
+    progress.TimeRemainingColumn(),
+  ]
+  return progress.Progress(*columns, console=Console(stderr=True))
 
 
 def _span(seconds):

@@ -173,10 +173,14 @@ def test_the_revision_is_that_of_the_package_and_says_whether_it_was_changed(tmp
   _git(tmp_path, 'commit', '-q', '--allow-empty', '-m', 'first')
   assert results.code_revision() == {'revision': None, 'dirty': None}
 
+  (tmp_path / 'docs').mkdir()
+  (tmp_path / 'docs' / 'tables.md').write_text('old')
   _git(tmp_path, 'add', '.')
   _git(tmp_path, 'commit', '-q', '-m', 'second')
   clean = results.code_revision()
   assert re.fullmatch('[0-9a-f]{40}', clean['revision']) and clean['dirty'] is False
+  (tmp_path / 'docs' / 'tables.md').write_text('new')
+  assert results.code_revision() == clean
   (package / 'spec.py').write_text('a = 2\n')
   assert results.code_revision() == {'revision': clean['revision'], 'dirty': True}
 

@@ -143,7 +143,16 @@ def test_parts_of_either_engine_end_in_either(tmp_path, rows, digest_model, milv
   building.build(whole, rows, digest_model)
   with pytest.raises(ValueError, match='not all the parts of one manifest: 2/3, 1/3'):
     building.merge(directory, parts[:2], **place)
-  assert building.merge(directory, parts, **place) == 40
+  told = []
+  assert building.merge(directory, parts, **place, progress=lambda *step: told.append(step)) == 40
+  filled = [('Filling Milvus', n, 40) for n in (13, 26, 40)] if len(told) > 5 else []
+  assert told == [
+    ('Reading', 0, 40),
+    *(('Reading', n, 40) for n in (13, 26, 40)),
+    ('Checking', 0, 40),
+    *filled,
+  ]
+  assert bool(filled) == (place.get('engine_name') == 'milvus')
   assert facts(directory) == facts(whole)
   with pytest.raises(FileExistsError, match='holds an index already. Name another folder'):
     building.merge(directory, parts, **place)

@@ -105,6 +105,12 @@ def test_an_index_moves_to_milvus_and_is_kept_up_to_date_there(world):
   done = run('index', 'merge', new, '--engine=milvus', world / 'index')
   assert done.returncode == 0, done.stderr
   assert done.stdout == f'5 crops of 1 index in {world / "moved"}.\n'
+  told = [line.split(' ', 2)[2] for line in done.stderr.splitlines() if ' of 5 crops.' in line]
+  assert told == [
+    'Reading: 0 of 5 crops.',
+    'Checking: 0 of 5 crops.',
+    'Filling Milvus: 5 of 5 crops.',
+  ]
   asked = ('--json', '--filter=camera == 0', 'hat')
   answers = [json.loads(run('search', index, *asked).stdout) for index in (old, new)]
   ids = [[(hit['id'], hit['score']) for hit in answer['hits']] for answer in answers]

@@ -177,7 +177,19 @@ def test_the_api_is_described(serve):
   search = found['paths']['/api/v1/search']['post']
   body = search['requestBody']['content']['application/json']['schema']
   assert {'query', 'words', 'where', 'top_k', 'min_score', 'purpose'} <= set(body['properties'])
-  assert set(search['responses']) >= {'200', '400', '403', '503', '504'}
+  assert set(search['responses']) >= {'200', '400', '401', '403', '408', '413', '415', '503', '504'}
+  assert 'security' not in search
+
+
+def test_the_description_says_how_to_show_who_one_is(serve):
+  found = serve(access=guard.Access(tokens=TOKENS)).get('/api/v1/openapi.json').json()
+  assert found['paths']['/api/v1/search']['post']['security'] == [
+    {'HTTPBearer': []},
+    {'APIKeyCookie': []},
+  ]
+  schemes = found['components']['securitySchemes']
+  assert schemes['HTTPBearer']['scheme'] == 'bearer'
+  assert schemes['APIKeyCookie'].items() >= {'in': 'cookie', 'name': 'tfreid_session'}.items()
 
 
 # The log.
@@ -355,7 +367,27 @@ def test_where_tokens_are_asked_for_nothing_is_told_without(serve):
     header = {'authorization': f'Bearer {wrong}'.encode()}
     assert client.get('/api/v1/info', headers=header).status_code == 401
   assert client.get('/').status_code == 200
-  assert not client.log()
+
+
+def test_who_was_turned_away_is_in_the_log(serve):
+  client = serve(access=guard.Access(tokens=TOKENS))
+  error(client.get('/api/v1/info'), 401)  # asks for nothing that is logged
+  error(client.search(query=QUERY), 401)
+  error(client.like(id='x'), 401)
+  error(client.post('/api/v1/session', json={'token': 'a guess'}), 401)
+  client.post('/api/v1/session', json={'token': TOKENS['ann']})
+  client.search(query=QUERY)
+  found = [(line['action'], line['outcome'], line['who'].get('token')) for line in client.log()]
+  assert found == [
+    ('search', 'unauthorized', None),
+    ('like', 'unauthorized', None),
+    ('session', 'unauthorized', None),
+    ('session', 'answered', 'ann'),
+    ('search', 'answered', 'ann'),
+  ]
+  # Neither what a stranger asked nor what was tried as a token.
+  assert 'query' not in client.log()[0]
+  assert 'guess' not in client.path.read_text()
 
 
 def test_the_log_names_whose_token_it_was(serve):

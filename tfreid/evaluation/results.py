@@ -167,12 +167,12 @@ def code_revision() -> dict[str, Any]:
 
   Returns:
     {'revision': hash or None, 'dirty': bool or None}; None where the package is not run from a
-    checkout of its own.
+    checkout of its own. Documents do not count: results are written among them.
   """
   # A package installed into somebody else's checkout must not take that one's revision.
   if _git('ls-files', '--error-unmatch', 'spec.py') is None:
     return {'revision': None, 'dirty': None}
-  changes = _git('status', '--porcelain', '--untracked-files=no')
+  changes = _git('status', '--porcelain', '--untracked-files=no', '--', ':/', ':(top,exclude)docs')
   return {
     'revision': _git('rev-parse', 'HEAD'),
     'dirty': None if changes is None else bool(changes),

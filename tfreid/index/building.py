@@ -11,6 +11,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tfreid.index import engine, engines, manifest, milvus, segment
-from tfreid.index.engine import Engine
+from tfreid.index.engine import Engine, Progress
 from tfreid.index.index import EmbeddedIndex
 from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row
@@ -34,8 +35,6 @@ _READERS = 8
 _ATTEMPTS = 3
 _NAMED = 5  # corrupt files that a message names
 
-# Called with (crops done, crops in all).
-Progress = Callable[[int, int], None]
 # Called with (crops done, crops in all, those of the done that an earlier run embedded).
 Finished = Callable[[int, int, int], None]
 
@@ -274,7 +273,12 @@ def compact(directory: str) -> None:
 
 
 def merge(
-  directory: str, parts: Sequence[str], *, engine_name: str = 'embedded', uri: str = ''
+  directory: str,
+  parts: Sequence[str],
+  *,
+  engine_name: str = 'embedded',
+  uri: str = '',
+  progress: Callable[[str, int, int], None] | None = None,
 ) -> int:
   """Joins indexes that were built apart into a new one; a single one moves to another engine.
 
@@ -289,6 +293,8 @@ def merge(
       (`build(shard=(i, n))`) are put in its order, and all n of them must be there.
     engine_name: of the new index, one of `engine.ENGINES`.
     uri: of Milvus; '' for a Milvus Lite file in the directory.
+    progress: called with what is done ('Reading', 'Checking' or 'Filling Milvus'), of how many
+      crops, of how many in all.
 
   Returns:
     The number of crops.
@@ -325,7 +331,13 @@ def merge(
         )
       ledger.clean()
       staging = EmbeddedIndex(ledger, engine.new_state(state['model']))
-      entries = [entry for source in sources for entry in staging.import_segments(source)]
+      said = progress or (lambda *_: None)
+      entries, total = [], sum(source.size for source in sources)
+      said('Reading', 0, total)
+      for source in sources:
+        entries += staging.import_segments(source)
+        said('Reading', sum(entry['rows'] for entry in entries), total)
+      said('Checking', 0, total)
       problems = EmbeddedIndex(ledger, {**staging.state, 'segments': entries}).problems()
       if problems:
         advice = ' Remove all but one.' if problems[0].startswith('The id') else ''
@@ -333,7 +345,7 @@ def merge(
       if engine_name == 'milvus':
         _mark_attempt(ledger, state, pending)
       target = opened.enter_context(contextlib.closing(engines.open_engine(ledger, state)))
-      target.commit(entries)
+      target.commit(entries, progress=functools.partial(said, 'Filling Milvus'))
       return target.size
 
 

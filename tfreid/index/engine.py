@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,9 @@ ENGINES = ('embedded', 'milvus')
 
 # Rows whose last scores are computed together.
 _SCORED = 8192
+
+# Called with (crops done, crops in all).
+Progress = Callable[[int, int], None]
 
 
 class Match(NamedTuple):
@@ -121,6 +124,7 @@ class Engine(abc.ABC):
     remove: Iterable[str] = (),
     replace: bool = False,
     shard: Sequence[int] | None = None,
+    progress: Progress | None = None,
   ) -> None:
     """Adds the rows of segments and removes others, all at once; needs the ledger's lock.
 
@@ -129,6 +133,7 @@ class Engine(abc.ABC):
       remove: ids to remove; applies to what was there before.
       replace: remove all that was there before.
       shard: (i, n) where this is one of n parts of a manifest.
+      progress: called after each segment that takes time to add.
     """
 
   @abc.abstractmethod

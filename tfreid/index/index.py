@@ -147,8 +147,10 @@ class EmbeddedIndex(Engine):
     remove: Iterable[str] = (),
     replace: bool = False,
     shard: Sequence[int] | None = None,
+    progress: engine.Progress | None = None,
   ) -> None:
     """Adds segments and removes rows, all at once; see `Engine.commit`."""
+    del progress  # takes no time: the segments are where they belong
     if replace:
       kept = []
     else:

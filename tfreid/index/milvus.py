@@ -252,6 +252,7 @@ class MilvusIndex(Engine):
     remove: Iterable[str] = (),
     replace: bool = False,
     shard: Sequence[int] | None = None,
+    progress: engine.Progress | None = None,
   ) -> None:
     """Adds the rows of segments and removes others, all at once; see `Engine.commit`.
 
@@ -260,7 +261,7 @@ class MilvusIndex(Engine):
     """
     self.recover()
     try:
-      self._commit(entries, remove, replace, shard)
+      self._commit(entries, remove, replace, shard, progress)
     except BaseException:
       # Whatever is wrong here as well, the first error is the one to be told.
       with contextlib.suppress(OSError, ValueError):
@@ -273,7 +274,7 @@ class MilvusIndex(Engine):
     self.recover()
     self.ledger.clean()
 
-  def _commit(self, entries, remove, replace, shard):
+  def _commit(self, entries, remove, replace, shard, progress):
     state = {**self.state, 'generation': self.state['generation'] + 1}
     state.pop('shard', None)
     if shard:
@@ -285,8 +286,12 @@ class MilvusIndex(Engine):
     else:
       found = self._find(self.state, list(remove), 'position')
       removing = sorted(entity['position'] for entity in found)
+    added, total = 0, sum(entry['rows'] for entry in entries)
     for entry in entries:
       self._insert(Segment(self.ledger.segments, entry), state)
+      added += entry['rows']
+      if progress:
+        progress(added, total)
       state['size'] += entry['rows']
       state['next_position'] += entry['rows']
       state['greatest_norm'] = max(state['greatest_norm'], entry['greatest_norm'])

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 import fastapi
+from fastapi import security
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -56,6 +57,15 @@ _NO_STORE = {'cache-control': 'no-store'}
 # Threads that wait for the disk of the log, and for those of the pictures.
 _LOG_THREADS = 16
 _PICTURE_THREADS = 4
+# What the log calls an answer of this status; any other is 'invalid'.
+_OUTCOMES = {
+  401: 'unauthorized',
+  403: 'refused',
+  500: 'failed',
+  502: 'failed',
+  503: 'busy',
+  504: 'timeout',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,23 +240,41 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
     400: {'model': messages.ErrorAnswer, 'description': 'Not understood.'},
     401: {'model': messages.ErrorAnswer, 'description': 'No token, or a wrong one.'},
     403: {'model': messages.ErrorAnswer, 'description': 'The policy does not allow it.'},
+    404: {'model': messages.ErrorAnswer, 'description': 'There is no such crop.'},
+    408: {'model': messages.ErrorAnswer, 'description': 'The request did not arrive in time.'},
+    413: {'model': messages.ErrorAnswer, 'description': 'The request is too large.'},
+    415: {'model': messages.ErrorAnswer, 'description': 'The body is of another type.'},
+    500: {
+      'model': messages.ErrorAnswer,
+      'description': 'A fault of the server; its log says what.',
+    },
     502: {'model': messages.ErrorAnswer, 'description': 'What is searched cannot be reached.'},
     503: {'model': messages.ErrorAnswer, 'description': 'Too many searches, or no audit log.'},
     504: {'model': messages.ErrorAnswer, 'description': 'Not finished in time.'},
   }
 
-  @api.get('/api/v1/schema', summary='What can be asked for.')
+  # For the description only: `_user` asks.
+  asks_who = []
+  if services.access.tokens:
+    asks_who = [
+      fastapi.Security(security.HTTPBearer(auto_error=False, description='A token.')),
+      fastapi.Security(security.APIKeyCookie(name=_COOKIE, auto_error=False)),
+    ]
+
+  @api.get('/api/v1/schema', summary='What can be asked for.', dependencies=asks_who)
   async def schema(request: fastapi.Request):
     _user(request, services.access)
     return JSONResponse(_schema_json(services.desk.offer.visible), headers=_NO_STORE)
 
-  @api.get('/api/v1/info', summary='What is searched, under which rules.')
+  @api.get('/api/v1/info', summary='What is searched, under which rules.', dependencies=asks_who)
   async def info(request: fastapi.Request):
     user = _user(request, services.access)
     return JSONResponse(_info_json(services, user), headers=_NO_STORE)
 
   @api.post(
-    '/api/v1/session', summary='A cookie for a token, for browsers.', responses={401: errors[401]}
+    '/api/v1/session',
+    summary='A cookie for a token, for browsers.',
+    responses={status: errors[status] for status in (400, 401, 413, 415, 503)},
   )
   async def session(request: fastapi.Request):
     data = await _json_body(request)
@@ -254,9 +282,12 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
     if not isinstance(token, str):
       raise ApiError(400, 'request', 'Expected {"token": "…"}.')
     name = services.access.name_of(token)
+    entry = _entry(request, services, 'session', name or '')
     if name is None:
       await asyncio.sleep(0.5)  # for whoever tries many
+      await _log(services, {**entry, 'outcome': 'unauthorized'})
       raise ApiError(401, 'token', 'This token is not known. Ask whoever runs this server for one.')
+    await _log(services, {**entry, 'outcome': 'answered'})
     answer = JSONResponse({'user': name}, headers=_NO_STORE)
     answer.set_cookie(
       _COOKIE,
@@ -271,8 +302,9 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
     '/api/v1/search',
     summary='The best crops for a description.',
     response_model=messages.SearchAnswer,
-    responses=errors,
+    responses={status: said for status, said in errors.items() if status != 404},
     openapi_extra=_body(messages.SearchRequest),
+    dependencies=asks_who,
   )
   async def search(request: fastapi.Request):
     async def ask(entry):
@@ -287,6 +319,7 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
     summary='The crops most like one of the gallery, or like an uploaded one.',
     response_model=messages.SearchAnswer,
     responses=errors,
+    dependencies=asks_who,
     openapi_extra={
       'requestBody': {
         'required': True,
@@ -332,7 +365,11 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
     '/api/v1/crops/{key}/thumbnail',
     summary='A picture of a crop that was answered, at most 128x256 pixels.',
     response_class=Response,
-    responses={200: {'content': {'image/jpeg': {}}}, 404: {'model': messages.ErrorAnswer}},
+    dependencies=asks_who,
+    responses={
+      200: {'content': {'image/jpeg': {}}},
+      **{status: errors[status] for status in (401, 404, 503, 504)},
+    },
   )
   async def thumbnail(key: str, request: fastapi.Request):
     _user(request, services.access)
@@ -361,17 +398,12 @@ async def _answer(
   request: fastapi.Request, services: _Services, action: str, ask: Callable
 ) -> Response:
   """Asks, logs, and answers, in this order: what is not logged is not answered."""
-  user = _user(request, services.access)
-  entry: dict[str, Any] = {
-    'time': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='milliseconds'),
-    'request': secrets.token_hex(8),
-    'who': _who(request, services.access, user),
-    'action': action,
-    **_searched(services.desk.offer),
-  }
+  entry = _entry(request, services, action, '')
   started = time.perf_counter()
   body, failure = None, None
   try:
+    user = _user(request, services.access)
+    entry['who'] = _who(request, services.access, user)
     asked, function = await ask(entry)
     found = await services.searches.run(function)
     body = services.desk.to_json(found, asked)
@@ -380,26 +412,46 @@ async def _answer(
     entry.update(outcome='answered', understood=body['query'], results=len(body['hits']))
   except Exception as error:  # whatever it was, it is logged before it is told
     failure = _as_api_error(error)
-    outcome = {403: 'refused', 503: 'busy', 504: 'timeout', 500: 'failed', 502: 'failed'}
     entry.update(
-      outcome=outcome.get(failure.status, 'invalid'),
+      outcome=_OUTCOMES.get(failure.status, 'invalid'),
       error=services.desk.clean(failure.message)[:500],
       results=0,
     )
   entry['seconds'] = round(time.perf_counter() - started, 4)
-  if services.audit is not None:
-    try:
-      await services.logging.run(services.audit.write, entry)
-    except UnwritableError as error:
-      logging.getLogger(__name__).error('%s', error)
-      raise ApiError(503, 'audit', str(error)) from error
-    except (BusyError, TooSlowError) as error:
-      raise ApiError(
-        503, 'audit', 'The audit log is too slow, and what is not logged is not answered.'
-      ) from error
+  await _log(services, entry)
   if failure is not None:
     raise failure
   return JSONResponse(body, headers=_NO_STORE)
+
+
+def _entry(request: fastapi.Request, services: _Services, action: str, user: str) -> dict[str, Any]:
+  """The first half of an entry of the log: when, who, what of."""
+  return {
+    'time': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='milliseconds'),
+    'request': secrets.token_hex(8),
+    'who': _who(request, services.access, user),
+    'action': action,
+    **_searched(services.desk.offer),
+  }
+
+
+async def _log(services: _Services, entry: dict[str, Any]):
+  """Writes to the log, if there is one.
+
+  Raises:
+    ApiError: it could not be written.
+  """
+  if services.audit is None:
+    return
+  try:
+    await services.logging.run(services.audit.write, entry)
+  except UnwritableError as error:
+    logging.getLogger(__name__).error('%s', error)
+    raise ApiError(503, 'audit', str(error)) from error
+  except (BusyError, TooSlowError) as error:
+    raise ApiError(
+      503, 'audit', 'The audit log is too slow, and what is not logged is not answered.'
+    ) from error
 
 
 def _as_api_error(error: Exception) -> ApiError:
