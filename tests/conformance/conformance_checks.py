@@ -33,7 +33,14 @@ EPOCHS = 2
 
 
 def configure(name: str, *, data: Path, pretrained: Path) -> list[Stage]:
-  """Configures gin with a recipe in test size; returns its stages, `EPOCHS` epochs each."""
+  """Configures gin with a recipe in test size; returns its stages, `EPOCHS` epochs each.
+
+  Args:
+    name: of the recipe, and of an overlay of gin/ behind a '+', if one is to go with it.
+    data: folder of the images.
+    pretrained: stage directory of the shared pre-training.
+  """
+  name, _, with_ = name.partition('+')
   files = [f'methods/{name}.gin']
   bindings = [f'DATA_ROOT = {str(data)!r}', f'PRETRAIN_DIRECTORY = {str(pretrained)!r}']
   if name == PRETRAIN:
@@ -43,6 +50,8 @@ def configure(name: str, *, data: Path, pretrained: Path) -> list[Stage]:
   overlay = FOLDER / 'overlays' / f'{name}.gin'
   if overlay.exists():
     files.append(str(overlay))
+  if with_:
+    files.append(f'{with_}.gin')
   gin.clear_config()
   _tool.configure(files, bindings)
   # As gin itself resolves a macro where it is used.

@@ -15,14 +15,6 @@ pytest.register_assert_rewrite('conformance_checks')
 
 
 @pytest.fixture(scope='session')
-def tiny_benchmark(tiny_market):
-  """The people of `tiny_market` as a Benchmark: 64 training images."""
-  from tfreid.data import market1501
-
-  return market1501.load(tiny_market)
-
-
-@pytest.fixture(scope='session')
 def pretrained(tmp_path_factory):
   """The stage directory of the pre-training that all recipes of a session share."""
   return tmp_path_factory.mktemp('pretrained') / 'pretrain'

@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import conformance_checks as checks
+import gin
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfreid.data import market1501
 from tfreid.evaluation import retrieval
 from tfreid.joint_space import JointSpace, similarity
 from tfreid.serving import export, folding
 from tfreid.training import stages as stages_lib
 
 
-@pytest.fixture(scope='module', params=[checks.PRETRAIN, *checks.METHODS])
-def run(request, tiny_market, tiny_benchmark, pretrained, tmp_path_factory) -> checks.Run:
+@pytest.fixture(scope='module', params=[checks.PRETRAIN, *checks.METHODS, 'a2img+three_state'])
+def run(request, tiny_market, pretrained, tmp_path_factory) -> checks.Run:
   """The whole recipe, trained for two epochs a stage; gin stays configured with it."""
   stages = checks.configure(request.param, data=tiny_market, pretrained=pretrained)
-  return checks.train(stages, tmp_path_factory.mktemp(request.param), tiny_benchmark)
+  benchmark = market1501.load(tiny_market, encoding=gin.query_parameter('%ENCODING'))
+  return checks.train(stages, tmp_path_factory.mktemp(request.param), benchmark)
 
 
 @pytest.fixture(scope='module')
@@ -225,6 +228,17 @@ def test_descriptions_drawn_with_stored_noise_are_encoded_alike_after_each_load(
     stored[0].assign(kept[::-1] * 2.0 + 1.0)
     assert np.abs(model.space.encode_attributes(queries).numpy() - before).max() > 1e-6
     stored[0].assign(kept)
+
+
+def test_not_said_is_neither_yes_nor_no_to_a_three_state_model(run):
+  schema = run.benchmark.schema
+  if schema.encoding == 'binary':
+    return
+  space = JointSpace.load(stages_lib.spaces(run.stages[-1].path(str(run.directory)))[''])
+  queries = [{'age': 'old', **said} for said in ({'hat': 'yes'}, {'hat': 'no'}, {})]
+  concepts = space.encode_attributes(np.stack([schema.encode_query(q) for q in queries])).numpy()
+  distances = np.linalg.norm(concepts[:, np.newaxis] - concepts, axis=2)
+  assert (distances[np.triu_indices(3, 1)] > 1e-3).all()
 
 
 def test_step_is_the_same_on_one_replica_and_on_two(steps):
