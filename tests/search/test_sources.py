@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import tfreid.search
 from tfreid.index import building
-from tfreid.search import asking
+from tfreid.search import asking, gallery
 from tfreid.search.exported import ExportedModel
 
 QUERIES = (
@@ -261,6 +261,30 @@ def test_many_crops_are_embedded_some_at_a_time():
   found = asking.embedded([str(i).encode() for i in range(70)], embed, batch=32)
   assert sizes == [32, 32, 6]
   np.testing.assert_array_equal(found[:, 0], np.arange(70))
+
+
+def test_a_model_without_its_gallery_file_still_knows_its_crops(people, tmp_path):
+  shutil.copytree(people.model, tmp_path / 'model')
+  (listed,) = (tmp_path / 'model').glob('*/assets.extra/gallery.jsonl')
+  with tfreid.search.load(people.model) as whole:
+    identifier = whole.search({'hat': 'yes'}).hits[0].id
+    expected = whole.like(identifier, top_k=5)
+  listed.unlink()
+  with tfreid.search.load(str(tmp_path / 'model')) as source:
+    answer = source.like(identifier, top_k=5)
+    assert [(hit.id, hit.score) for hit in answer.hits] == [
+      (hit.id, hit.score) for hit in expected.hits
+    ]
+    assert answer.gallery_size == expected.gallery_size == source.info()['crops'] > 5
+    assert source.crop(identifier).path == ''
+    assert source.crop('nobody') is None
+
+
+def test_all_fields_of_a_gallery_file_are_told():
+  known = {'a': {'id': 'a', 'path': 'a.png', 'attributes': {'hat': 'yes'}, 'time': '9:15', 'n': 2}}
+  (hit,) = gallery.hits(['a'], [1.0], known, top_k=1)
+  assert hit.metadata == {'time': '9:15', 'n': 2}
+  assert (hit.path, hit.attributes) == ('a.png', {'hat': 'yes'})
 
 
 def _gallery_lines(people):

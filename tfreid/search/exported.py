@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -49,6 +50,8 @@ class ExportedModel:
       self.schema = AttributeSchema.from_json(file.read())
     self._gallery = gallery.read(os.path.join(extra, 'gallery.jsonl'))
     self._model = loading.load(self.directory)
+    # gallery.jsonl may be missing, or of a part.
+    self._size = int(self._model.ids.shape[0])
 
   def search(
     self,
@@ -155,7 +158,7 @@ class ExportedModel:
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
-    if identifier not in self._gallery:
+    if self._row(identifier) is None:
       return None
     return gallery.hits([identifier], [0.0], self._gallery, top_k=1)[0]
 
@@ -169,7 +172,7 @@ class ExportedModel:
     return {
       'directory': self.directory,
       'engine': 'exported model',
-      'crops': len(self._gallery),
+      'crops': self._size,
       'embedding_size': about.get('embedding_size'),
       'signatures': sorted(self._signatures()),
       'model': {'path': os.path.abspath(self.directory), **about},
@@ -184,6 +187,15 @@ class ExportedModel:
 
   def __exit__(self, *exception: Any) -> None:
     self.close()
+
+  @functools.cached_property
+  def _rows(self) -> dict[bytes, int]:
+    """Position of each id in the gallery; made when it is first asked for."""
+    self._signatures()
+    return {name: row for row, name in enumerate(self._model.ids.numpy().tolist())}
+
+  def _row(self, identifier: str) -> int | None:
+    return self._rows.get(identifier.encode('utf-8', 'surrogatepass'))
 
   def _signatures(self):
     if self._model is None:
@@ -210,14 +222,11 @@ class ExportedModel:
 
   def _concept(self, identifier: str) -> np.ndarray | None:
     """The concept, float32 [E], of a crop of the gallery; None if there is none of that id."""
-    if identifier not in self._gallery:
-      return None
     self._signatures()
-    ids = self._model.ids.numpy()
-    (rows,) = np.nonzero(ids == identifier.encode())
-    if not len(rows):
+    row = self._row(identifier)
+    if row is None:
       return None
-    stored, row = self._model.gallery, int(rows[0])
+    stored = self._model.gallery
     if hasattr(stored, 'vectors'):
       return stored.vectors[row].numpy()
     # A gallery that is scanned in bfloat16 keeps the halves of its float32 numbers apart; see
@@ -240,6 +249,6 @@ class ExportedModel:
       hits=hits,
       text=text,
       source=self.directory,
-      gallery_size=len(self._gallery),
+      gallery_size=self._size,
       seconds=seconds,
     )

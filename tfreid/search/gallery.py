@@ -11,6 +11,8 @@ from tfreid.search.answer import Hit
 
 # What an index can do and a gallery inside a model cannot.
 _OPTIONS = ('where', 'must', 'must_not', 'exclude', 'min_score')
+# What of a row of gallery.jsonl has a place of its own in a hit.
+_OWN = ('id', 'path', 'attributes')
 
 
 def check(top_k: int, options: Mapping[str, Any]) -> None:
@@ -86,7 +88,7 @@ def hits(
         score=float(score),
         path=about.get('path', ''),
         attributes=about.get('attributes') or {},
-        metadata={key: about[key] for key in ('person_id', 'camera') if key in about},
+        metadata={key: value for key, value in about.items() if key not in _OWN},
         reasons=reasons[rank] if reasons else {},
       )
     )
