@@ -437,7 +437,13 @@ def test_a_purpose_is_asked_for_and_a_token(chromium, start_server, people, tmp_
   page.search()
   assert len(page.ids()) == 3
   assert not page.one('#more').is_displayed()
-  (line,) = [json.loads(line) for line in log.read_text().splitlines()]
+  lines = [json.loads(line) for line in log.read_text().splitlines()]
+  assert [(line['action'], line['outcome']) for line in lines] == [
+    ('session', 'unauthorized'),
+    ('session', 'answered'),
+    ('search', 'answered'),
+  ]
+  line = lines[-1]
   assert (line['who']['token'], line['purpose'], line['results']) == ('ann', 'lost child', 3)
   picture = tmp_path / 'shot.png'
   chromium.save_screenshot(str(picture))
