@@ -37,6 +37,7 @@ def _combinations():
     ['methods/a2img.gin', 'datasets/market1501.gin', 'three_state.gin'],
   )
   yield 'demo', ['demo.gin']
+  yield 'full_size', ['full_size.gin']
   yield 'tables', ['methods/a2img.gin', 'datasets/synthetic.gin', 'tables.gin']
 
 

@@ -28,12 +28,27 @@ _INCLUDE = re.compile(r"""^\s*include\s+['"]([^'"]+)['"]""")
 
 
 # A person reads these lines: the message is enough, and what TensorFlow says of its own renaming
-# while it writes a SavedModel (pages of it) is none.
-_NOISE = ('with unsupported characters which will be renamed', 'Writing fingerprint to')
+# while it writes a SavedModel (pages of it) is none, nor how it reduces a value on one device.
+_NOISE = (
+  'with unsupported characters which will be renamed',
+  'Writing fingerprint to',
+  'then broadcast to',
+)
 logging.get_absl_handler().setFormatter(logging_.Formatter('%(message)s'))
 logging.get_absl_handler().addFilter(
   lambda record: not any(noise in str(record.msg) for noise in _NOISE)
 )
+
+
+def never_trains():
+  """For a tool that asks exported models and changes no weight; call it before it imports more.
+
+  oneDNN's convolutions then keep the layout into which they bring their weights, where they would
+  do that again for each batch. They keep it per operation of a loaded graph, so a process that
+  trains, or runs convolutions outside of a graph with weights of several models, would go on with
+  old ones.
+  """
+  os.environ.setdefault('TF_ONEDNN_ASSUME_FROZEN_WEIGHTS', '1')
 
 
 def no_arguments(argv: Sequence[str]):

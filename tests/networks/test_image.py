@@ -109,6 +109,8 @@ def published(tmp_path_factory):
       # As after training: fresh averages would hide one that is not loaded.
       layer.moving_mean.assign(rng.normal(0, 0.1, layer.moving_mean.shape))
       layer.moving_variance.assign(rng.uniform(0.5, 2.0, layer.moving_variance.shape))
+    elif isinstance(layer, tf.keras.layers.Conv2D):
+      layer.bias.assign(rng.normal(0, 0.1, layer.bias.shape))  # they start as zeros
   files = {'with top': folder / 'top.h5', 'without top': folder / 'notop.h5'}
   whole.save_weights(files['with top'])
   body.save_weights(files['without top'])
@@ -116,13 +118,30 @@ def published(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('conv_bias', [True, False])
 @pytest.mark.parametrize('form', ['with top', 'without top'])
-def test_encoder_with_published_weights_computes_keras_features(form, published, pixels):
+def test_encoder_with_published_weights_computes_keras_features(form, conv_bias, published, pixels):
   body, files = published
-  encoder = image.image_encoder(CROP, 16, weights=str(files[form]))
+  encoder = image.image_encoder(CROP, 16, weights=str(files[form]), conv_bias=conv_bias)
+  convolutions = [x for x in encoder.layers if isinstance(x, tf.keras.layers.Conv2D)]
+  assert [x.use_bias for x in convolutions] == [conv_bias] * 53
   expected = body(tf.keras.applications.resnet50.preprocess_input(pixels.copy())).numpy()
   found = image.features(encoder)(pixels).numpy()
   np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+def test_biases_make_no_difference_in_training(published, pixels):
+  _, files = published
+  batch = np.concatenate([pixels, 255 - pixels])
+  found = [
+    image.features(
+      image.image_encoder(CROP, 16, weights=str(files['without top']), conv_bias=conv_bias)
+    )(batch, training=True).numpy()
+    for conv_bias in (True, False)
+  ]
+  assert found[0].max() > 0.1
+  np.testing.assert_allclose(found[1], found[0], atol=2e-3 * found[0].max())
 
 
 @pytest.mark.slow

@@ -259,6 +259,24 @@ def test_an_encoder_that_differs_is_not_exported(arguments, tmp_path):
     export.export(directory=str(tmp_path), tolerance=0.1, **{**arguments, 'encoders': wrong})
 
 
+def test_a_gpu_multiplies_in_full_float32_while_a_version_is_checked(
+  arguments, tmp_path, monkeypatch
+):
+  seen = []
+  for name in ('_expected', '_check_encoders'):
+    original = getattr(export, name)
+
+    def spied(*given, original=original):
+      seen.append(tf.config.experimental.tensor_float_32_execution_enabled())
+      return original(*given)
+
+    monkeypatch.setattr(export, name, spied)
+  assert tf.config.experimental.tensor_float_32_execution_enabled()
+  export.export(directory=str(tmp_path), **arguments)
+  assert seen == [False, False]
+  assert tf.config.experimental.tensor_float_32_execution_enabled()
+
+
 def test_bfloat16_exports_within_its_tolerance_and_with_another_fingerprint(
   arguments, tmp_path, encoders
 ):

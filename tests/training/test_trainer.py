@@ -194,7 +194,9 @@ def test_bfloat16_needs_no_loss_scale():
 
 
 @pytest.mark.slow
-def test_compiled_step_is_the_same(two_devices):
+@pytest.mark.parametrize('policy', ['float32', 'mixed_float16'])
+def test_compiled_step_is_the_same(policy):
+  tf.keras.mixed_precision.set_global_policy(policy)
   plain, _, step = built(regression(l2=0.5))
   expected = [step(EXAMPLES), step(EXAMPLES)]
   compiled, _, step = built(regression(l2=0.5), jit_compile=True)

@@ -175,6 +175,18 @@ def embed_files(
   return np.concatenate(concepts), np.concatenate(positions)
 
 
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+  """No TensorFloat-32 meanwhile: a GPU's 10-bit products would hide what an export does wrong."""
+  before = tf.config.experimental.tensor_float_32_execution_enabled()
+  tf.config.experimental.enable_tensor_float_32_execution(False)
+  try:
+    yield
+  finally:
+    tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+@_full_float32()
 def export(
   space: JointSpace | ExportedSpace,
   directory: str,
@@ -196,7 +208,8 @@ def export(
   What is checked is the written SavedModel, loaded again: its encoders against those of `space` on
   `crops` and on the schema's queries, and its ranking against a full sort.
 
-  What an export that was killed left behind in `directory` is removed.
+  What an export that was killed left behind in `directory` is removed. A GPU multiplies in full
+  float32 meanwhile, so that the golden answers are exact.
 
   Args:
     space: as trained, or of an exported model; what the export is compared with.

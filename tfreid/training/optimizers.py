@@ -10,6 +10,10 @@ import tensorflow as tf
 Schedule = Callable[[int], float]
 """Epoch, counted from 0, to a factor on every base learning rate of the stage."""
 
+# Where there is a GPU, Keras compiles the update of each variable with XLA by itself: hundreds of
+# launches of a compiled program per step, during which a fast GPU waits.
+_JIT_COMPILE = False
+
 
 class FusedAdam(tf.keras.optimizers.Adam):
   """Keras's Adam, each variable's update in one pass over memory.
@@ -50,7 +54,12 @@ def adam(
 ) -> tf.keras.optimizers.Optimizer:
   """Adam with PyTorch's epsilon. "Momentum 0.9" of Sec. 4.3 is beta_1."""
   return FusedAdam(
-    learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, global_clipnorm=clip_norm
+    learning_rate,
+    beta_1=beta_1,
+    beta_2=beta_2,
+    epsilon=epsilon,
+    global_clipnorm=clip_norm,
+    jit_compile=_JIT_COMPILE,
   )
 
 
@@ -63,7 +72,11 @@ def sgd(
 ) -> tf.keras.optimizers.Optimizer:
   """Stochastic gradient descent with momentum."""
   return tf.keras.optimizers.SGD(
-    learning_rate, momentum=momentum, nesterov=nesterov, global_clipnorm=clip_norm
+    learning_rate,
+    momentum=momentum,
+    nesterov=nesterov,
+    global_clipnorm=clip_norm,
+    jit_compile=_JIT_COMPILE,
   )
 
 
@@ -71,7 +84,9 @@ def rmsprop(
   learning_rate: float, *, rho: float = 0.99, epsilon: float = 1e-8
 ) -> tf.keras.optimizers.Optimizer:
   """RMSprop with PyTorch's defaults."""
-  return tf.keras.optimizers.RMSprop(learning_rate, rho=rho, epsilon=epsilon)
+  return tf.keras.optimizers.RMSprop(
+    learning_rate, rho=rho, epsilon=epsilon, jit_compile=_JIT_COMPILE
+  )
 
 
 def step_decay(*, every: int, factor: float = 0.1, warm_up: int = 0) -> Schedule:

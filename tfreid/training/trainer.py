@@ -108,21 +108,17 @@ class Trainer(tf.Module):
     replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
     counter = tf.bitcast(self.step * replicas + replica, tf.int32)  # [2], low word first
     seed = tf.stack([counter[0], tf.constant(self._seed, tf.int32) ^ counter[1]])
-    losses, gradients = self._differentiate({**batch, 'seed': seed})
-    report = dict(losses)
-    for i, (objective, optimizer) in enumerate(zip(self.method.objectives, self._optimizers)):
-      mine = gradients[i]
-      if self._scaled:
-        mine = optimizer.get_unscaled_gradients(mine)
-      # The optimizer sums gradients over replicas; the loss and the norm below are means.
-      report[f'gradient_norm/{i}_{objective.loss}'] = tf.linalg.global_norm(mine) * replicas
-      if objective.l2:
-        mine = [g + objective.l2 / replicas * v for g, v in zip(mine, objective.variables)]
+    report, gradients = self._differentiate({**batch, 'seed': seed})
+    for objective, optimizer, mine in zip(self.method.objectives, self._optimizers, gradients):
       optimizer.apply_gradients(zip(mine, objective.variables))
     return report
 
   def _gradients(self, batch):
-    """Losses and, per objective, the (scaled) gradients of its share of the global mean."""
+    """The report of a step and, per objective, what its optimizer is to apply.
+
+    That is the gradient of its share of the global mean, weight decay included. All but the update
+    is in here, so that XLA can join the small operations on each variable.
+    """
     replicas = self._strategy.num_replicas_in_sync
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
       for objective in self.method.objectives:
@@ -139,8 +135,9 @@ class Trainer(tf.Module):
         # replicas' gradients up: dividing here makes the sum the gradient of the global mean.
         target = losses[objective.loss] / replicas
         targets.append(optimizer.get_scaled_loss(target) if self._scaled else target)
+    report = {name: tf.cast(value, tf.float32) for name, value in losses.items()}
     gradients = []
-    for objective, target in zip(self.method.objectives, targets):
+    for i, (objective, target) in enumerate(zip(self.method.objectives, targets)):
       found = tape.gradient(target, list(objective.variables))
       lost = [v.name for v, g in zip(objective.variables, found) if g is None]
       if lost:
@@ -148,9 +145,16 @@ class Trainer(tf.Module):
           f"{type(self.method).__name__}: the loss '{objective.loss}' does not depend on "
           f'{lost[:3]} ({len(lost)} variables) that should descend it.'
         )
-      gradients.append([tf.convert_to_tensor(g) for g in found])
+      mine = [tf.convert_to_tensor(g) for g in found]
+      if self._scaled:
+        mine = self._optimizers[i].get_unscaled_gradients(mine)
+      # The optimizer sums gradients over replicas; the loss and this norm are means.
+      report[f'gradient_norm/{i}_{objective.loss}'] = tf.linalg.global_norm(mine) * replicas
+      if objective.l2:
+        mine = [g + objective.l2 / replicas * v for g, v in zip(mine, objective.variables)]
+      gradients.append(mine)
     del tape
-    return {name: tf.cast(value, tf.float32) for name, value in losses.items()}, gradients
+    return report, gradients
 
 
 def check_objectives(method: Method):
