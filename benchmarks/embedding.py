@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+
+import _contest
 
 # TensorFlow and PyTorch are imported by the processes that need them only.
 
@@ -26,6 +25,8 @@ VARIANTS = {
   'tensorflow': ('keras_float32', 'keras_bfloat16', 'folded_float32', 'folded_bfloat16'),
   'torch': ('torch_float32', 'torch_bfloat16'),
 }
+# As the tools that embed and never train set them (tools/_tool.py); and a GPU is shared.
+_ENVIRONMENT = {'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS': '1', 'TF_FORCE_GPU_ALLOW_GROWTH': 'true'}
 
 
 def _tensorflow_variants(batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -51,119 +52,33 @@ def _tensorflow_variants(batch: int) -> Iterator[tuple[str, Callable[[], object]
 
 
 def _torch_variants(batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
+  import copy
+
+  import _torch_resnet
   import torch
-  from torch import nn
 
-  class Bottleneck(nn.Module):
-    def __init__(self, channels, width, stride):
-      super().__init__()
-      self.body = nn.Sequential(
-        *(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
-        *(nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
-        *(nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)),
-      )
-      self.shortcut = nn.Identity()
-      if stride > 1 or channels != 4 * width:
-        self.shortcut = nn.Sequential(
-          nn.Conv2d(channels, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
-        )
-
-    def forward(self, x):
-      return torch.relu(self.body(x) + self.shortcut(x))
-
-  stages, channels = [], 64
-  for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-    for i in range(count):
-      stages.append(Bottleneck(channels, width, 1 if i else stride))
-      channels = 4 * width
-  model = nn.Sequential(
-    *(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()),
-    *(nn.MaxPool2d(3, 2, 1), *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-    nn.Linear(2048, 128),
-  ).eval()
-  torch.set_num_threads(_cores())
+  torch.set_num_threads(_contest.cores())
+  device = _torch_resnet.device()
+  model = _torch_resnet.resnet50().eval()
   for name in ('float32', 'bfloat16'):
     kind = getattr(torch, name)
-    pixels = torch.rand(batch, 3, *SIZE).to(kind).contiguous(memory_format=torch.channels_last)
-    converted = _copied(model).to(kind).to(memory_format=torch.channels_last)
+    place = {'device': device, 'dtype': kind, 'memory_format': torch.channels_last}
+    pixels = torch.rand(batch, 3, *SIZE).to(**place)
+    converted = copy.deepcopy(model).to(**place)
 
     def embed(converted=converted, pixels=pixels):
       with torch.inference_mode():
-        return converted(pixels)
+        return converted(pixels).cpu()
 
     yield f'torch_{name}', embed
 
 
-def _copied(model):
-  import copy
-
-  return copy.deepcopy(model)
-
-
-def _cores() -> int:
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
-def _contest(library: str, batch: int) -> None:
-  """The process of a contestant: says what it can do, then times what it is asked for."""
-  make = {'tensorflow': _tensorflow_variants, 'torch': _torch_variants}[library]
-  variants = dict(make(batch))
-  for variant in variants.values():
-    variant()  # traces and compiles
-  # Standard output may carry the libraries' own messages; answers are marked.
-  print('READY', flush=True)
-  for line in sys.stdin:
-    started = time.perf_counter(), time.process_time()
-    variants[line.strip()]()
-    print(f'TOOK {time.perf_counter() - started[0]} {time.process_time() - started[1]}', flush=True)
-
-
-class _Contestant:
-  """A waiting process; `seconds(variant)` has it embed one batch."""
-
-  def __init__(self, python: str, library: str, batch: int, environment: dict[str, str]):
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    self._process = subprocess.Popen(
-      [python, os.path.abspath(__file__), f'--contestant={library}', f'--batch={batch}'],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      text=True,
-      cwd=root,
-      env={**os.environ, 'PYTHONPATH': root, 'TF_CPP_MIN_LOG_LEVEL': '3', **environment},
-    )
-    self._answer('READY')
-
-  def _answer(self, mark: str) -> list[str]:
-    for line in self._process.stdout:
-      if line.startswith(mark):
-        return line.split()[1:]
-    raise RuntimeError(f'A contestant ended with status {self._process.wait()}.')
-
-  def seconds(self, variant: str) -> tuple[float, float]:
-    """Seconds of the clock, and of all cores together."""
-    self._process.stdin.write(f'{variant}\n')
-    self._process.stdin.flush()
-    clock, processor = self._answer('TOOK')
-    return float(clock), float(processor)
-
-  def stop(self) -> None:
-    """Ends the process."""
-    self._process.kill()
-    self._process.communicate()
-
-
-def _has_torch(python: str) -> bool:
-  done = subprocess.run(
-    [python, '-c', 'import torch'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-  )
-  return done.returncode == 0
-
-
 def run(
-  *, batch: int = BATCH, repeats: int = 5, torch_python: str = sys.executable
+  *,
+  batch: int = BATCH,
+  repeats: int = 5,
+  torch_python: str = sys.executable,
+  onednn: Sequence[str] = ('off', 'on'),
 ) -> dict[str, object]:
   """Throughput of the image encoder in inference.
 
@@ -171,22 +86,28 @@ def run(
     batch: images at a time.
     repeats: batches of each variant; the median counts.
     torch_python: an interpreter that has PyTorch; it need not have anything else.
+    onednn: TensorFlow with these of oneDNN's operations 'off' and 'on'. A GPU does not use them.
 
   Returns:
     Images per second by variant (and with 'per_core_second' what a second of one core's time
     does, which other programs on the machine disturb less), and ratios.
   """
   contestants = {
-    'onednn_off': ('tensorflow', sys.executable, {'TF_ENABLE_ONEDNN_OPTS': '0'}),
-    'onednn_on': ('tensorflow', sys.executable, {'TF_ENABLE_ONEDNN_OPTS': '1'}),
+    f'onednn_{state}': (
+      'tensorflow',
+      sys.executable,
+      {**_ENVIRONMENT, 'TF_ENABLE_ONEDNN_OPTS': str(int(state == 'on'))},
+    )
+    for state in onednn
   }
-  if _has_torch(torch_python):
+  if _contest.has_torch(torch_python):
     contestants['torch'] = ('torch', torch_python, {})
-  running: dict[str, _Contestant] = {}
+  running: dict[str, _contest.Contestant] = {}
   seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
   try:
     for name, (library, python, environment) in contestants.items():
-      running[name] = _Contestant(python, library, batch, environment)
+      arguments = [f'--contestant={library}', f'--batch={batch}']
+      running[name] = _contest.Contestant(python, __file__, arguments, environment)
     for _ in range(repeats):
       for name, contestant in running.items():
         for variant in VARIANTS[contestants[name][0]]:
@@ -223,10 +144,17 @@ if __name__ == '__main__':
   parser.add_argument('--batch', type=int, default=BATCH)
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--torch_python', default=sys.executable)
+  parser.add_argument('--onednn', default='off,on', help='off, on, or both')
   parser.add_argument('--contestant', help=argparse.SUPPRESS)
   given = parser.parse_args()
   if given.contestant:
-    _contest(given.contestant, given.batch)
+    make = {'tensorflow': _tensorflow_variants, 'torch': _torch_variants}[given.contestant]
+    _contest.contest(dict(make(given.batch)))
   else:
-    measured = run(batch=given.batch, repeats=given.repeats, torch_python=given.torch_python)
+    measured = run(
+      batch=given.batch,
+      repeats=given.repeats,
+      torch_python=given.torch_python,
+      onednn=given.onednn.split(','),
+    )
     print(json.dumps(measured, indent=2))

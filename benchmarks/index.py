@@ -235,6 +235,12 @@ if __name__ == '__main__':
   parser.add_argument('--images', type=int, default=NUM_IMAGES)
   parser.add_argument('--batch', type=int, default=BATCH)
   parser.add_argument('--repeats', type=int, default=3)
+  parser.add_argument('--in_flight', default='1,2', help='batches at the same time, each measured')
   given = parser.parse_args()
-  measured = build_rates(images=given.images, batch=given.batch, repeats=given.repeats)
+  measured = build_rates(
+    images=given.images,
+    batch=given.batch,
+    repeats=given.repeats,
+    in_flight=[int(number) for number in given.in_flight.split(',')],
+  )
   print(json.dumps(measured, indent=2))

@@ -176,7 +176,7 @@ def measure(path: pathlib.Path, *, on_tick=lambda line: None) -> dict:
 
 
 def _child(path: str, result: str) -> None:
-  sys.path.insert(0, str(ROOT))
+  sys.path[:0] = [str(ROOT), str(pathlib.Path(path).parent)]
   spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)

@@ -1,40 +1,58 @@
-"""Speed of the training step: the whole A2Img step on a ResNet-50, images per second at 256x128."""
+"""Speed of the training step: the whole A2Img step on a ResNet-50, images per second at 256x128.
+
+In each precision and, with --xla, also compiled with XLA. Where there is a Python that has PyTorch,
+a step of its ResNet-50 takes turns with ours: channels_last, automatic mixed precision, fused Adam,
+and cross-entropy over as many classes. It has no attribute encoder and no discriminator, whose
+share of ours is small, so the comparison is kind to it.
+
+  python benchmarks/training.py --batch_size=128 --policies=float32,mixed_float16 --xla \
+    --torch_python=<environment with torch>/bin/python
+"""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import statistics
-import time
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-import tensorflow as tf
+import _contest
 
-from tfreid.methods import alignment, joint_concepts
-from tfreid.networks import image
-from tfreid.spec import DatasetSpec
-from tfreid.training import optimizers
-from tfreid.training.trainer import Trainer
+# TensorFlow and PyTorch are imported by the processes that need them only.
 
 IMAGE_SIZE = (256, 128)
 BATCH_SIZE = 32
+NUM_CLASSES = 508
 POLICIES = ('float32', 'mixed_bfloat16')
+# Steps until the loss scale of float16 and XLA's compilation have settled.
+_WARM_UP = 3
 
 
-def _step(policy: str, batch_size: int):
+def _tensorflow_step(policy: str, *, compiled: bool, batch_size: int) -> Callable[[], float]:
   """A function that takes one step, waits for it, and nothing else."""
+  import numpy as np
+  import tensorflow as tf
+
+  from tfreid.methods import alignment, joint_concepts
+  from tfreid.networks import image
+  from tfreid.spec import DatasetSpec
+  from tfreid.training import optimizers
+  from tfreid.training.trainer import Trainer
+
   tf.keras.mixed_precision.set_global_policy(policy)
   spec = DatasetSpec(
     image_shape=(*IMAGE_SIZE, 3),
     attribute_names=tuple(f'attribute_{i}' for i in range(30)),
-    num_semantic_ids=508,
+    num_semantic_ids=NUM_CLASSES,
   )
   adam = functools.partial(optimizers.adam, 1e-3)
   strategy = tf.distribute.MirroredStrategy()
   with strategy.scope():
     method = joint_concepts.JointConcepts(
       spec,
-      image_encoder=image.image_encoder,
+      image_encoder=functools.partial(image.image_encoder, conv_bias=False),  # gin/base.gin
       alignment=functools.partial(
         alignment.Adversarial, optimizer=adam, generator_weight=1e-3, discriminator_weight=0.5
       ),
@@ -42,44 +60,147 @@ def _step(policy: str, batch_size: int):
       attribute_optimizer=adam,
       weight_decay=5e-4,
     )
-    trainer = Trainer(method, strategy)
+    trainer = Trainer(method, strategy, jit_compile=compiled)
   rng = np.random.default_rng(0)
+  pixels = rng.uniform(0, 255, (batch_size, *IMAGE_SIZE, 3)).astype(np.float32)
   batch = {
-    'image': tf.constant(rng.uniform(0, 255, (batch_size, *IMAGE_SIZE, 3)), tf.float32),
+    'image': tf.constant(pixels),
     'attributes': tf.constant(rng.integers(0, 2, (batch_size, 30)), tf.float32),
-    'semantic_id': tf.constant(rng.integers(0, 508, batch_size), tf.int64),
+    'semantic_id': tf.constant(rng.integers(0, NUM_CLASSES, batch_size), tf.int64),
   }
-  return lambda: float(trainer.train_step(batch)['concept'])
+
+  def step():
+    tf.keras.mixed_precision.set_global_policy(policy)  # tracing reads it
+    return float(trainer.train_step(batch)['concept'])
+
+  return step
 
 
-def run(*, batch_size: int = BATCH_SIZE, repeats: int = 5) -> dict[str, float]:
+def _torch_step(policy: str, *, compiled: bool, batch_size: int) -> Callable[[], float]:
+  """The same of PyTorch: policies by their Keras names."""
+  import _torch_resnet
+  import torch
+
+  torch.set_num_threads(_contest.cores())
+  device = _torch_resnet.device()
+  reduced = {'mixed_float16': torch.float16, 'mixed_bfloat16': torch.bfloat16}.get(policy)
+  network = torch.nn.Sequential(_torch_resnet.resnet50(), torch.nn.Linear(128, NUM_CLASSES))
+  network = network.to(device, memory_format=torch.channels_last).train()
+  adam = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=5e-4, fused=True)
+  scaler = torch.amp.GradScaler(device.type, enabled=policy == 'mixed_float16')
+  forward = torch.compile(network) if compiled else network
+  pixels = torch.rand(batch_size, 3, *IMAGE_SIZE, device=device)
+  pixels = pixels.contiguous(memory_format=torch.channels_last)
+  labels = torch.randint(NUM_CLASSES, (batch_size,), device=device)
+
+  def step():
+    adam.zero_grad(set_to_none=True)
+    with torch.autocast(device.type, dtype=reduced, enabled=reduced is not None):
+      loss = torch.nn.functional.cross_entropy(forward(pixels), labels)
+    scaler.scale(loss).backward()
+    scaler.step(adam)
+    scaler.update()
+    return loss.item()
+
+  return step
+
+
+def _names(library: str, policies: Sequence[str], *, compiled: bool) -> Iterator[tuple]:
+  """Name, policy and whether it is compiled, of each variant."""
+  prefix, suffix = ('torch_', '_compiled') if library == 'torch' else ('', '_xla')
+  for policy in policies:
+    yield prefix + policy, policy, False
+    if compiled:
+      yield prefix + policy + suffix, policy, True
+
+
+def run(
+  *,
+  batch_size: int = BATCH_SIZE,
+  repeats: int = 5,
+  policies: Sequence[str] = POLICIES,
+  xla: bool = False,
+  torch_python: str = sys.executable,
+) -> dict[str, float]:
   """Images per second of the training step, forward, backward and update, by precision.
 
-  The precisions take turns, so that what else the machine does falls on all alike.
+  The variants take turns, so that what else the machine does falls on all alike.
 
   Args:
     batch_size: images per step.
-    repeats: measured steps of each, after one that is not measured.
+    repeats: measured steps of each.
+    policies: of Keras's precision: float32, mixed_float16, mixed_bfloat16.
+    xla: measure each also compiled, by XLA and by torch.compile.
+    torch_python: an interpreter that has PyTorch; it need not have anything else.
 
   Returns:
-    Medians by name: `<precision>` in images per second, `bfloat16_over_float32` their ratio.
+    Medians in images per second: `<precision>`, `<precision>_xla`, `torch_<precision>` and
+    `torch_<precision>_compiled`; and ratios of the medians, `<precision>_over_float32` and
+    `<precision>_over_torch` (the best of ours over the best of PyTorch).
   """
-  steps = {policy: _step(policy, batch_size) for policy in POLICIES}
-  seconds: dict[str, list[float]] = {policy: [] for policy in POLICIES}
-  for repeat in range(repeats + 1):
-    for policy, step in steps.items():
-      tf.keras.mixed_precision.set_global_policy(policy)
-      started = time.perf_counter()
-      step()
-      if repeat:
-        seconds[policy].append(time.perf_counter() - started)
-  tf.keras.mixed_precision.set_global_policy('float32')
-  rates = {policy: batch_size / statistics.median(times) for policy, times in seconds.items()}
+  contestants = {'tensorflow': sys.executable}
+  if _contest.has_torch(torch_python):
+    contestants['torch'] = torch_python
+  options = [f'--batch_size={batch_size}', f'--policies={",".join(policies)}'] + ['--xla'] * xla
+  running: dict[str, _contest.Contestant] = {}
+  seconds: dict[str, list[float]] = {}
+  try:
+    for library, python in contestants.items():
+      running[library] = _contest.Contestant(
+        python,
+        __file__,
+        [f'--contestant={library}', *options],
+        {'TF_FORCE_GPU_ALLOW_GROWTH': 'true', 'CUDA_MODULE_LOADING': 'LAZY'},
+      )
+    for _ in range(repeats):
+      for library, contestant in running.items():
+        for variant, *_ in _names(library, policies, compiled=xla):
+          seconds.setdefault(variant, []).append(contestant.seconds(variant)[0])
+  finally:
+    for contestant in running.values():
+      contestant.stop()
+  rates = {variant: batch_size / statistics.median(times) for variant, times in seconds.items()}
+  ratios = {}
+  for policy in policies:
+    best = max(rates[name] for name in (policy, f'{policy}_xla') if name in rates)
+    if policy != 'float32' and 'float32' in rates:
+      ratios[f'{policy.removeprefix("mixed_")}_over_float32'] = rates[policy] / rates['float32']
+    torch = [rates[name] for name in rates if name.startswith(f'torch_{policy}')]
+    if torch:
+      ratios[f'{policy}_over_torch'] = best / max(torch)
   return {
-    **{policy: round(rate, 2) for policy, rate in rates.items()},
-    'bfloat16_over_float32': round(rates['mixed_bfloat16'] / rates['float32'], 3),
+    **{variant: round(rate, 2) for variant, rate in rates.items()},
+    **{name: round(ratio, 3) for name, ratio in ratios.items()},
   }
 
 
+def _main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--batch_size', type=int, default=BATCH_SIZE)
+  parser.add_argument('--repeats', type=int, default=5)
+  parser.add_argument('--policies', default=','.join(POLICIES))
+  parser.add_argument('--xla', action='store_true', help='each also compiled')
+  parser.add_argument('--torch_python', default=sys.executable)
+  parser.add_argument('--contestant', help=argparse.SUPPRESS)
+  given = parser.parse_args()
+  policies = given.policies.split(',')
+  if given.contestant:
+    make = _torch_step if given.contestant == 'torch' else _tensorflow_step
+    steps = {
+      name: make(policy, compiled=compiled, batch_size=given.batch_size)
+      for name, policy, compiled in _names(given.contestant, policies, compiled=given.xla)
+    }
+    _contest.contest(steps, warm_up=_WARM_UP)
+    return
+  measured = run(
+    batch_size=given.batch_size,
+    repeats=given.repeats,
+    policies=policies,
+    xla=given.xla,
+    torch_python=given.torch_python,
+  )
+  print(json.dumps(measured, indent=2))
+
+
 if __name__ == '__main__':
-  print(json.dumps(run(), indent=2))
+  _main()

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-import _tool  # noqa: F401  (the package can be imported after that)
+import _tool
 
 if TYPE_CHECKING:
   from tfreid.search import Source
+
+_tool.never_trains()
 
 _MODEL = flags.DEFINE_string(
   'model',

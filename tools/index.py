@@ -32,6 +32,8 @@ from absl import app, flags
 
 import _tool
 
+_tool.never_trains()
+
 _COMMANDS = ('build', 'add', 'remove', 'info', 'verify', 'compact', 'merge')
 
 _INDEX = flags.DEFINE_string('index', None, 'Folder of the index.')

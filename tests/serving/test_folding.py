@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -183,6 +187,51 @@ def test_saved_encoder_is_tensors_without_keras_layers(tmp_path):
     loaded.signatures['serving_default'](tf.constant(images))['output_0'], expected, atol=1e-6
   )
   assert not (tmp_path / 'keras_metadata.pb').exists()
+
+
+_EMBED_IN_TURNS = """
+import sys
+import numpy as np
+import tensorflow as tf
+folder = sys.argv[1]
+images = np.load(f'{folder}/images.npy')
+models = [tf.saved_model.load(f'{folder}/{name}') for name in 'ab']
+# Batches of several sizes: oneDNN may want another layout for another one.
+found = [model(tf.constant(images[:size])).numpy() for size in (6, 1, 6) for model in models * 2]
+np.savez(f'{folder}/found.npz', *found)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+def test_weights_that_onednn_keeps_are_those_of_each_model(precision, tmp_path):
+  # What the tools do that never train, see tools/_tool.py.
+  images = pixels(6, 32, 24, 3)
+  np.save(tmp_path / 'images.npy', images)
+  encoders = []
+  for seed, name in enumerate('ab'):
+    model = residual_network()
+    randomise(model, seed)
+    encoders.append(folding.FoldedEncoder(model, precision=precision))
+    module = tf.Module()
+    module.encoder = encoders[-1]
+    module.__call__ = tf.function(encoders[-1], input_signature=[tf.TensorSpec([None, 32, 24, 3])])
+    tf.saved_model.save(module, str(tmp_path / name))
+  done = subprocess.run(
+    [sys.executable, '-c', _EMBED_IN_TURNS, str(tmp_path)],
+    env={**os.environ, 'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS': '1', 'TF_ENABLE_ONEDNN_OPTS': '1'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = list(np.load(tmp_path / 'found.npz').values())
+  expected = [
+    encoder(tf.constant(images[:size])).numpy() for size in (6, 1, 6) for encoder in encoders * 2
+  ]
+  assert np.abs(expected[0] - expected[1]).max() > 0.01
+  for one, other in zip(found, expected):
+    np.testing.assert_allclose(one, other, atol=1e-2 if precision == 'bfloat16' else 1e-5)
 
 
 def test_other_things_than_functional_models_are_refused():
