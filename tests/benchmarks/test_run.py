@@ -86,6 +86,36 @@ def test_every_benchmark_of_the_project_says_what_it_measures():
   program = [sys.executable, str(ROOT / 'benchmarks' / 'run.py'), '--list']
   lines = subprocess.run(program, capture_output=True, text=True, check=True).stdout.splitlines()
   named = {line.split()[0] for line in lines}
-  modules = {path.stem for path in (ROOT / 'benchmarks').glob('*.py')} - {'run'}
+  # What begins with an underscore is shared by them.
+  modules = {path.stem for path in (ROOT / 'benchmarks').glob('[!_]*.py')} - {'run'}
   assert named == modules
   assert all(len(line.split()) > 3 for line in lines)
+
+
+CONTESTANT = """
+import sys, time
+sys.path.insert(0, 'benchmarks')
+import _contest
+if '--fail' in sys.argv:
+  sys.exit(3)
+print('a message of some library')
+_contest.contest({'nap': lambda: time.sleep(0.2), 'work': lambda: sum(range(10**6))})
+"""
+
+
+def test_contestants_are_timed_and_one_that_cannot_start_is_said(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+  import _contest
+
+  script = tmp_path / 'contestant.py'
+  script.write_text(CONTESTANT)
+  contestant = _contest.Contestant(sys.executable, str(script), [], {})
+  try:
+    clock, cores = contestant.seconds('nap')
+    assert clock >= 0.2 > cores  # sleeping costs no processor
+    clock, cores = contestant.seconds('work')
+    assert 0 < cores
+  finally:
+    contestant.stop()
+  with pytest.raises(RuntimeError, match='ended with status 3'):
+    _contest.Contestant(sys.executable, str(script), ['--fail'], {})
