@@ -11,6 +11,8 @@ EXTRAS = test,report,serve,client,milvus
 ARGS =
 
 RUN = $(VENV)/bin/python
+# Two runs at a time, where there are two cores.
+TABLE_WORKERS = $(shell test "$$(nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)" -ge 2 && echo 2 || echo 1)
 SOURCES = tfreid tools tests benchmarks
 
 .DEFAULT_GOAL := help
@@ -31,7 +33,7 @@ demo: setup  ## the main job on synthetic people: draw, train, evaluate, export,
 	@$(RUN) tools/demo.py $(ARGS)
 
 tables: setup  ## the paper's comparison of methods, on synthetic people
-	@$(RUN) tools/compare.py --workers=2 $(ARGS)
+	@$(RUN) tools/compare.py --workers=$(TABLE_WORKERS) $(ARGS)
 
 test: setup  ## all tests
 	@$(RUN) -m pytest $(ARGS)
