@@ -46,9 +46,11 @@ def never_trains():
   oneDNN's convolutions then keep the layout into which they bring their weights, where they would
   do that again for each batch. They keep it per operation of a loaded graph, so a process that
   trains, or runs convolutions outside of a graph with weights of several models, would go on with
-  old ones.
+  old ones. And a GPU multiplies float32 numbers as such: what it embeds fits what a processor has
+  embedded, and the reasons of a match are not lost in TensorFloat-32's rounding.
   """
   os.environ.setdefault('TF_ONEDNN_ASSUME_FROZEN_WEIGHTS', '1')
+  os.environ.setdefault('NVIDIA_TF32_OVERRIDE', '0')
 
 
 def no_arguments(argv: Sequence[str]):

@@ -160,6 +160,55 @@ def test_error_bound_covers_every_scanned_score():
     assert np.all(bound < 0.01 * np.ptp(exact, axis=1))
 
 
+def ten_bits(numbers, rounding):
+  """float32 as TensorFloat-32 has them, cut off or rounded to the nearest."""
+  bits = tf.bitcast(tf.cast(numbers, tf.float32), tf.int32)
+  if rounding == 'nearest':
+    bits += 1 << 12
+  return tf.bitcast(tf.bitwise.bitwise_and(bits, ~((1 << 13) - 1)), tf.float32)
+
+
+@pytest.mark.parametrize('precision', search.PRECISIONS)
+@pytest.mark.parametrize('rounding', ['cut off', 'nearest'])
+def test_answers_are_exact_where_products_are_tensor_float_32(rounding, precision, monkeypatch):
+  rng = np.random.default_rng(12)
+  # Many rows of nearly the same score.
+  rows = unit(rng, 1, 64) + 0.001 * unit(rng, 6000, 64)
+  queries = unit(rng, 5, 64) + rows[:5]
+  expected = search.ExactSearch(rows, precision=precision)(queries, k=50)
+  assert float(search.ExactSearch(rows, precision=precision)._lost_by_products()) == 0.0
+  product = tf.matmul
+
+  def matmul(a, b, **options):
+    return product(ten_bits(a, rounding), ten_bits(b, rounding), **options)
+
+  monkeypatch.setattr(tf, 'matmul', matmul)
+  found = search.ExactSearch(rows, precision=precision)
+  blocks = tf.tile(tf.range(375)[tf.newaxis], [5, 1])
+  scanned, _ = found._scanned_scores(tf.constant(queries), blocks, None)
+  exact = queries.astype(np.float64) @ rows.astype(np.float64).T
+  worst = np.abs(scanned.numpy() - exact).max(axis=1)
+  bound = found._epsilon(tf.constant(queries)).numpy()
+  assert np.all(worst < bound)
+  for one, other in zip(found(queries, k=50), expected):
+    np.testing.assert_array_equal(one, other)
+  # Without the probe the bound would be wrong, and so would be the answers.
+  monkeypatch.setattr(search, '_TF32_LOSS', 0.0)
+  if precision == 'float32':
+    assert np.all(worst > found._epsilon(tf.constant(queries)).numpy())
+    assert np.any(found(queries, k=50)[1].numpy() != expected[1].numpy())
+
+
+@pytest.mark.parametrize('width', [1, 3, 512, 4096])
+def test_plain_products_are_not_taken_for_tensor_float_32(width):
+  rng = np.random.default_rng(width)
+  for rows in (unit(rng, 300, width), np.abs(unit(rng, 10, width)), np.zeros([3, width])):
+    assert float(search.ExactSearch(rows)._lost_by_products()) == 0.0
+  one = np.zeros([400, width])
+  one[0, 0] = 1e-30
+  assert float(search.ExactSearch(one)._lost_by_products()) == 0.0
+
+
 def test_halves_are_the_nearest_bfloat16_and_lose_nothing():
   rng = np.random.default_rng(12)
   rows = (rng.standard_normal((500, 40)) * 10.0 ** rng.integers(-30, 15, (500, 1))).astype('f4')

@@ -13,11 +13,13 @@ No row is left out and nothing is sorted as a whole:
 4. *Prove.* Scores of step 1 and 3 differ by rounding, and with bfloat16 rows by more; so step 2
    alone does not prove the answer. With s(x) the last score of row x and a(x) an earlier one,
 
-       |a(x) - s(x)| <= eps(q) = ||q|| (rho + 2 gamma g),   gamma = n u / (1 - n u),  n = E + 1,
+       |a(x) - s(x)| <= eps(q) = ||q|| (rho + (tau + 2 gamma) g),   gamma = n u / (1 - n u),
+       n = E + 1,
 
    where u = 2^-24 and g bounds the rows' norms: both are float32 dot products, whatever the order
    of their sums (Higham, Accuracy and Stability of Numerical Algorithms, Sec. 3.1), and rho is the
-   greatest norm of what rounding to bfloat16 took from a row (0 for float32). Let t be the K-th
+   greatest norm of what rounding to bfloat16 took from a row (0 for float32). tau is 0 but where
+   a GPU multiplies in TensorFloat-32, which a probe finds out. Let t be the K-th
    best s found. What was left out cannot reach t if its best a is below t - eps. Where it is not,
    every block whose maximum is at least t - eps is refined, which is complete by the inequality.
 
@@ -53,6 +55,10 @@ _REFINED = 8
 _SPARE = 28
 # Blocks refined together in that second look.
 _PIECE = 2048
+# TensorFloat-32 keeps 10 bits behind the point of both factors, which loses up to 2^-10 of each.
+_TF32_LOSS = 1.001 * 2.0**-9
+# Rows of the probe for it.
+_PROBED = 256
 
 
 class ExactSearch(tf.Module):
@@ -158,7 +164,8 @@ class ExactSearch(tf.Module):
     scaled = tf.math.divide_no_nan(queries, greatest[:, tf.newaxis])
     norm = greatest * tf.sqrt(tf.reduce_sum(scaled * scaled, axis=-1))
     gamma = (self.width + 1) * 2.0**-24 / (1.0 - (self.width + 1) * 2.0**-24)
-    bound = norm * (self.greatest_residual + 2.0 * gamma * self.greatest_norm)
+    factor = self._lost_by_products() + 2.0 * gamma
+    bound = norm * (self.greatest_residual + factor * self.greatest_norm)
     # The last term: products below float32's normal numbers may be flushed to zero.
     epsilon = tf.where(norm > 0.0, 1.01 * bound + self.width * 2.0**-125, 0.0)
     # The sum carries each NaN and infinity; the product is infinite where a score could overflow.
@@ -168,6 +175,27 @@ class ExactSearch(tf.Module):
     )
     with tf.control_dependencies([checked]):
       return tf.identity(epsilon)
+
+  def _lost_by_products(self):
+    """Tau of the module's docstring: 0, or 2^-9 where a matmul rounds its factors.
+
+    The graph does not know where it will run. So some rows are multiplied by numbers that float32
+    has and TensorFloat-32 has not, in a product of the scan's kind. What comes out is less by
+    2^-11 there, and by less than 2^-13 for any order of summing up to 2,000 float32 numbers.
+    """
+    stored = self.vectors if self.precision == 'float32' else self.upper
+    rows = tf.cast(stored[: min(_PROBED, self.size)], tf.float32)
+    rows = tf.math.divide_no_nan(rows, tf.reduce_max(tf.abs(rows)))
+    # Exact in either, so that rounding them makes up for nothing.
+    rows = tf.cast(tf.cast(rows, tf.bfloat16), tf.float32)
+    sums = tf.reduce_sum(tf.abs(rows), axis=1)
+    chosen = tf.argmax(sums, output_type=tf.int32)
+    factor = tf.constant(1.0 + 2.0**-11 - 2.0**-18, tf.float32)
+    probe = tf.tile((tf.sign(rows[chosen]) * factor)[:, tf.newaxis], [1, _QUERIES])
+    found = tf.matmul(rows, probe)[chosen]
+    exact = factor * sums[chosen]
+    rounded = tf.reduce_any(tf.abs(found - exact) > 2.0**-12 * exact)
+    return tf.where(rounded, _TF32_LOSS, 0.0)
 
   def _search(self, queries, epsilon, k, keep):
     """Scores and rows [B, k] of one tile of queries."""
