@@ -38,7 +38,8 @@ def test_a_folder_called_datasets_does_not_hide_the_gin_files_of_that_name(tmp_p
   [('index', True), ('search', True), ('serve', True), ('train', False), ('export', False)],
 )
 def test_only_tools_that_never_train_let_weights_be_taken_for_constants(tool, kept):
-  code = f'import sys; sys.path.insert(0, "tools"); import {tool}, json, os; print(json.dumps(dict(os.environ)))'
+  code = f'import sys; sys.path.insert(0, "tools"); import {tool}, json, os'
+  code += '; print(json.dumps(dict(os.environ)))'
   names = ('TF_ONEDNN_ASSUME_FROZEN_WEIGHTS', 'NVIDIA_TF32_OVERRIDE')
   done = subprocess.run(
     [sys.executable, '-c', code],
