@@ -72,7 +72,7 @@ def train(
     precision: 'float32', 'mixed_float16' or 'mixed_bfloat16'.
     strategy: 'mirrored' (all local GPUs, or the CPU), 'multi_worker' (by TF_CONFIG) or
       'one_device'.
-    jit_compile: compile forward and backward pass with XLA.
+    jit_compile: compile with XLA all of a step but the update of the variables.
     log_every: steps between reading losses from the device.
     checkpoint_every: epochs between checkpoints.
     evaluate_every: epochs between evaluations on the validation split, 0 for none.

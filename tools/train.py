@@ -24,7 +24,9 @@ _PRECISION = flags.DEFINE_enum(
 _STRATEGY = flags.DEFINE_enum(
   'strategy', None, ['mirrored', 'multi_worker', 'one_device'], 'Overrides gin.'
 )
-_XLA = flags.DEFINE_bool('xla', None, 'Compile forward and backward pass with XLA; overrides gin.')
+_XLA = flags.DEFINE_bool(
+  'xla', None, 'Compile the step with XLA, all but the update; overrides gin.'
+)
 _ALLOW = flags.DEFINE_bool(
   'allow_changed_config', False, 'Continue a run although its configuration has changed.'
 )

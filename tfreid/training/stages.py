@@ -134,7 +134,7 @@ class Setting:
     pipeline: the input pipeline.
     strategy: distribution.
     seed: of weights, order, augmentation and everything random inside a method.
-    jit_compile: XLA for forward and backward pass.
+    jit_compile: XLA for all of a step but the update of the variables.
     log_every: steps between reading losses from the device.
     checkpoint_every: epochs between checkpoints.
     workers: number of processes that train together.

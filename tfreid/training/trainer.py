@@ -43,7 +43,7 @@ class Trainer(tf.Module):
       method: built under the same scope.
       strategy: whose replicas run the step.
       seed: of everything random inside the method.
-      jit_compile: compile forward and backward pass with XLA.
+      jit_compile: compile with XLA all of a step but the update of the variables.
 
     Raises:
       ValueError: a trainable variable is in no objective or in two.
