@@ -25,7 +25,7 @@ _STRATEGY = flags.DEFINE_enum(
   'strategy', None, ['mirrored', 'multi_worker', 'one_device'], 'Overrides gin.'
 )
 _XLA = flags.DEFINE_bool(
-  'xla', None, 'Compile the step with XLA, all but the update; overrides gin.'
+  'xla', None, 'Compile the step with XLA but for the update; overrides gin.'
 )
 _ALLOW = flags.DEFINE_bool(
   'allow_changed_config', False, 'Continue a run although its configuration has changed.'
