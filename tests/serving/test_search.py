@@ -51,7 +51,7 @@ def test_ranking_is_that_of_a_full_sort_of_exact_scores(num_rows, num_queries, k
 @pytest.mark.parametrize('num_rows', [512, 513, 1900, 2048, 5000])
 def test_ties_go_to_the_lower_row_across_blocks_chunks_and_tiles(num_rows, precision, monkeypatch):
   # Chunks of 512 rows, and few distinct scores, so that ties lie in several of them.
-  monkeypatch.setattr(search, '_CHUNK', 512 * 4)
+  monkeypatch.setattr(search, '_CHUNK', dict.fromkeys(search.PRECISIONS, 512 * 4))
   rng = np.random.default_rng(num_rows)
   rows = rng.integers(-2, 3, (num_rows, 4)).astype(np.float32)
   queries = rng.integers(-2, 3, (9, 4)).astype(np.float32)

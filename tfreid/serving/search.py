@@ -2,8 +2,8 @@
 
 No row is left out and nothing is sorted as a whole:
 
-1. *Scan.* Rows are read once, in chunks that stay in the cache. A chunk's scores become maxima of
-   blocks of 16 rows and are forgotten; those maxima become maxima of groups of 16 blocks.
+1. *Scan.* Rows are read once, in chunks. A chunk's scores become maxima of blocks of 16 rows and
+   are forgotten; those maxima become maxima of groups of 16 blocks.
 2. *Select.* Order the blocks by (maximum falling, position). The first K blocks contain the K best
    rows, ties by position included: let row x lie in another block b. The maximum of each of the K
    blocks is greater than b's, or equal to it and in front of it; so each holds a row that precedes
@@ -28,7 +28,7 @@ position nor on the other queries of the batch.
 
 Memory in bytes, for N rows of E dimensions: 4 N E for the rows, in either precision, since bfloat16
 keeps the halves of the float32 numbers apart and scans the upper ones. While it runs, for up to 64
-queries at a time: 32 N for the block maxima, and some 30 MiB for the chunks and tiles in flight.
+queries at a time: 32 N for the block maxima, and some 60 MiB for the chunks and tiles in flight.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ PRECISIONS = ('float32', 'bfloat16')
 _BLOCK = 16
 # Blocks per group: the second level, so that selecting does not have to look at N / 16 maxima.
 _GROUP = 16
-# Numbers in a chunk of rows: 4 MiB, so that the chunk and its scores stay in the cache.
-_CHUNK = 1 << 20
+# Numbers in a chunk of rows. bfloat16 rows become float32 first, 4 MiB, which should still be in
+# the cache when they are multiplied; float32 rows are not kept, and fewer chunks cost less.
+_CHUNK = {'float32': 1 << 22, 'bfloat16': 1 << 20}
 # Queries scanned together.
 _QUERIES = 64
 # Queries refined together. Their rows take 8 MiB; much more would also be handed back to the
@@ -223,7 +224,7 @@ class ExactSearch(tf.Module):
   def _scan(self, queries, keep):
     """Maxima of the blocks [blocks, B] and of the groups [groups, B], -inf past the last row."""
     stored = self.vectors if self.precision == 'float32' else self.upper
-    length = max(_CHUNK // self.width // (_BLOCK * _GROUP), 1) * _BLOCK * _GROUP
+    length = max(_CHUNK[self.precision] // self.width // (_BLOCK * _GROUP), 1) * _BLOCK * _GROUP
     num_chunks, rest = divmod(self.size, length)
 
     def maxima(part, size):
