@@ -21,6 +21,9 @@ from tfreid.index import building, engine, engines, filters, manifest, segment
 from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row
 
+# As tools/index.py has it, before TensorFlow is imported.
+os.environ.setdefault('TF_ONEDNN_ASSUME_FROZEN_WEIGHTS', '1')
+
 NUM_CROPS = 200_000
 WIDTH = 128
 NUM_IMAGES, SIZE, BATCH = 1024, (256, 128), 64
