@@ -6,6 +6,7 @@ Standard library only: a contestant may run under a Python that has PyTorch and 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -49,8 +50,9 @@ class Contestant:
     Raises:
       RuntimeError: it ended before it was ready.
     """
+    self._command = [python, os.path.abspath(script), *arguments]
     self._process = subprocess.Popen(
-      [python, os.path.abspath(script), *arguments],
+      self._command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
@@ -64,7 +66,10 @@ class Contestant:
     for line in self._process.stdout:
       if line.startswith(mark):
         return line.split()[1:]
-    raise RuntimeError(f'A contestant ended with status {self._process.wait()}.')
+    raise RuntimeError(
+      f'A contestant ended with status {self._process.wait()}. To see why, run it by itself: '
+      f'PYTHONPATH={ROOT} {shlex.join(self._command)}'
+    )
 
   def seconds(self, variant: str) -> tuple[float, float]:
     """Seconds of the clock, and of all cores together."""

@@ -21,7 +21,7 @@ from tfreid.index import building, engine, engines, filters, manifest, segment
 from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row
 
-# As tools/index.py has it, before TensorFlow is imported.
+# As tools/index.py has it; read at the first convolution.
 os.environ.setdefault('TF_ONEDNN_ASSUME_FROZEN_WEIGHTS', '1')
 
 NUM_CROPS = 200_000

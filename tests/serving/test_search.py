@@ -199,14 +199,19 @@ def test_answers_are_exact_where_products_are_tensor_float_32(rounding, precisio
     assert np.any(found(queries, k=50)[1].numpy() != expected[1].numpy())
 
 
+@pytest.mark.parametrize('rounding', [None, 'cut off', 'nearest'])
 @pytest.mark.parametrize('width', [1, 3, 512, 4096])
-def test_plain_products_are_not_taken_for_tensor_float_32(width):
-  rng = np.random.default_rng(width)
-  for rows in (unit(rng, 300, width), np.abs(unit(rng, 10, width)), np.zeros([3, width])):
-    assert float(search.ExactSearch(rows)._lost_by_products()) == 0.0
-  one = np.zeros([400, width])
-  one[0, 0] = 1e-30
-  assert float(search.ExactSearch(one)._lost_by_products()) == 0.0
+def test_a_probe_tells_plain_products_from_tensor_float_32(width, rounding, monkeypatch):
+  product = tf.matmul
+  if rounding:
+    monkeypatch.setattr(
+      tf, 'matmul', lambda a, b: product(ten_bits(a, rounding), ten_bits(b, rounding))
+    )
+  # Whatever the rows are: these say nothing by themselves.
+  found = search.ExactSearch(np.zeros([3, width], np.float32))
+  graph = tf.function(found._lost_by_products)
+  for lost in (found._lost_by_products(), graph(), graph()):
+    assert float(lost) == (pytest.approx(2.0**-9, rel=0.01) if rounding else 0.0)
 
 
 def test_halves_are_the_nearest_bfloat16_and_lose_nothing():

@@ -18,10 +18,10 @@ No row is left out and nothing is sorted as a whole:
 
    where u = 2^-24 and g bounds the rows' norms: both are float32 dot products, whatever the order
    of their sums (Higham, Accuracy and Stability of Numerical Algorithms, Sec. 3.1), and rho is the
-   greatest norm of what rounding to bfloat16 took from a row (0 for float32). tau is 0 but where
-   a GPU multiplies in TensorFloat-32, which a probe finds out. Let t be the K-th
-   best s found. What was left out cannot reach t if its best a is below t - eps. Where it is not,
-   every block whose maximum is at least t - eps is refined, which is complete by the inequality.
+   greatest norm of what rounding to bfloat16 took from a row (0 for float32). tau is 0 but where a
+   GPU multiplies in TensorFloat-32, which a probe finds out. Let t be the K-th best s found. What
+   was left out cannot reach t if its best a is below t - eps. Where it is not, every block whose
+   maximum is at least t - eps is refined, which is complete by the inequality.
 
 So the answer is the exact top K of s, ordered by (-s, row), and s of a row depends neither on its
 position nor on the other queries of the batch.
@@ -177,24 +177,21 @@ class ExactSearch(tf.Module):
     with tf.control_dependencies([checked]):
       return tf.identity(epsilon)
 
-  def _lost_by_products(self):
-    """Tau of the module's docstring: 0, or 2^-9 where a matmul rounds its factors.
+  def _lost_by_products(self) -> tf.Tensor:
+    """Tau of the module's docstring, a scalar: 0, or 2^-9 where a matmul rounds its factors.
 
-    The graph does not know where it will run. So some rows are multiplied by numbers that float32
-    has and TensorFloat-32 has not, in a product of the scan's kind. What comes out is less by
-    2^-11 there, and by less than 2^-13 for any order of summing up to 2,000 float32 numbers.
+    The graph does not know where it will run. So ones are multiplied by a number that float32 has
+    and TensorFloat-32 has not. What comes out is less by 2^-11 there, and by less than 2^-13 for
+    any order of summing up to 2,000 float32 numbers.
     """
-    stored = self.vectors if self.precision == 'float32' else self.upper
-    rows = tf.cast(stored[: min(_PROBED, self.size)], tf.float32)
-    rows = tf.math.divide_no_nan(rows, tf.reduce_max(tf.abs(rows)))
-    # Exact in either, so that rounding them makes up for nothing.
-    rows = tf.cast(tf.cast(rows, tf.bfloat16), tf.float32)
-    sums = tf.reduce_sum(tf.abs(rows), axis=1)
-    chosen = tf.argmax(sums, output_type=tf.int32)
-    factor = tf.constant(1.0 + 2.0**-11 - 2.0**-18, tf.float32)
-    probe = tf.tile((tf.sign(rows[chosen]) * factor)[:, tf.newaxis], [1, _QUERIES])
-    found = tf.matmul(rows, probe)[chosen]
-    exact = factor * sums[chosen]
+    # 1, but no constant: the graph optimiser would multiply in advance, on a processor.
+    one = tf.cast(self.greatest_norm >= 0.0, tf.float32)
+    factor = 1.0 + 2.0**-11 - 2.0**-18
+    # As large as a GPU's kernels for matrices want it; it costs nothing beside a scan.
+    found = tf.matmul(
+      tf.fill([_PROBED, self.width], one), tf.fill([self.width, _QUERIES], factor * one)
+    )
+    exact = factor * self.width
     rounded = tf.reduce_any(tf.abs(found - exact) > 2.0**-12 * exact)
     return tf.where(rounded, _TF32_LOSS, 0.0)
 
