@@ -13,9 +13,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tfreid.data import image_files
 from tfreid.data.attributes import Attribute, AttributeSchema
 from tfreid.data.benchmark import Split
-from tfreid.data.pipeline import MEAN_PIXEL, Pipeline, decode_image
+from tfreid.data.pipeline import MEAN_PIXEL, Pipeline
 
 SIZE = (32, 16)
 COUNT = 26  # three batches of 8 and a remainder of 2
@@ -278,7 +279,7 @@ def test_resizing_is_that_of_pillow_with_antialiasing(size):
   """Pillow's bilinear filter widens when it shrinks; both round, at different points."""
   pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
   expected = Image.fromarray(pixels).resize(SIZE[::-1], Image.BILINEAR)
-  resized = decode_image(encoded(pixels), SIZE).numpy().astype(int)
+  resized = image_files.decode(encoded(pixels), SIZE).numpy().astype(int)
   assert np.abs(resized - np.asarray(expected, dtype=int)).max() <= 1
 
 
@@ -299,7 +300,7 @@ def test_kinds_of_image_files_are_decoded_to_their_colours(suffix, mode, toleran
   image = Image.fromarray(small).resize(SIZE[::-1], Image.BICUBIC).convert(mode)
   contents = encoded(image, suffix)
   expected = np.asarray(Image.open(io.BytesIO(contents)).convert('RGB'), dtype=int)
-  decoded = decode_image(contents, SIZE).numpy()
+  decoded = image_files.decode(contents, SIZE).numpy()
   assert decoded.dtype == np.uint8
   assert np.abs(decoded - expected).max() <= tolerance
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfreid.data import pipeline, words
+from tfreid.data import image_files, words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import retriever
 
@@ -64,7 +64,7 @@ def test_a_text_that_is_not_understood_finds_nothing_and_says_why(model):
 
 def test_encoded_crops_become_what_the_training_encoder_makes_of_their_pixels(model, space, crops):
   contents = [crop.contents for crop in crops]
-  pixels = [pipeline.decode_image(tf.constant(data), space.image_shape[:2]) for data in contents]
+  pixels = [image_files.decode(tf.constant(data), space.image_shape[:2]) for data in contents]
   expected = space.encode_images(tf.cast(tf.stack(pixels), tf.float32))
   answer = model['embed_images'](image_bytes=tf.constant(contents))
   np.testing.assert_allclose(answer['concepts'], expected, atol=2e-6)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from tfreid.serving import search
 
@@ -212,6 +213,18 @@ def test_a_probe_tells_plain_products_from_tensor_float_32(width, rounding, monk
   graph = tf.function(found._lost_by_products)
   for lost in (found._lost_by_products(), graph(), graph()):
     assert float(lost) == (pytest.approx(2.0**-9, rel=0.01) if rounding else 0.0)
+
+
+def test_the_probe_is_not_answered_in_advance_by_the_graph_optimiser():
+  found = search.ExactSearch(np.ones([3, 8], np.float32))
+  watched = context.context()
+  watched.enable_run_metadata()
+  try:
+    tf.function(found._lost_by_products)()
+    (graph,) = watched.export_run_metadata().function_graphs
+  finally:
+    watched.disable_run_metadata()
+  assert 'MatMul' in {node.op for node in graph.post_optimization_graph.node}
 
 
 def test_halves_are_the_nearest_bfloat16_and_lose_nothing():

@@ -1,4 +1,4 @@
-"""The input pipeline, from a Split to batches: the only place that decodes pixels. Floor 1."""
+"""The input pipeline, from a Split to batches. Floor 1."""
 
 from __future__ import annotations
 
@@ -6,54 +6,22 @@ import dataclasses
 import hashlib
 import logging
 import numbers
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from tfreid.data import augmentation
+from tfreid.data import augmentation, image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.data.augmentation import Stream
 from tfreid.data.benchmark import Split
+from tfreid.data.image_files import Progress
 
 _log = logging.getLogger(__name__)
 
 # The mean pixel of ImageNet, RGB: what an erased area becomes is 0 after normalisation.
 MEAN_PIXEL = (124.0, 116.0, 104.0)
-
-# Called with (images done, images in all) while something lasts.
-Progress = Callable[[int, int], None]
-
-
-def decode_image(contents: tf.Tensor, image_size: Sequence[int]) -> tf.Tensor:
-  """One encoded image, decoded and resized.
-
-  Bilinear with antialiasing, rounded to whole grey levels, so that a picture looks the same to
-  training, evaluation and serving.
-
-  Args:
-    contents: string scalar, the bytes of a JPEG, PNG or BMP (without palette) file; of a GIF the
-      first frame counts, of a transparent PNG the colours.
-    image_size: (height, width).
-
-  Returns:
-    uint8 [height, width, 3].
-  """
-  height, width = image_size
-  image = tf.io.decode_image(contents, channels=3, expand_animations=False)
-  image.set_shape([None, None, 3])
-  size = tf.shape(image)
-
-  def resize(antialias):
-    resized = tf.image.resize(image, (height, width), method='bilinear', antialias=antialias)
-    return tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)
-
-  # Enlarging with and without antialiasing is the same, and faster without.
-  enlarges = tf.logical_and(size[0] <= height, size[1] <= width)
-  image = tf.cond(enlarges, lambda: resize(False), lambda: resize(True))
-  return tf.ensure_shape(image, [height, width, 3])
 
 
 class Pipeline:
@@ -337,11 +305,13 @@ class Pipeline:
     if not len(bad):
       return split
     for i in bad:
-      _log.warning('Left out, unreadable: %s (%s)', split.paths[i], _reason(split.paths[i]))
+      _log.warning(
+        'Left out, unreadable: %s (%s)', split.paths[i], image_files.reason(split.paths[i])
+      )
     if len(bad) == len(split):
       raise ValueError(
         f'None of the {len(split)} images can be read, {split.paths[0]} for one '
-        f'({_reason(split.paths[0])}). JPEG, PNG and BMP files are expected.'
+        f'({image_files.reason(split.paths[0])}). JPEG, PNG and BMP files are expected.'
       )
     kept = split.subset(np.setdiff1d(np.arange(len(split)), bad))
     dropped = dict(kept.dropped)
@@ -354,25 +324,9 @@ class Pipeline:
     The files are decoded as for training, in parallel, and not kept.
     """
 
-    def attempt(index, path):
-      image = decode_image(tf.io.read_file(path), self.image_size)
-      # The result must depend on the pixels, or the decoding would be optimised away.
-      return index + 0 * tf.cast(image[0, 0, 0], tf.int64)
-
-    # `ignore_errors` gives just what could be decoded. In chunks, to be able to tell the progress.
-    sound = np.zeros(len(split), bool)
-    chunk = 1024
-    paths = np.asarray(split.paths, dtype=object)
-    for start in range(0, len(split), chunk):
-      stop = min(start + chunk, len(split))
-      dataset = tf.data.Dataset.from_tensor_slices(
-        (np.arange(start, stop, dtype=np.int64), paths[start:stop])
-      )
-      dataset = dataset.map(attempt, num_parallel_calls=self._parallel).ignore_errors()
-      sound[[int(index) for index in dataset]] = True
-      if progress:
-        progress(stop, len(split))
-    return np.flatnonzero(~sound)
+    return image_files.undecodable(
+      split.paths, self.image_size, parallel=self._parallel, progress=progress
+    )
 
   def explain(self, error: Exception, split: Split) -> Exception:
     """What to raise when reading batches of `split` failed with `error`.
@@ -393,7 +347,8 @@ class Pipeline:
     path = split.paths[bad[0]]
     others = f' So are {len(bad) - 1} others of the {len(split)}.' if len(bad) > 1 else ''
     return ValueError(
-      f'{path} is unreadable: {_reason(path)}.{others} A whole JPEG, PNG or BMP file is expected. '
+      f'{path} is unreadable: {image_files.reason(path)}.{others} '
+      'A whole JPEG, PNG or BMP file is expected. '
       "Replace or remove what is broken, or set Pipeline.on_bad_image to 'skip' to leave it out."
     )
 
@@ -405,7 +360,7 @@ class Pipeline:
     """Images of the files, uint8 [H, W, 3] each, in the order of `paths`."""
     dataset = tf.data.Dataset.from_tensor_slices(np.asarray(paths, dtype=object))
     return dataset.map(
-      lambda path: decode_image(tf.io.read_file(path), self.image_size),
+      lambda path: image_files.decode(tf.io.read_file(path), self.image_size),
       num_parallel_calls=self._parallel,
       deterministic=True,
     )
@@ -529,28 +484,6 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
   memory = np.empty(size + 64, np.uint8)
   start = -memory.ctypes.data % 64
   return memory[start : start + size].reshape(shape)
-
-
-def _reason(path: str) -> str:
-  """Why a file cannot be decoded, in a few words."""
-  try:
-    contents = tf.io.read_file(str(path))
-  except tf.errors.NotFoundError:
-    return 'there is no such file'
-  except tf.errors.OpError:
-    return 'the file cannot be read'
-  start = contents.numpy()[:8]
-  if not start:
-    return 'the file is empty'
-  if not start.startswith((b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM')):
-    return f'it is not an image (it starts with {start!r})'
-  try:
-    tf.io.decode_image(contents, channels=3, expand_animations=False)
-  except tf.errors.OpError as error:
-    # Without the names of ops that TensorFlow puts around its sentence.
-    said = re.sub(r'\{\{.*?\}\}|\[Op:.*?\]|name:', '', error.message).strip()
-    return f'the image is truncated or damaged ({said.splitlines()[0]})'
-  return 'it cannot be resized'
 
 
 def _tensorflow_addons():

@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
+from tfreid.data import image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.data.benchmark import Split
-from tfreid.data.pipeline import decode_image
 from tfreid.evaluation import ranking, retrieval
 from tfreid.evaluation.ranking import QueryMetrics
 from tfreid.evaluation.retrieval import Distributions, Embeddings
@@ -40,7 +40,7 @@ _LEAST_WIDTH = 68  # of a result's column, so that a word fits beside a cross
 
 def crop(path: str, size: Sequence[int]) -> np.ndarray:
   """An image file in (height, width), decoded as the networks see it, uint8 [height, width, 3]."""
-  return decode_image(tf.io.read_file(str(path)), tuple(size)).numpy()
+  return image_files.decode(tf.io.read_file(str(path)), tuple(size)).numpy()
 
 
 def spread(per_query: QueryMetrics, count: int) -> np.ndarray:

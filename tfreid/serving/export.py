@@ -30,7 +30,7 @@ import tensorflow as tf
 
 import tfreid
 from tfreid import replicas
-from tfreid.data import pipeline
+from tfreid.data import image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.joint_space import JointSpace
 from tfreid.serving import folding, golden, warmup
@@ -150,7 +150,7 @@ def embed_files(
   batch_size *= strategy.num_replicas_in_sync
 
   def load(position, path):
-    return position, pipeline.decode_image(tf.io.read_file(path), image_size)
+    return position, image_files.decode(tf.io.read_file(path), image_size)
 
   paths = [str(path) for path in paths]
   dataset = tf.data.Dataset.from_tensor_slices((np.arange(len(paths)), np.asarray(paths, object)))
@@ -379,7 +379,7 @@ def _expected(space, crops, attributes) -> dict[str, np.ndarray]:
   images = []
   for crop in crops:
     try:
-      images.append(pipeline.decode_image(tf.constant(crop.contents), space.image_shape[:2]))
+      images.append(image_files.decode(tf.constant(crop.contents), space.image_shape[:2]))
     except tf.errors.OpError as error:
       raise ValueError(f'The crop {crop.name} cannot be read: {_first_line(error)}') from error
   if not isinstance(space, JointSpace):
@@ -572,7 +572,7 @@ def _explained(error, paths, image_size) -> Exception:
   """What to raise for an error of reading one of the files: an error that names it."""
   for path in paths:
     try:
-      pipeline.decode_image(tf.io.read_file(path), image_size)
+      image_files.decode(tf.io.read_file(path), image_size)
     except tf.errors.OpError as reason:
       return ValueError(
         f'{path} cannot be read: {_first_line(reason)}. JPEG and PNG files are expected. Replace '

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfreid.data import pipeline
+from tfreid.data import image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import descriptions
 from tfreid.serving.folding import FoldedEncoder
@@ -345,7 +345,7 @@ def decode_crops(image_bytes: tf.Tensor, image_size: Sequence[int]) -> tf.Tensor
 
   def decode(contents):
     with tf.control_dependencies(_checks(contents)):
-      return pipeline.decode_image(tf.identity(contents), image_size)
+      return image_files.decode(tf.identity(contents), image_size)
 
   images = tf.map_fn(
     decode,
