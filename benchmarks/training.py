@@ -135,8 +135,8 @@ def run(
 
   Returns:
     Medians in images per second: `<precision>`, `<precision>_xla`, `torch_<precision>` and
-    `torch_<precision>_compiled`; and ratios of the medians, `<precision>_over_float32` and
-    `<precision>_over_torch` (the best of ours over the best of PyTorch).
+    `torch_<precision>_compiled`; and ratios of the medians: `bfloat16_over_float32` and
+    `float16_over_float32`, and `<precision>_over_torch`, the best of ours over PyTorch's best.
   """
   contestants = {'tensorflow': sys.executable}
   if _contest.has_torch(torch_python):
