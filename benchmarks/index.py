@@ -21,9 +21,6 @@ from tfreid.index import building, engine, engines, filters, manifest, segment
 from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row
 
-# As tools/index.py has it; read at the first convolution.
-os.environ.setdefault('TF_ONEDNN_ASSUME_FROZEN_WEIGHTS', '1')
-
 NUM_CROPS = 200_000
 WIDTH = 128
 NUM_IMAGES, SIZE, BATCH = 1024, (256, 128), 64
@@ -31,8 +28,17 @@ _PER_PERSON = 16
 
 
 def run() -> dict[str, object]:
-  """The rate of `build` with ResNet-50, and what an index costs that is there."""
+  """The rate of `build` with ResNet-50, and what an index costs that is there.
+
+  In a process that does nothing else: see `never_trains` in tools/_tool.py.
+  """
+  _never_trains()
   return {'build': build_rates(), **costs(), **_manifest_costs()}
+
+
+def _never_trains():
+  # As tools/index.py; read at the first convolution, for the whole process.
+  os.environ.setdefault('TF_ONEDNN_ASSUME_FROZEN_WEIGHTS', '1')
 
 
 def build_rates(
@@ -240,6 +246,7 @@ if __name__ == '__main__':
   parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument('--in_flight', default='1,2', help='batches at the same time, each measured')
   given = parser.parse_args()
+  _never_trains()
   measured = build_rates(
     images=given.images,
     batch=given.batch,
