@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """The whole way in one command: draw people, train, evaluate, export, search. `make demo` runs it.
 
 Each step is the command a user would give, in a process of its own, and continues or skips what an
@@ -12,9 +11,9 @@ import subprocess
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
 
-import _tool
+from tfreid.cli import startup
 
 _QUERY = flags.DEFINE_string(
   'query', 'gender=female, upper_color=red, backpack=yes', 'What to search for at the end.'
@@ -26,8 +25,7 @@ DATA, RUN, MODEL, PAGE = 'datasets/demo', 'runs/demo', 'saved_models/demo', 'run
 
 def main(argv):
   """Runs the steps and prints how long each took."""
-  _tool.no_arguments(argv)
-  os.chdir(_tool.ROOT)
+  startup.no_arguments(argv)
   if _FRESH.value:
     for folder in (DATA, RUN, MODEL):
       shutil.rmtree(folder, ignore_errors=True)
@@ -36,33 +34,33 @@ def main(argv):
   steps = [
     (
       'Draw synthetic people',
-      ['make_synthetic.py', f'--out={DATA}', '--difficulty=easy', '--num_train_people=180',
+      ['synthesize', f'--out={DATA}', '--difficulty=easy', '--num_train_people=180',
        '--num_test_people=90', '--image_height=64', '--image_width=32', '--seed=13'],
     ),
     (
       'Train both stages and evaluate',
-      ['train.py', '--gin_file=demo.gin', f'--run_dir={RUN}'],
+      ['train', '--gin_file=demo.gin', f'--run_dir={RUN}'],
     ),
   ]  # fmt: skip
   if not os.path.isdir(os.path.join(MODEL, '1')):
     steps.append(
       (
         'Export',
-        ['export.py', f'--space={RUN}/joint/space', '--dataset=synthetic', f'--data_root={DATA}',
+        ['export', f'--space={RUN}/joint/space', '--dataset=synthetic', f'--data_root={DATA}',
          f'--out={MODEL}', '--version=1'],
       )
     )  # fmt: skip
   steps.append(
     (
       'Search the exported model',
-      ['search.py', f'--model={MODEL}/1', '--top_k=12', f'--html={PAGE}', _QUERY.value],
+      ['search', f'--model={MODEL}/1', '--top_k=12', f'--html={PAGE}', _QUERY.value],
     )
   )
   times = []
   for number, (title, command) in enumerate(steps, start=1):
-    print(f'\n[{number}/{len(steps)}] {title}\n  tools/{shlex.join(command)}\n', flush=True)
+    print(f'\n[{number}/{len(steps)}] {title}\n  tfreid {shlex.join(command)}\n', flush=True)
     started = time.time()
-    status = subprocess.call([sys.executable, os.path.join('tools', command[0]), *command[1:]])
+    status = subprocess.call([*startup.program(command[0]), *command[1:]])
     if status:
       print(f'\nThe demo stopped: "{title}" failed. `make demo` continues from here.')
       sys.exit(status)
@@ -72,7 +70,3 @@ def main(argv):
     print(f'  {title:<34}{seconds:6.0f} s')
   print(f'  {"in all":<34}{sum(seconds for _, seconds in times):6.0f} s')
   print(f'\nLook at {PAGE} in a browser, and at the curves with: tensorboard --logdir {RUN}')
-
-
-if __name__ == '__main__':
-  app.run(main)

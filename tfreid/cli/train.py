@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Trains and evaluates a system.
 
   tools/train.py --gin_file=methods/a2img.gin --gin_file=datasets/market1501.gin \\
@@ -10,7 +9,7 @@ continues where it stopped.
 
 from absl import app, flags
 
-import _tool
+from tfreid.cli import configuration, startup
 
 _GIN_FILE = flags.DEFINE_multi_string('gin_file', [], 'gin file, repeatable; later ones win.')
 _GIN_BINDINGS = flags.DEFINE_multi_string(
@@ -34,7 +33,7 @@ _ALLOW = flags.DEFINE_bool(
 
 def main(argv):
   """Reads the configuration, then trains."""
-  _tool.no_arguments(argv)
+  startup.no_arguments(argv)
   if not _GIN_FILE.value:
     raise app.UsageError(
       'Give a method and a data set, e.g. --gin_file=methods/a2img.gin '
@@ -49,13 +48,13 @@ def main(argv):
     )
     if value is not None
   ]
-  with _tool.clear_errors():
+  with startup.clear_errors():
     import gin
 
-    config = _tool.configure(_GIN_FILE.value, [*_GIN_BINDINGS.value, *overrides])
+    config = configuration.configure(_GIN_FILE.value, [*_GIN_BINDINGS.value, *overrides])
     from tfreid import reporting
 
-    train = _tool.root('tfreid.experiment.train')
+    train = configuration.root('tfreid.experiment.train')
     evaluations = train(
       _RUN_DIR.value,
       config=config,
@@ -75,7 +74,3 @@ def _print(evaluations, setting):
     split = 'test'
   for label, evaluation in evaluations.items():
     Console().print(evaluation.table(title=f'{label}, {split} split'))
-
-
-if __name__ == '__main__':
-  app.run(main)

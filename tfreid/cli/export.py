@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Exports a joint space with a gallery: a SavedModel that answers queries. Checks one, too.
 
   tools/export.py --space=runs/a2img/joint/space --out=saved_models/market \\
@@ -26,7 +25,7 @@ import sys
 
 from absl import app, flags
 
-import _tool
+from tfreid.cli import configuration, startup
 
 _SPACE = flags.DEFINE_string(
   'space', None, "Encoders: the 'space' folder of a finished stage, <run>/<stage>/space."
@@ -128,7 +127,7 @@ def benchmark_gallery(schema):
     'VALIDATION_SEED = 0',
     *_GIN_BINDINGS.value,
   ]
-  _tool.configure([f'datasets/{_DATASET.value}.gin'], given)
+  configuration.configure([f'datasets/{_DATASET.value}.gin'], given)
   try:
     benchmark = gin.query_parameter('%DATASET').scoped_configurable_fn()
   except (TypeError, AttributeError) as error:
@@ -247,7 +246,7 @@ def _spread(values, count):
 
 def main(argv):
   """Checks a version, or gets encoders and gallery together and writes one."""
-  _tool.no_arguments(argv)
+  startup.no_arguments(argv)
   if _CHECK.value:
     for flag in (_SPACE, _MODEL, _OUT, _DATASET, _DATA_ROOT, _IMAGES, _INDEX, _VERSION):
       if flag.present:
@@ -255,7 +254,7 @@ def main(argv):
     for flag in (_MODEL_NAME, _CERTIFICATE, _TIMEOUT):
       if flag.present and not _SERVER.value:
         raise app.UsageError(f'--{flag.name} needs --server: it is about a model of a TF Serving.')
-    with _tool.clear_errors():
+    with startup.clear_errors():
       sys.exit(_check())
   if _SERVER.value:
     raise app.UsageError('--server is asked by --check=DIRECTORY of the version it serves.')
@@ -273,7 +272,7 @@ def main(argv):
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
   if not _OUT.value:
     raise app.UsageError('Give --out, the folder of the model that gets the new version.')
-  with _tool.clear_errors():
+  with startup.clear_errors():
     try:
       _export()
     except KeyboardInterrupt:
@@ -513,7 +512,3 @@ def _replay_on_server(directory, name):
   ) as server:
     outcomes = golden.replay(directory, server.predict, tolerance=_TOLERANCE.value)
   return outcomes, f'{name}{"" if version is None else f" {version}"} at {_SERVER.value}'
-
-
-if __name__ == '__main__':
-  app.run(main)

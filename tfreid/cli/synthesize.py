@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Draws a data set of synthetic people, in Market-1501's own folder layout.
 
   tools/make_synthetic.py --out=data/synthetic
@@ -17,7 +16,7 @@ import sys
 
 from absl import app, flags
 
-import _tool
+from tfreid.cli import configuration, startup
 
 _OUT = flags.DEFINE_string('out', None, 'Folder to write the data set to.')
 _GIN_FILE = flags.DEFINE_multi_string('gin_file', [], 'gin file, repeatable; later ones win.')
@@ -48,7 +47,7 @@ def configured_people():
 
   from tfreid.data import synthetic
 
-  _tool.configure(['synthetic_people.gin', *_GIN_FILE.value], _GIN_BINDINGS.value)
+  configuration.configure(['synthetic_people.gin', *_GIN_FILE.value], _GIN_BINDINGS.value)
   given = {
     'num_train_people': _TRAIN.value,
     'num_test_people': _TEST.value,
@@ -95,10 +94,10 @@ def write_sheet(people, path: str, num_people: int = 24) -> None:
 
 def main(argv):
   """Writes the data set and the sheet that the flags ask for."""
-  _tool.no_arguments(argv)
+  startup.no_arguments(argv)
   if _OUT.value is None and _SHEET.value is None:
     raise app.UsageError('Give --out=DIRECTORY for a data set, or --sheet=FILE.png for a look.')
-  with _tool.clear_errors():
+  with startup.clear_errors():
     people = configured_people()
     if _OUT.value is not None:
       try:
@@ -121,7 +120,3 @@ def main(argv):
     if _SHEET.value is not None:
       write_sheet(people, _SHEET.value)
       print(f'{_SHEET.value}: contact sheet written.')
-
-
-if __name__ == '__main__':
-  app.run(main)

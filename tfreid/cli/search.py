@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Finds the crops that fit a description.
 
   tools/search.py --model=saved_models/demo "gender=female, upper_color=red, backpack=yes"
@@ -15,10 +14,9 @@ and below the table what to ask for next.
 
 from absl import app, flags
 
-import _source
-import _tool
+from tfreid.cli import source_flags, startup
 
-flags.adopt_module_key_flags(_source)
+flags.adopt_module_key_flags(source_flags)
 _TIMEOUT = flags.DEFINE_float(
   'timeout', 10.0, 'With --server: seconds to wait for an answer.', lower_bound=0.001
 )
@@ -50,7 +48,7 @@ _JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
 def main(argv):
   """Loads the model or the index and answers."""
   text = ', '.join(argv[1:])
-  _source.check()
+  source_flags.check()
   if bool(text) == bool(_LIKE.value):
     raise app.UsageError('Give a description in quotation marks, or --like; one of the two.')
   options = {
@@ -61,13 +59,13 @@ def main(argv):
     'min_score': _MIN_SCORE.value,
   }
   options = {name: value for name, value in options.items() if value not in ('', [], None)}
-  if options and not _source.is_index():
+  if options and not source_flags.is_index():
     raise app.UsageError(
       '--filter, --must, --must_not, --exclude_ids and --min_score need --index.'
     )
   if _LIKE.value and _EXPLAIN.value:
     raise app.UsageError('--explain needs a description: a crop names no attributes.')
-  with _tool.clear_errors(), _source.opened(timeout=_TIMEOUT.value) as source:
+  with startup.clear_errors(), source_flags.opened(timeout=_TIMEOUT.value) as source:
     _show(_ask(source, text, options))
 
 
@@ -112,7 +110,3 @@ def _show(answer):
     os.replace(partial, _HTML.value)
     if not _JSON.value:
       print(f'Result page: {_HTML.value}')
-
-
-if __name__ == '__main__':
-  app.run(main)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Evaluates a trained joint space: prints the table, adds a row to the run's results.jsonl.
 
   tools/evaluate.py --space=runs/a2img/joint/space
@@ -17,7 +16,7 @@ import os
 
 from absl import app, flags
 
-import _tool
+from tfreid.cli import configuration, startup
 
 _SPACE = flags.DEFINE_string(
   'space', None, "The 'space' folder of a finished stage, <run>/<stage>/space.", required=True
@@ -102,7 +101,7 @@ def load_benchmark(about, run):
       f"No config.gin lies above '{_SPACE.value}', so the data it was trained on are not known. "
       'Give --dataset and --data_root.'
     )
-  _tool.configure([*files, *_GIN_FILE.value], [*given, *_GIN_BINDINGS.value])
+  configuration.configure([*files, *_GIN_FILE.value], [*given, *_GIN_BINDINGS.value])
   try:
     return gin.query_parameter('%DATASET').scoped_configurable_fn()
   except (TypeError, AttributeError) as error:
@@ -231,10 +230,10 @@ def write_curve(base: str, curve, *, title: str, facts):
 
 def main(argv):
   """Loads, evaluates, prints and writes down."""
-  _tool.no_arguments(argv)
+  startup.no_arguments(argv)
   if _DATASET.value and _DATA_ROOT.value is None:
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
-  with _tool.clear_errors():
+  with startup.clear_errors():
     logging.getLogger('tfreid').setLevel(logging.WARNING)
     from tfreid.joint_space import JointSpace
 
@@ -299,7 +298,3 @@ def _stage(about) -> str:
   """As the row after training says it: the stage, with the name of a further space of it."""
   stage, name = about.get('stage', ''), about.get('space', '')
   return f'{stage}/{name}' if name else stage
-
-
-if __name__ == '__main__':
-  app.run(main)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Makes an index of crops and keeps it up to date.
 
   tools/index.py build   --index=indexes/depot --model=saved_models/demo --source=crops/
@@ -30,9 +29,9 @@ import time
 
 from absl import app, flags
 
-import _tool
+from tfreid.cli import startup
 
-_tool.never_trains()
+startup.never_trains()
 
 _COMMANDS = ('build', 'add', 'remove', 'info', 'verify', 'compact', 'merge')
 
@@ -109,7 +108,7 @@ def main(argv):
   for name, commands in _FOR.items():
     if flags.FLAGS[name].present and command not in commands:
       raise app.UsageError(f'--{name} is for {" and ".join(commands)}, not for {command}.')
-  with _tool.clear_errors():
+  with startup.clear_errors():
     try:
       {
         'build': _build,
@@ -405,7 +404,3 @@ def _say(report):
 
 def _print(facts, text):
   print(json.dumps(facts, indent=1, ensure_ascii=False) if _JSON.value else text)
-
-
-if __name__ == '__main__':
-  app.run(main)

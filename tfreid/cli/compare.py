@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Trains the systems of the paper's Tables 2 and 3 over several seeds and writes the tables.
 
   tools/compare.py --dataset=market1501 --data_root=/data/market1501 --out=runs/market
@@ -23,9 +22,7 @@ import time
 
 from absl import app, flags
 
-import _recipe
-import _runs
-import _tool
+from tfreid.cli import configuration, recipes, startup, training_runs
 
 _DATASET = flags.DEFINE_string('dataset', 'synthetic', 'Name of a file in gin/datasets/.')
 _DATA_ROOT = flags.DEFINE_string(
@@ -78,11 +75,11 @@ _LOOK = 0.5  # seconds between looks at what could be run
 
 def main(argv):
   """Plans, runs what is not done, collects and writes the page."""
-  _tool.no_arguments(argv)
+  startup.no_arguments(argv)
   if not _RENDER_ONLY.value and _DATA_ROOT.value is None and _DATASET.value != 'synthetic':
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
-  signal.signal(signal.SIGTERM, _runs.interrupt)
-  with _tool.clear_errors():
+  signal.signal(signal.SIGTERM, training_runs.interrupt)
+  with startup.clear_errors():
     if _RENDER_ONLY.value:
       _render_only()
       return
@@ -105,10 +102,10 @@ class Comparison:
     self.report = _REPORT.value or self.out
     self.systems = _SYSTEMS.value or [system.name for system in paper.SYSTEMS]
     scores.check_resamples(_RESAMPLES.value, len(self.systems))
-    self.cores = _runs.shares(_WORKERS.value)
-    self.seeds = _runs.seeds(_SEEDS.value)
+    self.cores = training_runs.shares(_WORKERS.value)
+    self.seeds = training_runs.seeds(_SEEDS.value)
     drawn = _DATA_ROOT.value is None
-    self.data_root = _runs.PEOPLE if drawn else _DATA_ROOT.value
+    self.data_root = training_runs.PEOPLE if drawn else _DATA_ROOT.value
     self.overlays = _GIN_FILE.value or (['tables.gin'] if drawn else [])
     self.recipes = {system: self._recipe(system).legs() for system in self.systems}
     self.kinds = {system: plan.kind(legs) for system, legs in self.recipes.items()}
@@ -168,8 +165,7 @@ class Comparison:
   def command(self, run) -> list[str]:
     """The command line of a run."""
     return [
-      sys.executable,
-      os.path.join(_tool.ROOT, 'tools', 'train.py'),
+      *startup.program('train'),
       *(f'--gin_file={name}' for name in self.files(run)),
       *(f'--gin_bindings={binding}' for binding in self.bindings(run)),
       f'--run_dir={run.directory(self.out)}',
@@ -181,7 +177,7 @@ class Comparison:
   def fingerprint(self, run) -> str:
     """A hash of what a run depends on."""
     if run not in self._fingerprints:
-      recipe = _recipe.Recipe(self.files(run), self.bindings(run))
+      recipe = recipes.Recipe(self.files(run), self.bindings(run))
       self._fingerprints[run] = recipe.fingerprint()
     return self._fingerprints[run]
 
@@ -282,7 +278,7 @@ class Comparison:
       figure.check()  # hours before it draws
     self._refuse_changed(self.runs)
     if _DATA_ROOT.value is None:
-      _runs.draw_people()
+      training_runs.draw_people()
       self.clock.num_images = self._num_images()
     try:
       self._do(self.runs)
@@ -306,9 +302,9 @@ class Comparison:
     rows = self._rows()
     about = {
       'dataset': _DATASET.value,
-      'command': f'tools/compare.py {shlex.join(sys.argv[1:])}'.strip(),
+      'command': f'tfreid compare {shlex.join(sys.argv[1:])}'.strip(),
       'settings': self._settings(),
-      'machine': _runs.machine(),
+      'machine': training_runs.machine(),
       'failed': self.failed,
       'unfinished': [
         run.title
@@ -383,13 +379,13 @@ class Comparison:
       'changed': plan.is_changed(record, fingerprint),
       'attempts': record.get('attempts', 0) + 1,
       'workers': {'count': len(self.cores), 'cores': len(cores)},
-      'command': _runs.shown(self.command(run)),
+      'command': training_runs.shown(self.command(run)),
     }
     plan.write_record(directory, record)
     started = time.time()
     log = os.path.join(directory, _LOG)
     pinned = cores if len(self.cores) > 1 else ()
-    status, peak = _runs.wait(self.command(run), log, tell, cores=pinned)
+    status, peak = training_runs.wait(self.command(run), log, tell, cores=pinned)
     seconds = time.time() - started
     stages = {}
     for leg in plan.legs_of(run, self.recipes):
@@ -399,7 +395,11 @@ class Comparison:
           final = json.load(file)
         stages[leg.name] = {name: final[name] for name in ('epochs', 'steps', 'seconds')}
     record.update(
-      status=status, seconds=round(seconds, 1), peak_bytes=peak, stages=stages, ended=_runs.now()
+      status=status,
+      seconds=round(seconds, 1),
+      peak_bytes=peak,
+      stages=stages,
+      ended=training_runs.now(),
     )
     plan.write_record(directory, record)
     return status, seconds
@@ -408,7 +408,7 @@ class Comparison:
     """Heeds how a run ended: for those that start from it, and for the estimate of time."""
     if status:
       log = os.path.join(run.directory(self.out), _LOG)
-      self.failed[run.title] = f'exit status {status}: {_runs.last_words(log)} (log: {log})'
+      self.failed[run.title] = f'exit status {status}: {training_runs.last_words(log)} (log: {log})'
     self._learn(run)
 
   def _learn(self, run):
@@ -481,9 +481,9 @@ class Comparison:
 
   # What is known without running.
 
-  def _recipe(self, system: str) -> _recipe.Recipe:
+  def _recipe(self, system: str) -> recipes.Recipe:
     files = [f'methods/{system}.gin', f'datasets/{_DATASET.value}.gin', *self.overlays]
-    return _recipe.Recipe(files, [f'DATA_ROOT = {self.data_root!r}', *_GIN_BINDINGS.value])
+    return recipes.Recipe(files, [f'DATA_ROOT = {self.data_root!r}', *_GIN_BINDINGS.value])
 
   def _weights(self) -> tuple[float, float]:
     from tfreid.comparison import paper, plan
@@ -510,18 +510,18 @@ class Comparison:
     if os.path.isdir(folder):
       return sum(name.endswith(('.jpg', '.png')) for name in os.listdir(folder))
     if _DATA_ROOT.value is None:
-      return _runs.NUM_IMAGES
+      return training_runs.NUM_IMAGES
     return 0
 
   def _settings(self) -> dict[str, str]:
     texts = {}
     for name in self.overlays:
-      with open(_tool.gin_path(name), encoding='utf-8') as file:
+      with open(configuration.gin_path(name), encoding='utf-8') as file:
         texts[f'Overlay {os.path.basename(name)}'] = file.read()
     if _GIN_BINDINGS.value:
       texts['Bindings'] = '\n'.join(_GIN_BINDINGS.value)
     if _DATA_ROOT.value is None:
-      texts['Data'] = shlex.join(['tools/make_synthetic.py', *_runs.people_flags()])
+      texts['Data'] = shlex.join(['tfreid', 'synthesize', *training_runs.people_flags()])
     return texts
 
 
@@ -586,7 +586,7 @@ class Queue:
         self._active[run] = 0.0
       done = False
       try:
-        with _runs.alone(run.directory(self._comparison.out), wait=False) as mine:
+        with training_runs.alone(run.directory(self._comparison.out), wait=False) as mine:
           if mine and self._comparison.state(run) != plan.DONE:
             self._do(run, cores)
         done = mine or self._comparison.state(run) == plan.DONE
@@ -713,7 +713,3 @@ def _render_only():
     resamples=_RESAMPLES.value,
   )
   print(f'Written: {page}')
-
-
-if __name__ == '__main__':
-  app.run(main)

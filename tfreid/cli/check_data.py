@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Looks a data set over before it is trained on: counts, rare attributes, unreadable images.
 
   tools/check_data.py --dataset=market1501 --data_root=/data/market1501
@@ -10,9 +9,9 @@ Nothing is written. The exit code is 1 if the data cannot be used, or if an imag
 import logging
 import sys
 
-from absl import app, flags
+from absl import flags
 
-import _tool
+from tfreid.cli import configuration, startup
 
 _DATASET = flags.DEFINE_string(
   'dataset', None, 'Name of a file in gin/datasets/: market1501, dukemtmc, peta, …', required=True
@@ -39,7 +38,7 @@ def load():
     'VALIDATION_SEED = 0',
     *_GIN_BINDINGS.value,
   ]
-  _tool.configure([f'datasets/{_DATASET.value}.gin'], given)
+  configuration.configure([f'datasets/{_DATASET.value}.gin'], given)
   try:
     return gin.query_parameter('%DATASET').scoped_configurable_fn()
   except TypeError as error:
@@ -93,8 +92,8 @@ def check_images(benchmark, console) -> int:
 
 def main(argv):
   """Loads and prints."""
-  _tool.no_arguments(argv)
-  with _tool.clear_errors():
+  startup.no_arguments(argv)
+  with startup.clear_errors():
     logging.getLogger('tfreid').setLevel(logging.WARNING)
     benchmark = load()
     import rich.console
@@ -126,7 +125,3 @@ def main(argv):
       console.print(f'- {finding}', highlight=False, markup=False, soft_wrap=True)
     if _IMAGES.value and check_images(benchmark, console):
       sys.exit(1)
-
-
-if __name__ == '__main__':
-  app.run(main)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Serves the page in the browser and its JSON API, for an exported model, an index or a TF Serving.
 
   tools/serve.py --model=saved_models/demo
@@ -17,12 +16,11 @@ import signal
 import socket
 import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-import _source
-import _tool
+from tfreid.cli import source_flags, startup
 
-flags.adopt_module_key_flags(_source)
+flags.adopt_module_key_flags(source_flags)
 _SERVER_TIMEOUT = flags.DEFINE_float(
   'server_timeout',
   10.0,
@@ -69,9 +67,9 @@ _TIMEOUT = flags.DEFINE_float(
 
 def main(argv):
   """Loads what is searched, and serves until SIGTERM or Ctrl-C."""
-  _tool.no_arguments(argv)
-  _source.check()
-  with _tool.clear_errors():
+  startup.no_arguments(argv)
+  source_flags.check()
+  with startup.clear_errors():
     # What can be wrong is found before the model is loaded, which takes seconds.
     tokens = _tokens()
     _check_access(tokens)
@@ -102,7 +100,7 @@ def _serve(listening, rules, tokens):
   standard_logging.getLogger('tfreid').setLevel(standard_logging.INFO)
   log = audit.AuditLog(_AUDIT_LOG.value) if _AUDIT_LOG.value else None
   application = web.create(
-    _source.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value),
+    source_flags.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value),
     policy=rules,
     audit=log,
     access=guard.Access(
@@ -243,7 +241,3 @@ def _check_access(tokens):
     + ('' if tokens else ' Nobody is asked who he is.'),
     file=sys.stderr,
   )
-
-
-if __name__ == '__main__':
-  app.run(main)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Tries settings of systems on held-out training people and writes down what came out.
 
   tools/tune.py --dry_run                         which runs there will be
@@ -25,9 +24,7 @@ import time
 
 from absl import app, flags
 
-import _recipe
-import _runs
-import _tool
+from tfreid.cli import configuration, recipes, startup, training_runs
 
 _GRIDS = flags.DEFINE_string('grids', 'tuning/tables.json', 'JSON file; a path, or below gin/.')
 _DATASET = flags.DEFINE_string('dataset', 'synthetic', 'Name of a file in gin/datasets/.')
@@ -57,11 +54,11 @@ _PRETRAINED_BY = 'without_adversarial'
 
 def main(argv):
   """Runs what is not done and writes the report."""
-  _tool.no_arguments(argv)
+  startup.no_arguments(argv)
   if _DATA_ROOT.value is None and _DATASET.value != 'synthetic':
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
-  signal.signal(signal.SIGTERM, _runs.interrupt)
-  with _tool.clear_errors():
+  signal.signal(signal.SIGTERM, training_runs.interrupt)
+  with startup.clear_errors():
     tuning = Tuning()
     if _DRY_RUN.value:
       tuning.print_plan()
@@ -81,9 +78,9 @@ class Tuning:
       ValueError: they cannot be understood.
     """
     self.grids = _read_grids(_GRIDS.value, _SYSTEMS.value)
-    self.folds = _runs.seeds(_FOLDS.value)
+    self.folds = training_runs.seeds(_FOLDS.value)
     drawn = _DATA_ROOT.value is None
-    self.data_root = _runs.PEOPLE if drawn else _DATA_ROOT.value
+    self.data_root = training_runs.PEOPLE if drawn else _DATA_ROOT.value
     self.overlays = _GIN_FILE.value or (['tables.gin'] if drawn else [])
     # A dict per point: binding -> value. The recipe as it is comes first.
     self.points = {system: _points(grids) for system, grids in self.grids.items()}
@@ -121,7 +118,7 @@ class Tuning:
   def run(self) -> dict[str, str]:
     """Does what is not done, the report after each system; returns what failed."""
     if _DATA_ROOT.value is None:
-      _runs.draw_people()
+      training_runs.draw_people()
     todo = [
       (system, point, fold)
       for system, points in self.points.items()
@@ -137,7 +134,7 @@ class Tuning:
         values = self._values(system, point, fold)
         if status or values is None:
           log = os.path.join(self.directory(system, point, fold), 'train.log')
-          self.failed[title] = f'{_runs.last_words(log)} (log: {log})'
+          self.failed[title] = f'{training_runs.last_words(log)} (log: {log})'
           said = 'failed'
         else:
           said = f'{_METRIC.value} {100 * values[_METRIC.value]:.2f} in {seconds:.0f} s'
@@ -163,11 +160,11 @@ class Tuning:
 
     parts = [
       _INTRODUCTION.format(
-        command=f'tools/tune.py {shlex.join(sys.argv[1:])}'.strip(),
+        command=f'tfreid tune {shlex.join(sys.argv[1:])}'.strip(),
         share=_SHARE.value,
         folds=len(self.folds),
         metric=_LABELS[_METRIC.value],
-        machine=', '.join(_runs.machine().values()),
+        machine=', '.join(training_runs.machine().values()),
       )
     ]
     for system, points in self.points.items():
@@ -190,7 +187,7 @@ class Tuning:
     return record.get('values')
 
   def _fingerprint(self, system, point, fold) -> str:
-    return _recipe.Recipe(self.files(system), self.bindings(point, fold)).fingerprint()
+    return recipes.Recipe(self.files(system), self.bindings(point, fold)).fingerprint()
 
   def _pretraining(self, fold: int) -> str:
     return os.path.join(_OUT.value, 'pretrain', f'fold-{fold}')
@@ -207,7 +204,7 @@ class Tuning:
     ]
     # From one method's files, whichever system comes first: all share the stage.
     files = self.files(_PRETRAINED_BY)
-    fingerprint = _recipe.Recipe(files, bindings).fingerprint()
+    fingerprint = recipes.Recipe(files, bindings).fingerprint()
     record = plan.read_record(directory)
     if record.get('fingerprint') == fingerprint and record.get('status') == 0:
       return True
@@ -251,15 +248,16 @@ class Tuning:
 
   def _train(self, files, bindings, directory) -> tuple[int, float]:
     command = [
-      sys.executable,
-      os.path.join(_tool.ROOT, 'tools', 'train.py'),
+      *startup.program('train'),
       *(f'--gin_file={name}' for name in files),
       *(f'--gin_bindings={binding}' for binding in bindings),
       f'--run_dir={directory}',
       '--allow_changed_config',
     ]
     started = time.time()
-    status, _ = _runs.wait(command, os.path.join(directory, 'train.log'), lambda elapsed: None)
+    status, _ = training_runs.wait(
+      command, os.path.join(directory, 'train.log'), lambda elapsed: None
+    )
     return status, time.time() - started
 
 
@@ -302,7 +300,9 @@ def _read_grids(name: str, systems) -> dict[str, list[dict[str, list]]]:
     FileNotFoundError: there is no such file.
     ValueError: it is no such file, or lacks a system.
   """
-  path = next((p for p in (name, os.path.join(_tool.GIN_ROOT, name)) if os.path.isfile(p)), None)
+  path = next(
+    (p for p in (name, os.path.join(configuration.GIN_ROOT, name)) if os.path.isfile(p)), None
+  )
   if path is None:
     raise FileNotFoundError(f"There are no grids '{name}', neither here nor below gin/.")
   with open(path, encoding='utf-8') as file:
@@ -371,7 +371,3 @@ def _remove(directory: str, kept: str):
       shutil.rmtree(path)
     elif not kept or name not in (kept, 'train.log'):
       os.remove(path)
-
-
-if __name__ == '__main__':
-  app.run(main)
