@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""`tfreid demo` of this checkout, whether it is installed or not."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from tfreid import cli
+
+if __name__ == '__main__':
+  os.chdir(sys.path[0])
+  cli.run('demo', sys.argv[1:])

@@ -1,0 +1,12 @@
+#!/usr/bin/env python3
+"""`tfreid serve` of this checkout, whether it is installed or not."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from tfreid import cli
+
+if __name__ == '__main__':
+  cli.run('serve', sys.argv[1:])
