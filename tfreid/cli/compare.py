@@ -79,7 +79,7 @@ def main(argv):
   if not _RENDER_ONLY.value and _DATA_ROOT.value is None and _DATASET.value != 'synthetic':
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
   signal.signal(signal.SIGTERM, training_runs.interrupt)
-  with startup.clear_errors():
+  with startup.clear_errors('The same command continues where it stopped.'):
     if _RENDER_ONLY.value:
       _render_only()
       return

@@ -33,7 +33,16 @@ from tfreid.cli import startup
 
 startup.never_trains()
 
-_COMMANDS = ('build', 'add', 'remove', 'info', 'verify', 'compact', 'merge')
+# What there is to do, the first argument.
+ACTIONS = {
+  'build': 'makes an index of a folder of crops or of a manifest.',
+  'add': 'adds the crops of a folder or a manifest.',
+  'remove': 'removes crops; their ids are further arguments, or stand in the file of --ids.',
+  'info': 'shows what an index holds and how it was made.',
+  'verify': 'checks that an index is whole; exit code 1 if it is not.',
+  'compact': 'rewrites the files of an index without what was removed.',
+  'merge': 'joins indexes, whose folders are further arguments, in a new one.',
+}
 
 _INDEX = flags.DEFINE_string('index', None, 'Folder of the index.')
 _MODEL = flags.DEFINE_string(
@@ -77,7 +86,7 @@ _PROGRESS = flags.DEFINE_bool(
   'progress', True, 'Show a progress bar, or without a terminal lines in the log; not with --json.'
 )
 
-# What of the flags above is for some commands only.
+# What of the flags above is for some actions only.
 _FOR = {
   **dict.fromkeys(('shard', 'overwrite'), ('build',)),
   **dict.fromkeys(('engine', 'uri'), ('build', 'merge')),
@@ -89,14 +98,20 @@ _FOR = {
 }
 
 
+def options_of(action: str) -> list[str]:
+  """The names of the flags that an action takes."""
+  own = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])]
+  return [name for name in own if action in _FOR.get(name, ACTIONS)]
+
+
 def main(argv):
   """Does what the first argument says."""
   command = argv[1] if len(argv) > 1 else ''
-  if command not in _COMMANDS:
-    near = difflib.get_close_matches(command, _COMMANDS, n=1)
+  if command not in ACTIONS:
+    near = difflib.get_close_matches(command, ACTIONS, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ''
     what = f"'{command}' is none of these.{hint}" if command else ''
-    raise app.UsageError(f'Say what to do: {", ".join(_COMMANDS)}. {what}'.strip())
+    raise app.UsageError(f'Say what to do: {", ".join(ACTIONS)}. {what}'.strip())
   if not _INDEX.value:
     raise app.UsageError('Give --index=DIRECTORY.')
   if command in ('build', 'add') and not _SOURCE.value:

@@ -53,20 +53,25 @@ def no_arguments(argv: Sequence[str]):
 
 
 @contextlib.contextmanager
-def clear_errors() -> Iterator[None]:
+def clear_errors(interrupted: str = '') -> Iterator[None]:
   """Turns errors that are the user's to mend into one message without a traceback, exit code 1.
 
   With --verbosity=1 (debug) the traceback is shown as well.
+
+  Args:
+    interrupted: what to add after 'Interrupted.' on Ctrl-C, e.g. how to go on.
   """
   try:
     yield
+  except BrokenPipeError:
+    raise
   except (ValueError, OSError, FloatingPointError, ImportError) as error:
     if logging.get_verbosity() >= logging.DEBUG:
       raise
     print(f'\nError: {_GIN_TRAIL.sub("", str(error))}', file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:
-    print('\nInterrupted. The same command continues from the last checkpoint.', file=sys.stderr)
+    print(f'\nInterrupted. {interrupted}'.rstrip(), file=sys.stderr)
     sys.exit(130)
 
 

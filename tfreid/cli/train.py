@@ -48,7 +48,7 @@ def main(argv):
     )
     if value is not None
   ]
-  with startup.clear_errors():
+  with startup.clear_errors('The same command continues from the last checkpoint.'):
     import gin
 
     config = configuration.configure(_GIN_FILE.value, [*_GIN_BINDINGS.value, *overrides])
