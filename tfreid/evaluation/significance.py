@@ -99,14 +99,14 @@ def two_way_comparison(
 ) -> Comparison:
   """Whether one system is better than another, for other queries and for other seeds.
 
-  The value of query q in seed s is taken as mean + effect of s + effect of q + what is particular to
-  both, all effects random and independent. With paired seeds this is the model of the differences
-  d[s, q], whose mean has the variance (MS_S + MS_Q - MS_SQ) / (S Q), where MS_S, MS_Q and MS_SQ are
-  the mean squares of seeds, of queries and of the remainder in the two-way analysis of variance
+  The value of query q in seed s is taken as mean + effect of s + effect of q + remainder, all
+  effects random and independent. With paired seeds this is the model of the differences d[s, q],
+  whose mean has the variance (MS_S + MS_Q - MS_SQ) / (S Q), where MS_S, MS_Q and MS_SQ are the mean
+  squares of seeds, of queries and of the remainder in the two-way analysis of variance
   (Searle, Casella and McCulloch 1992, section 4.7; for queries and topics Carterette 2012). The
   interval and the p-value are Student's with the degrees of freedom of Satterthwaite (1946).
   A component that is estimated below zero is set to zero, so the variance is never smaller than
-  that of the seeds or that of the queries alone.
+  that of the seeds, of the queries or of the remainder alone.
 
   With one seed the variance is that of the queries, and nothing is said about other seeds.
 
@@ -225,6 +225,7 @@ def _variance_of_mean_difference(
     _sum(seeds + parts_of_queries, remainders),
     _sum(seeds, []),
     _sum(parts_of_queries, []),
+    _sum(remainders, []),
   )
   return max(candidates, key=lambda part: part.value)
 
