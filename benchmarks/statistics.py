@@ -72,8 +72,11 @@ def systems_of(rng, seeds, queries, spreads, count=2):
 
 
 def rates(rng, seeds, queries, spreads, trials, difference):
-  """Share of comparisons called clear: of equal systems paired, unpaired, against one seed; with
-  a true difference; and of whole tables, where any system is called clearly behind the best."""
+  """Shares of comparisons that are called clear.
+
+  Of equal systems paired, unpaired, against one seed; with
+  a true difference; and of whole tables, where any system is called clearly behind the best.
+  """
   clear = np.zeros(4)
   for _ in range(trials):
     first, second = systems_of(rng, seeds, queries, spreads)
