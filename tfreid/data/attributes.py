@@ -8,16 +8,19 @@ attribute vector is made from it by a schema that knows which name belongs to wh
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from tfreid.text import did_you_mean, shortened
+
 ENCODINGS = ('binary', 'three_state')
 NONE = 'none'
+
+_Derived = TypeVar('_Derived')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,7 @@ class AttributeSchema:
       the table's columns; the semantic IDs are the distinct rows of that table.
     encoding: 'binary' or 'three_state'.
     rates: share of training images with each column on, A floats, or () where not known.
+    derived: what others have made of the schema and keep with it, by name; see `derive`.
   """
 
   name: str
@@ -92,6 +96,9 @@ class AttributeSchema:
   raw_values: Mapping[str, tuple[int, ...]]
   encoding: str = 'binary'
   rates: tuple[float, ...] = ()
+  derived: dict[str, Any] = dataclasses.field(
+    default_factory=dict, init=False, repr=False, compare=False
+  )
 
   def __post_init__(self):
     if self.encoding not in ENCODINGS:
@@ -120,6 +127,20 @@ class AttributeSchema:
   def groups(self) -> tuple[int, ...]:
     """For each of the A columns, the position of its attribute in `attributes`."""
     return tuple(i for i, a in enumerate(self.attributes) for _ in a.columns)
+
+  def derive(self, name: str, make: Callable[[AttributeSchema], _Derived]) -> _Derived:
+    """What `make` makes of this schema: made once, then kept.
+
+    A schema does not change, so what follows from it, such as the table of its phrases, does not
+    either. Two threads that ask at once may both make it; it is the same.
+
+    Args:
+      name: of what is made.
+      make: makes it; its result must not be changed.
+    """
+    if name not in self.derived:
+      self.derived[name] = make(self)
+    return self.derived[name]
 
   def block(self, name: str) -> slice:
     """Positions of the attribute's columns in a vector."""
@@ -155,9 +176,8 @@ class AttributeSchema:
     return value
 
   def _unknown(self, what: str, given: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ''
-    return f"Unknown {what}: '{given}'.{hint} {self.name} knows: {', '.join(known)}."
+    hint = did_you_mean(given, known)
+    return f"Unknown {what}: '{shortened(given)}'.{hint} {self.name} knows: {', '.join(known)}."
 
   def encode(self, table: pd.DataFrame) -> np.ndarray:
     """Attribute vectors of annotated people.

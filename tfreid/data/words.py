@@ -6,11 +6,19 @@ that is in no phrase is reported, never guessed.
 
 from __future__ import annotations
 
-import difflib
 import re
+import types
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from tfreid.data.attributes import NONE, AttributeSchema
+from tfreid.text import check_length, nearest, shortened
+
+# A person in all attributes of the largest schema, as settings, takes some 1,800 characters.
+MAX_CHARACTERS = 4000
+# Unknown words for which a message names the nearest known phrase, and those it names at all.
+_HINTS = 3
+_REPORTED = 10
 
 _SPELLINGS = {'gray': ('gray', 'grey')}
 
@@ -24,7 +32,6 @@ _CONNECTIVES = frozenset(
   )
 )
 _NEGATIONS = ('no', 'without', 'not')
-_SETTING = re.compile(r'\s*(?P<name>[^=!]*?)\s*(?P<sign>!?=)\s*(?P<value>.*?)\s*')
 _TOKEN = re.compile(r"[^\s.,;:!?()\"']+")
 
 
@@ -42,6 +49,35 @@ def color_words(colors: Sequence[str], garments: Sequence[str]) -> Mapping[str, 
     color: tuple(f'{c} {garment}' for c in _SPELLINGS.get(color, (color,)) for garment in garments)
     for color in colors
   }
+
+
+class Vocabulary(NamedTuple):
+  """What descriptions of a schema may say; made once per schema, see `vocabulary`.
+
+  Attributes:
+    table: see `phrases`.
+    things: names of the attributes that a person has or has not, such as a backpack.
+    longest: number of words of the longest phrase.
+  """
+
+  table: Mapping[str, tuple[str, str]]
+  things: frozenset[str]
+  longest: int
+
+
+def vocabulary(schema: AttributeSchema) -> Vocabulary:
+  """The vocabulary of a schema, which keeps it.
+
+  Raises:
+    ValueError: the schema uses one phrase for two things.
+  """
+  return schema.derive('words.vocabulary', _vocabulary)
+
+
+def _vocabulary(schema: AttributeSchema) -> Vocabulary:
+  table = _table(schema)
+  longest = max(len(phrase.split()) for phrase in table)
+  return Vocabulary(types.MappingProxyType(table), _things(schema), longest)
 
 
 def phrases(schema: AttributeSchema) -> dict[str, tuple[str, str]]:
@@ -65,6 +101,10 @@ def phrases(schema: AttributeSchema) -> dict[str, tuple[str, str]]:
   Raises:
     ValueError: the schema uses one phrase for two things.
   """
+  return dict(vocabulary(schema).table)
+
+
+def _table(schema: AttributeSchema) -> dict[str, tuple[str, str]]:
   table: dict[str, tuple[str, str]] = {}
   things = _things(schema)
 
@@ -123,22 +163,30 @@ def parse(text: str, schema: AttributeSchema) -> dict[str, str]:
     ValueError: a word, attribute or value is unknown (the message names each, with the nearest
       that is known), the description contradicts itself, or it says nothing.
   """
-  table = phrases(schema)
+  check_length('The description', text, MAX_CHARACTERS)
+  known = vocabulary(schema)
+  table = known.table
   said: list[tuple[str, str, str]] = []
   unknown: list[str] = []
   for part in re.split(r'[,;\n]', text):
     if '=' in part:
       said.append((*_read_setting(part, schema), part.strip()))
     else:
-      _read_phrases(part, table, schema, said, unknown)
+      _read_phrases(part, known, said, unknown)
   if unknown:
+    reported = [
+      _hint(words, table) if i < _HINTS else f"'{shortened(words)}'"
+      for i, words in enumerate(unknown[:_REPORTED])
+    ]
+    if len(unknown) > _REPORTED:
+      reported.append(f'and {len(unknown) - _REPORTED} more')
     raise ValueError(
-      f'Did not understand {"; ".join(_hint(words, table) for words in unknown)}. '
+      f'Did not understand {"; ".join(reported)}. '
       f'{schema.name} can be asked for: {", ".join(a.name for a in schema.attributes)}.'
     )
   if not said:
     raise ValueError(
-      f"The description '{text.strip()}' names no attribute. Say at least one, for example "
+      f"The description '{shortened(text.strip())}' names no attribute. Say at least one, for example "
       f"'{schema.attributes[0].name}={schema.attributes[0].values[-1]}' or '{next(iter(table))}'."
     )
   description: dict[str, str] = {}
@@ -177,14 +225,16 @@ def _negated(schema: AttributeSchema, name: str, value: str) -> str:
 
 
 def _read_setting(part: str, schema: AttributeSchema) -> tuple[str, str]:
-  match = _SETTING.fullmatch(part)
-  if match is None or '=' in match['value']:
+  # Not by a regular expression: one that may leave spaces out at both ends backtracks.
+  given, _, value = part.partition('=')
+  negated = given.endswith('!')
+  given, value = given[:-1] if negated else given, value.strip()
+  if '=' in value or '!' in given:
     raise ValueError(
-      f"Cannot read '{part.strip()}'. Write attribute=value or attribute!=value, separated by "
-      'commas.'
+      f"Cannot read '{shortened(part.strip())}'. Write attribute=value or attribute!=value, "
+      'separated by commas.'
     )
-  name = _as_known('_'.join(match['name'].split()), [a.name for a in schema.attributes])
-  value, negated = match['value'], match['sign'] == '!='
+  name = _as_known('_'.join(given.split()), [a.name for a in schema.attributes])
   if value.startswith('!'):
     negated, value = not negated, value[1:].strip()
   value = schema.check_value(name, _as_known(value, [*schema.attribute(name).values, NONE]))
@@ -202,15 +252,13 @@ def _as_known(given: str, known: Sequence[str]) -> str:
 
 def _read_phrases(
   part: str,
-  table: Mapping[str, tuple[str, str]],
-  schema: AttributeSchema,
+  known: Vocabulary,
   said: list[tuple[str, str, str]],
   unknown: list[str],
 ) -> None:
   """Appends what one comma-separated part says to `said`, and what is not known to `unknown`."""
   tokens = _tokens(part)
-  things = _things(schema)
-  longest = max(len(phrase.split()) for phrase in table)
+  table, things, longest = known
   position = 0
   run: list[str] = []  # of unknown words, reported together
   denied = None  # the phrase that was denied, while only 'and' has followed it
@@ -296,9 +344,9 @@ def _merge(first: str, second: str) -> str | None:
 
 
 def _hint(words: str, table: Mapping[str, tuple[str, str]]) -> str:
-  candidates = difflib.get_close_matches(words, table, n=1, cutoff=0.6)
-  if not candidates:
+  near = nearest(words, table, cutoff=0.6)
+  if not near:
     # Of several words, one may be a slip: "purpel hat".
-    for word in words.split():
-      candidates = candidates or difflib.get_close_matches(word, table, n=1, cutoff=0.75)
-  return f"'{words}'" + (f" (nearest known: '{candidates[0]}')" if candidates else '')
+    for word in words.split()[:_HINTS]:
+      near = near or nearest(word, table, cutoff=0.75)
+  return f"'{shortened(words)}'" + (f" (nearest known: '{near}')" if near else '')

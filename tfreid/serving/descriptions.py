@@ -67,8 +67,7 @@ class DescriptionReader:
       }
       for attribute in schema.attributes
     }
-    phrases = words.phrases(schema)
-    effects = {phrase: self._said(phrase, phrases) for phrase in phrases}
+    effects = {phrase: self._said(phrase) for phrase in words.phrases(schema)}
     effects.update(self._settings())
     self._phrases = np.asarray(sorted(effects), dtype=object)
     # [P, attributes]; the last row is of no phrase.
@@ -86,10 +85,10 @@ class DescriptionReader:
     self._buckets = _buckets(self._phrases)
     self._longest = int(self._lengths.max())
 
-  def _said(self, phrase: str, phrases) -> dict[str, str]:
+  def _said(self, phrase: str) -> dict[str, str]:
     """What a phrase says, of other attributes too: a white skirt is a skirt."""
     said: list[tuple[str, str, str]] = []
-    words._read_phrases(phrase, phrases, self.schema, said, [])
+    words._read_phrases(phrase, words.vocabulary(self.schema), said, [])
     return {name: value for name, value, _ in said}
 
   def _settings(self) -> dict[str, dict[str, str]]:
