@@ -1,4 +1,4 @@
-"""What is done with texts of strangers, in time that grows with their length and no faster. Floor 0.
+"""What is done with texts of strangers, in time that grows no faster than they do. Floor 0.
 
 Whoever sends a text may send the worst one. So texts are bounded before they are read, read without
 regular expressions that backtrack, quoted in messages in part only, and compared with what is known
@@ -8,6 +8,7 @@ regular expressions that backtrack, quoted in messages in part only, and compare
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 # What a message quotes of a text, and the longest text that is looked for among those known.
@@ -18,6 +19,26 @@ _COMPARED = 40
 def shortened(text: str, length: int = _QUOTED) -> str:
   """The beginning of a text, for a message; with '…' where it goes on."""
   return text if len(text) <= length else f'{text[:length]}…'
+
+
+def normalized(text: str) -> str:
+  """The text in Unicode's composed form (NFC): one spelling for what looks the same.
+
+  Keyboards compose 'é', file systems of Apple's write 'e' and an accent. Bound the text before:
+  putting many accents into their order is quadratic.
+  """
+  return text if text.isascii() else unicodedata.normalize('NFC', text)
+
+
+def spellings(text: str) -> list[str]:
+  """The text as it is, composed and decomposed, without repetitions.
+
+  For names that must be looked for as they were written: of files, and ids in an index.
+  """
+  if text.isascii():
+    return [text]
+  forms = (text, unicodedata.normalize('NFC', text), unicodedata.normalize('NFD', text))
+  return list(dict.fromkeys(forms))
 
 
 def check_length(what: str, text: str, limit: int) -> str:

@@ -185,9 +185,10 @@ def parse(text: str, schema: AttributeSchema) -> dict[str, str]:
       f'{schema.name} can be asked for: {", ".join(a.name for a in schema.attributes)}.'
     )
   if not said:
+    first = schema.attributes[0]
     raise ValueError(
-      f"The description '{shortened(text.strip())}' names no attribute. Say at least one, for example "
-      f"'{schema.attributes[0].name}={schema.attributes[0].values[-1]}' or '{next(iter(table))}'."
+      f"The description '{shortened(text.strip())}' names no attribute. Say at least one, for "
+      f"example '{first.name}={first.values[-1]}' or '{next(iter(table))}'."
     )
   description: dict[str, str] = {}
   sources: dict[str, str] = {}
