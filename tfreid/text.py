@@ -1,4 +1,4 @@
-"""What is done with texts of strangers, in time that grows no faster than they do. Floor 0.
+"""What is done with texts of strangers, in time that grows no faster than they do.
 
 Whoever sends a text may send the worst one. So texts are bounded before they are read, read without
 regular expressions that backtrack, quoted in messages in part only, and compared with what is known

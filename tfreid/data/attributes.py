@@ -15,10 +15,14 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from tfreid.text import did_you_mean, shortened
+from tfreid import query as queries
+from tfreid.query import Is, IsNot, Query, Statement
+from tfreid.text import did_you_mean, normalized, shortened
 
 ENCODINGS = ('binary', 'three_state')
 NONE = 'none'
+# Characters of a name or a value that are compared with those of a schema.
+_LONGEST = 200
 
 _Derived = TypeVar('_Derived')
 
@@ -144,13 +148,21 @@ class AttributeSchema:
 
   def block(self, name: str) -> slice:
     """Positions of the attribute's columns in a vector."""
+    return self._places[self.attribute(name).name][1]
+
+  @property
+  def _places(self) -> dict[str, tuple[Attribute, slice]]:
+    """The attributes by name, each with the positions of its columns in a vector."""
+    return self.derive('places', AttributeSchema._find_places)
+
+  def _find_places(self) -> dict[str, tuple[Attribute, slice]]:
+    places: dict[str, tuple[Attribute, slice]] = {}
     start = 0
     for attribute in self.attributes:
       stop = start + len(attribute.columns)
-      if attribute.name == name:
-        return slice(start, stop)
+      places.setdefault(attribute.name, (attribute, slice(start, stop)))
       start = stop
-    raise ValueError(self._unknown('attribute', name, [a.name for a in self.attributes]))
+    return places
 
   def attribute(self, name: str) -> Attribute:
     """The attribute of that name.
@@ -158,22 +170,58 @@ class AttributeSchema:
     Raises:
       ValueError: there is none; the message suggests the nearest.
     """
-    for attribute in self.attributes:
-      if attribute.name == name:
-        return attribute
+    if name in self._places:
+      return self._places[name][0]
+    if not name.isascii():
+      for attribute in self.attributes:
+        if normalized(attribute.name) == normalized(name[:_LONGEST]):
+          return attribute
     raise ValueError(self._unknown('attribute', name, [a.name for a in self.attributes]))
 
   def check_value(self, name: str, value: str) -> str:
     """`value` if the attribute knows it ('none' too, where it has one column per value).
+
+    Returns:
+      The value as the schema spells it, which may compose accents otherwise.
 
     Raises:
       ValueError: unknown attribute or value; the message suggests the nearest.
     """
     attribute = self.attribute(name)
     known = attribute.values if attribute.is_binary else (*attribute.values, NONE)
-    if value not in known:
-      raise ValueError(self._unknown(f"value of '{name}'", value, known))
-    return value
+    if value in known:
+      return value
+    for other in known:
+      if normalized(' '.join(other.split())) == normalized(value[:_LONGEST]):
+        return other
+    raise ValueError(self._unknown(f"value of '{attribute.name}'", value, known))
+
+  def read_query(self, query: Query) -> dict[str, Statement]:
+    """What a query says, with names and values as the schema spells them.
+
+    Args:
+      query: attribute name to 'value', to 'a+b' for several values at once, to '!value' for "not
+        this value", or to a statement.
+
+    Raises:
+      ValueError: an unknown attribute or value, an attribute twice, or what nobody can be.
+    """
+    read: dict[str, Statement] = {}
+    for given, text in query.items():
+      attribute = self.attribute(given)
+      name, statement = attribute.name, queries.read(text)
+      if name in read:
+        raise ValueError(f"'{name}' is asked for twice, in two spellings. Keep one.")
+      if isinstance(statement, IsNot):
+        statement = IsNot(self.check_value(name, statement.value))
+        if statement.value == NONE and not attribute.is_binary:
+          raise ValueError(f"'{name}!=none' says that some value is on but not which; name one.")
+      else:
+        statement = Is(tuple(self.check_value(name, value) for value in statement.values))
+        if len(statement.values) > 1 and (attribute.is_binary or NONE in statement.values):
+          raise ValueError(f"'{name}={statement}' contradicts itself: keep one of its values.")
+      read[name] = statement
+    return read
 
   def _unknown(self, what: str, given: str, known: Sequence[str]) -> str:
     hint = did_you_mean(given, known)
@@ -218,11 +266,11 @@ class AttributeSchema:
       return np.zeros(self.size, np.float32)
     return np.asarray(self.rates or (0.5,) * self.size, np.float32)
 
-  def encode_query(self, query: Mapping[str, str]) -> np.ndarray:
+  def encode_query(self, query: Query) -> np.ndarray:
     """The attribute vector of a description that may leave attributes out.
 
     Args:
-      query: attribute name to value; '!value' says "not this value".
+      query: see `read_query`.
 
     Returns:
       float32 [A]. What is not said is 0 in the three-state encoding and the training rate in the
@@ -238,25 +286,25 @@ class AttributeSchema:
       )
     off, on = (-1.0, 1.0) if self.encoding == 'three_state' else (0.0, 1.0)
     vector = self.unsaid()
-    for name, said in query.items():
-      negated = said.startswith('!')
-      value = self.check_value(name, said.lstrip('!'))
+    for name, statement in self.read_query(query).items():
       attribute, block = self.attribute(name), self.block(name)
       if attribute.is_binary:
-        vector[block] = on if (value == attribute.values[1]) != negated else off
-      elif value == NONE:
-        if negated:
-          raise ValueError(f"'{name}!=none' says that some value is on but not which; name one.")
-        vector[block] = off
-      elif negated:
-        vector[block.start + attribute.values.index(value)] = off
+        wanted = statement.fits(attribute.values[1])
+        vector[block] = on if wanted else off
+      elif isinstance(statement, IsNot):
+        vector[block.start + attribute.values.index(statement.value)] = off
       else:
         vector[block] = off
-        vector[block.start + attribute.values.index(value)] = on
+        for value in statement.values:
+          if value != NONE:
+            vector[block.start + attribute.values.index(value)] = on
     return vector
 
   def describe(self, vector: np.ndarray) -> dict[str, str]:
-    """A fully known vector [A] as attribute name to value; 'a+b' where several are on."""
+    """A fully known vector [A] as attribute name to value; 'a+b' where several are on.
+
+    `encode_query` reads what this writes, and gives the same vector again.
+    """
     bits = self.to_bits(vector)
     described = {}
     for attribute in self.attributes:

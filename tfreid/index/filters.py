@@ -34,6 +34,7 @@ from typing import Any, NamedTuple, Union
 
 import numpy as np
 
+from tfreid import query
 from tfreid.data import times
 from tfreid.text import check_length, did_you_mean, normalized, shortened
 
@@ -312,27 +313,31 @@ def _foreign(text: str) -> str:
 
 
 def required(
-  must: Mapping[str, str] | None = None, must_not: Mapping[str, str] | None = None
+  must: query.Query | None = None, must_not: query.Query | None = None
 ) -> Condition | None:
   """The condition that attributes are annotated as asked; None if nothing is asked.
 
   Args:
-    must: attribute name to value; '!value' for "not this value". A crop that nobody annotated does
-      not fulfil it.
+    must: attribute name to value, 'a+b' or '!value'; see `tfreid.query`. A crop that nobody
+      annotated does not fulfil it.
     must_not: the same, for what a crop must not be annotated with. A crop that nobody annotated
       fulfils it.
   """
   parts: list[Condition] = []
   for name, value in (must or {}).items():
-    if value.startswith('!'):
-      parts += [Missing(name, negated=True), Has(name, value[1:], negated=True)]
+    statement = query.read(value)
+    if isinstance(statement, query.IsNot):
+      parts += [Missing(name, negated=True), Has(name, statement.value, negated=True)]
     else:
-      parts.append(Has(name, value))
+      parts += [Has(name, value) for value in statement.values]
   for name, value in (must_not or {}).items():
-    if value.startswith('!'):
-      parts.append(Or((Missing(name), Has(name, value[1:]))))
+    statement = query.read(value)
+    if isinstance(statement, query.IsNot):
+      parts.append(Or((Missing(name), Has(name, statement.value))))
+    elif len(statement.values) == 1:
+      parts.append(Has(name, statement.values[0], negated=True))
     else:
-      parts.append(Has(name, value, negated=True))
+      parts.append(Or(tuple(Has(name, value, negated=True) for value in statement.values)))
   return joined(*parts)
 
 
