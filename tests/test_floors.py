@@ -10,6 +10,7 @@ F2  joint_space, search.asking, search.client, search.gallery
 F1  networks, data                                   rooms that do not know each other
 F0  losses, correlation, replicas, spec, storage, evaluation.ranking, serving.search,
     serving.errors, serving.versions, search.answer
+Cellar  text, and query above it                     what even the ground floor stands on
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ FLOORS = {
   'tfreid.correlation': 0,
   'tfreid.replicas': 0,
   'tfreid.spec': 0,
+  'tfreid.text': -2,
+  'tfreid.query': -1,
   'tfreid.storage': 0,
   'tfreid.evaluation.ranking': 0,
   'tfreid.serving.search': 0,

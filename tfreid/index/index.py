@@ -307,14 +307,16 @@ class EmbeddedIndex(Engine):
     """Which rows may be answered, bool [n]."""
     keep = self._live
     if where is not None:
+      # Not the condition itself: camera == 1 and camera == True are equal to Python.
+      key = repr(where)
       with self._remembering:
-        mask = self._masks.get(where)
+        mask = self._masks.get(key)
       if mask is None:
         parts = [filters.evaluate(where, s.column, len(s)) for s in self._segments]
         mask = np.concatenate([np.empty(0, bool), *parts])
       with self._remembering:
-        self._masks[where] = mask
-        self._masks.move_to_end(where)
+        self._masks[key] = mask
+        self._masks.move_to_end(key)
         if len(self._masks) > _MASKS:
           self._masks.popitem(last=False)
       keep = keep & mask

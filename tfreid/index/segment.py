@@ -192,7 +192,7 @@ class Segment:
     # Mapped as well: a reader goes on when a writer has replaced what it reads.
     self._lines = self._map('rows.jsonl')
     self._column_text = self._map('columns.json')
-    self._columns: dict[str, list] | None = None
+    self._columns: dict[str, Column] | None = None
     removed = entry.get('removed')
     self.removed = self._load(removed['file']) if removed else np.empty(0, np.int64)
     if (
@@ -256,10 +256,12 @@ class Segment:
     """A field or an attribute of all rows, removed ones too; None if no row has it."""
     if self._columns is None:
       with self._checked('columns.json'):
-        self._columns = json.loads(self._column_text[:])
-    if name not in self._columns:
-      return None
-    return Column(self._columns[name], self._codes[list(self._columns).index(name)])
+        columns = json.loads(self._column_text[:])
+        # Kept: a column remembers the order of its values.
+        self._columns = {
+          key: Column(values, self._codes[row]) for row, (key, values) in enumerate(columns.items())
+        }
+    return self._columns.get(name)
 
   def live_parts(self, length: int = 4096) -> Iterator[tuple[np.ndarray, list[Row]]]:
     """Concepts and rows that are not removed, `length` at a time."""

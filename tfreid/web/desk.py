@@ -418,11 +418,7 @@ def _names(source: Source, facts: Mapping[str, Any], name: str) -> list[tuple[st
 def _said(offer: Offer, settings: Mapping[str, str], text: str) -> dict[str, str]:
   """Attribute name to value of settings and words together, checked."""
   offer.policy.check_attributes(settings)
-  said = {}
-  for name, value in settings.items():
-    negated = value.startswith('!')
-    checked = offer.visible.check_value(name, value[1:] if negated else value)
-    said[name] = f'!{checked}' if negated else checked
+  said = {name: str(wanted) for name, wanted in offer.visible.read_query(settings).items()}
   if text.strip():
     for name, value in offer.policy.read_words(text, offer.schema).items():
       if said.setdefault(name, value) != value:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Optional, Union
+from typing import Annotated, Any, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,8 +16,20 @@ MAX_JSON_BYTES = 128 * 1024
 MAX_UPLOAD_BYTES = 8 * 2**20
 MAX_WORDS = 1000
 MAX_WHERE = 2000
+MAX_ID = 1000
+MAX_SETTINGS = 1000
+# The longest name of an attribute or field, and of a value.
+_MAX_NAME = 100
+_MAX_VALUE = 500
 _MAX_SCORE = 1e9
 _MAX_DEPTH = 8
+
+
+_Words = Annotated[str, Field(max_length=MAX_WORDS)]
+_Settings = Annotated[
+  dict[Annotated[str, Field(max_length=_MAX_NAME)], Annotated[str, Field(max_length=_MAX_VALUE)]],
+  Field(max_length=MAX_SETTINGS),
+]
 
 
 class ApiError(Exception):
@@ -47,13 +59,13 @@ class Narrowing(BaseModel):
     max_length=MAX_WHERE,
     description='Of an index: a condition on fields, such as `camera in [1, 2]`.',
   )
-  must: Union[str, dict[str, str]] = Field(
+  must: Union[_Words, _Settings] = Field(
     '', description='Of an index: annotations that a crop must have, in words or by name.'
   )
-  must_not: Union[str, dict[str, str]] = Field(
+  must_not: Union[_Words, _Settings] = Field(
     '', description='Of an index: annotations that a crop must not have.'
   )
-  exclude: list[str] = Field(
+  exclude: list[Annotated[str, Field(max_length=MAX_ID)]] = Field(
     [],
     max_length=MAX_RESULTS,
     description='Of an index: ids that are not wanted. They count as results for `max_results` of '
@@ -72,9 +84,8 @@ class Narrowing(BaseModel):
 class SearchRequest(Narrowing):
   """A description: settings, words, or both."""
 
-  query: dict[str, str] = Field(
+  query: _Settings = Field(
     {},
-    max_length=1000,
     description='Attribute name to value; \'!value\' means "not this value". What is not said is '
     'left out.',
     examples=[{'upper_color': 'red', 'hat': '!yes'}],
@@ -87,7 +98,7 @@ class SearchRequest(Narrowing):
 class LikeRequest(Narrowing):
   """A crop of the gallery, by its id."""
 
-  id: str = Field(min_length=1, max_length=1000, description='Of a crop, as in an answer.')
+  id: str = Field(min_length=1, max_length=MAX_ID, description='Of a crop, as in an answer.')
 
 
 class LikeOptions(Narrowing):
@@ -190,7 +201,7 @@ def _fields(model: type[BaseModel]) -> str:
 
 def _is_branch(part: str) -> bool:
   # How Pydantic names the alternatives of a Union.
-  return part == 'str' or part.startswith('dict[')
+  return part in ('str', 'constrained-str') or part.startswith('dict[')
 
 
 def _kind(data: Any) -> str:
