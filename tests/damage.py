@@ -108,7 +108,7 @@ def trials(
       # Of one word nobody learns which file it is and what to do.
       outcome = 'refused' if len(str(error).split()) > 3 else 'traceback'
       words = repr(error)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
       outcome, words = 'traceback', repr(error)
     else:
       outcome = 'same' if same(answer) else 'silent'
