@@ -373,6 +373,7 @@ class Comparison:
       The exit status, and the seconds it took.
     """
     from tfreid.comparison import plan
+    from tfreid.training.stages import facts
 
     directory = run.directory(self.out)
     record = self.record(run)
@@ -393,10 +394,8 @@ class Comparison:
     seconds = time.time() - started
     stages = {}
     for leg in plan.legs_of(run, self.recipes):
-      path = os.path.join(directory, leg.name, 'final.json')
-      if os.path.isfile(path):
-        with open(path, encoding='utf-8') as file:
-          final = json.load(file)
+      final = facts(os.path.join(directory, leg.name))
+      if final:
         stages[leg.name] = {name: final[name] for name in ('epochs', 'steps', 'seconds')}
     record.update(
       status=status, seconds=round(seconds, 1), peak_bytes=peak, stages=stages, ended=_runs.now()
