@@ -142,7 +142,12 @@ def train(
       _check_config(run_directory, stages, config, allow_changed_config)
       _write_facts(run_directory, benchmark, config)
     attached = _attached(
-      run_directory, benchmark, built, (hooks or _no_hooks) if chief else None, operative_config, evaluate_every
+      run_directory,
+      benchmark,
+      built,
+      (hooks or _no_hooks) if chief else None,
+      operative_config,
+      evaluate_every,
     )
     for hook in attached:
       ending.callback(hook.close)

@@ -29,7 +29,9 @@ CHECKSUM = 'checksum'
 SEAL = 'seal.json'
 
 _PARTIAL = '.partial-'
-_CHECKED = '# The last line is the checksum of the others; written by a program, not to be changed.\n'
+_CHECKED = (
+  '# The last line is the checksum of the others; written by a program, not to be changed.\n'
+)
 _CHECKSUM_LINE = '# checksum '
 # What TensorFlow's file functions take for patterns.
 _PATTERN = re.compile(r'[\[\]*?\\{}]')

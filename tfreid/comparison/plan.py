@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tfreid import storage
 from tfreid.comparison import paper
 
 PRETRAIN, TABLE, UNTRAINED, PARAMETER = 'pretrain', 'table', 'untrained', 'parameter'

@@ -47,14 +47,28 @@ _ACTIVATIONS = (
 # Operations as layers: what arithmetic and slicing of symbolic tensors become. By TensorFlow's
 # names; each is a function of numbers that reads and writes nothing else.
 _OPERATIONS = (
-  *('__operators__.add', '__operators__.getitem', 'cast', 'clip_by_value', 'concat', 'convert_to_tensor'),
+  *(
+    '__operators__.add',
+    '__operators__.getitem',
+    'cast',
+    'clip_by_value',
+    'concat',
+    'convert_to_tensor',
+  ),
   *('expand_dims', 'identity', 'reshape', 'squeeze', 'stack', 'transpose', 'split', 'tile'),
   *(f'math.{name}' for name in ('add', 'subtract', 'multiply', 'truediv', 'divide', 'negative')),
   *(f'math.{name}' for name in ('maximum', 'minimum', 'abs', 'exp', 'log', 'sqrt', 'rsqrt')),
   *(f'math.{name}' for name in ('square', 'pow', 'tanh', 'sigmoid', 'l2_normalize', 'softplus')),
   *(f'math.reduce_{name}' for name in ('mean', 'sum', 'max', 'min', 'variance')),
   *(f'nn.{name}' for name in ('relu', 'relu6', 'leaky_relu', 'elu', 'gelu', 'silu', 'softmax')),
-  *('nn.avg_pool', 'nn.max_pool', 'nn.softplus', 'nn.swish', 'linalg.matmul', 'linalg.l2_normalize'),
+  *(
+    'nn.avg_pool',
+    'nn.max_pool',
+    'nn.softplus',
+    'nn.swish',
+    'linalg.matmul',
+    'linalg.l2_normalize',
+  ),
   *('compat.v1.shape', 'shape', 'image.resize', 'zeros_like', 'ones_like', 'nn.l2_normalize'),
 )
 # (module, class) of what Keras writes with its own modules.
@@ -112,7 +126,9 @@ def load(path: str | os.PathLike) -> tf.keras.Model:
   except (LookupError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
     # Of a configuration that is not Keras's own it says many things.
     words = ' '.join(str(error).split())[:300]
-    raise ValueError(f"The network '{path}' cannot be built: {words or type(error).__name__}.") from error
+    raise ValueError(
+      f"The network '{path}' cannot be built: {words or type(error).__name__}."
+    ) from error
 
 
 def check(config: Any, source: str) -> None:
@@ -173,7 +189,9 @@ def _objection(described: Mapping[str, Any]) -> str:
   if not known or registered not in (None, name) or described.get('config') is None:
     return f'the object {shown}'
   if name in ('TFOpLambda', 'SlicingOpLambda'):
-    operation = described['config'].get('function') if isinstance(described['config'], Mapping) else ''
+    operation = (
+      described['config'].get('function') if isinstance(described['config'], Mapping) else ''
+    )
     return '' if operation in _OPERATIONS else f"the operation '{operation}'"
   return ''
 
@@ -224,7 +242,9 @@ def _check_weights(content: bytes, path: str) -> None:
   except (OSError, RuntimeError, KeyError, RecursionError) as error:
     raise ValueError(f"The network '{path}' has damaged weights: {error}.") from error
   if not plain:
-    raise ValueError(f"The network '{path}' is refused: its weights are not all in the file itself.")
+    raise ValueError(
+      f"The network '{path}' is refused: its weights are not all in the file itself."
+    )
 
 
 def _float32_policies(config: Any) -> Any:

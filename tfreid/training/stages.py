@@ -419,9 +419,13 @@ def _short(value: Any) -> str:
 
 
 def _restore(checkpoint, path, stage):
+  status = None
   try:
-    checkpoints.read(checkpoint, path).assert_consumed()
+    status = checkpoints.read(checkpoint, path)
+    status.assert_consumed()
   except (AssertionError, ValueError, tf.errors.OpError) as error:
+    if status is not None:
+      status.expect_partial()  # or TensorFlow says the same again, in many lines
     raise ValueError(
       f"The checkpoint '{path}' does not fit stage '{stage.name}' as it is configured now: "
       f'{_first_line(error)} Use the configuration it was written with, or another run directory.'
