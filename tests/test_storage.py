@@ -108,7 +108,7 @@ def test_a_line_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):
   storage.append_line(path, b'one')
   write = os.write
   monkeypatch.setattr(os, 'write', lambda fd, content: write(fd, content[:2]))
-  with pytest.raises(OSError, match='only 2 of 6 bytes') as caught:
+  with pytest.raises(OSError, match='only 4 of 6 bytes') as caught:
     storage.append_line(path, b'three')
   assert caught.value.errno == errno.ENOSPC
   assert path.read_bytes() == b'one\n'

@@ -208,9 +208,15 @@ def append_line(path: str | os.PathLike, line: bytes) -> None:
     content = (b'\n' if torn else b'') + line + b'\n'
     try:
       written = os.write(descriptor, content)
-      while written < len(content):
-        # Where not all of it had room, this says why.
+      if written < len(content):
+        # For the system's own reason why the rest had no room.
         written += os.write(descriptor, content[written:])
+      if written < len(content):
+        raise OSError(
+          errno.ENOSPC,
+          f'only {written} of {len(content)} bytes of a line could be written; is the disk full?',
+          os.fspath(path),
+        )
       os.fsync(descriptor)
     except OSError:
       # Only what stands at the end is ours to take back: somebody else may have appended since.

@@ -343,7 +343,9 @@ def merge(
         entries += staging.import_segments(source)
         said('Reading', sum(entry['rows'] for entry in entries), total)
       said('Checking', 0, total)
-      problems = EmbeddedIndex(ledger, {**staging.state, 'segments': entries}, check=False).problems()
+      problems = EmbeddedIndex(
+        ledger, {**staging.state, 'segments': entries}, check=False
+      ).problems()
       if problems:
         advice = ' Remove all but one.' if problems[0].startswith('The id') else ''
         raise ValueError(f'The parts cannot be joined. {problems[0]}{advice}')
@@ -464,6 +466,10 @@ def _check_ids(rows: Sequence[Row]) -> None:
   for row in rows:
     if not row.id:
       raise ValueError(f"The crop '{row.path}' has an empty id.")
+    try:
+      segment.check_row(row)
+    except ValueError as error:
+      raise ValueError(f"The crop '{row.path}': {error}") from error
   twice = manifest.doubled(rows)
   if twice:
     raise ValueError(f"The id '{rows[twice[0]].id}' occurs twice. Ids must be unique.")

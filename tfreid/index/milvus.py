@@ -414,7 +414,7 @@ class MilvusIndex(Engine):
     about = {'file': removing} if isinstance(removing, str) else removing
     name = about.get('file')
     if not isinstance(name, str) or not _REMOVING.fullmatch(name):
-      raise ValueError(f"{name!r} is no name of a list of removed crops; index.json is damaged.")
+      raise ValueError(f'{name!r} is no name of a list of removed crops; index.json is damaged.')
     path = os.path.join(self.ledger.directory, name)
     content = storage.read_bytes(path)
     try:
@@ -588,9 +588,9 @@ def _check_state(state: Mapping[str, Any], ledger: Ledger) -> None:
     or (
       collection
       and not (
-        all(type(state.get(name)) is int and state[name] >= 0 for name in ('size', 'next_position'))
-        and type(state.get('greatest_norm')) in (int, float)
-        and isinstance(state.get('fields'), Mapping)
+        all(type(state.get(name, 0)) is int for name in ('size', 'next_position'))
+        and type(state.get('greatest_norm', 0)) in (int, float)
+        and isinstance(state.get('fields', {}), Mapping)
       )
     )
   )

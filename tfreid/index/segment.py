@@ -31,6 +31,7 @@ import numpy as np
 from tfreid import storage
 from tfreid.index import filters
 from tfreid.index.filters import Column
+from tfreid.printable import control_character, printable
 
 FILES = (
   'embeddings.npy',
@@ -75,6 +76,28 @@ class Row:
   def from_json(cls, data: Mapping[str, Any]) -> Row:
     """The row that `to_json` wrote."""
     return cls(**data)
+
+
+def check_row(row: Row) -> None:
+  """Refuses a row that not every engine could find again.
+
+  Milvus compares texts with control characters as others than they are: such a crop would be
+  neither found nor left out nor removed.
+
+  Raises:
+    ValueError: a text of it holds a tab, a line feed or another control character; the message says
+      which text, and not of which row.
+  """
+  texts = {'id': row.id, **row.fields, **row.attributes}
+  for name, value in texts.items():
+    character = control_character(value) if isinstance(value, str) else ''
+    if character:
+      what = 'the id' if name == 'id' else f"the field '{name}'"
+      raise ValueError(
+        f"{what}, '{printable(value[:80], lines=False)}', holds the control character {character}. "
+        'Write it without tabs, line feeds and the like; a file can be renamed, or given another id '
+        'in a manifest.'
+      )
 
 
 def digest(contents: bytes) -> str:
@@ -365,7 +388,9 @@ class Segment:
     values = json.loads(self._column_text[:])
     if not isinstance(values, dict) or len(values) != len(self._codes):
       raise ValueError(f'it does not name the {len(self._codes)} fields')
-    columns = {name: Column(known, codes) for (name, known), codes in zip(values.items(), self._codes)}
+    columns = {
+      name: Column(known, codes) for (name, known), codes in zip(values.items(), self._codes)
+    }
     for name, (known, codes) in columns.items():
       if not isinstance(known, list) or (
         len(codes) and not -1 <= codes.min() <= codes.max() < len(known)

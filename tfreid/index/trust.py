@@ -72,7 +72,7 @@ def model_path(state: Mapping[str, Any], directory: str) -> str:
     raise ValueError(
       f"The index '{directory}' names the model '{path}', which this user has not used for an index "
       'on this machine. A model is a program that runs when it is loaded. If you trust it, name it '
-      f"yourself (--model={path}, in Python model=), or run `tools/index.py trust` once."
+      f'yourself (--model={path}, in Python model=), or run `tools/index.py trust` once.'
     )
   return path
 
