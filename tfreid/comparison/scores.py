@@ -14,6 +14,7 @@ import numpy as np
 from tfreid.comparison import paper, plan
 from tfreid.evaluation import ranking, significance
 from tfreid.evaluation.ranking import QueryMetrics
+from tfreid.evaluation.results import read_row
 
 _log = logging.getLogger(__name__)
 
@@ -185,12 +186,8 @@ def read_rows(path: str) -> list[dict[str, Any]]:
       if not line.strip():
         continue
       try:
-        row = json.loads(line)
-      except ValueError:  # JSONDecodeError and UnicodeDecodeError are such
-        row = None
-      if isinstance(row, dict):
-        rows.append(row)
-      else:
+        rows.append(read_row(line))
+      except ValueError:
         _log.warning('%s: line %d is torn and left out.', path, number)
   return rows
 
