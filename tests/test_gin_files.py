@@ -13,14 +13,13 @@ DATASETS = sorted(path.stem for path in (ROOT / 'gin' / 'datasets').glob('*.gin'
 # One process for all: importing TensorFlow takes longer than reading every file.
 _PARSE = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
-import _tool
 import gin
+from tfreid.cli import configuration
 answers = {}
-for name, files in json.loads(sys.argv[2]).items():
+for name, files in json.loads(sys.argv[1]).items():
   gin.clear_config()
   try:
-    answers[name] = _tool.configure(files)
+    answers[name] = configuration.configure(files)
   except ValueError as error:
     answers[name] = f'ERROR {error}'
 print(json.dumps(answers))
@@ -54,7 +53,8 @@ COMBINATIONS = dict(_combinations())
 @pytest.fixture(scope='module')
 def parsed():
   result = subprocess.run(
-    [sys.executable, '-c', _PARSE, str(ROOT / 'tools'), json.dumps(COMBINATIONS)],
+    [sys.executable, '-c', _PARSE, json.dumps(COMBINATIONS)],
+    cwd=ROOT,
     capture_output=True,
     text=True,
     timeout=600,
