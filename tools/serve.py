@@ -96,7 +96,7 @@ def _serve(listening, rules, tokens):
   import uvicorn
 
   from tfreid.web import app as web
-  from tfreid.web import audit, guard
+  from tfreid.web import audit, middleware
 
   # The library speaks by the standard logging, whose root is absl's here.
   standard_logging.getLogger('tfreid').setLevel(standard_logging.INFO)
@@ -105,7 +105,7 @@ def _serve(listening, rules, tokens):
     _source.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value),
     policy=rules,
     audit=log,
-    access=guard.Access(
+    access=middleware.Access(
       tokens=tokens,
       user_header=_USER_HEADER.value,
       hosts=frozenset(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import tfreid.index
-from tfreid.web import app, guard
+from tfreid.web import app, middleware
 
 QUERY = {'hat': 'yes', 'upper_color': '!blue'}
 
@@ -117,9 +117,9 @@ def test_no_answer_and_no_error_tells_a_path(serve, people):
 
 
 def test_messages_are_cleaned_of_paths(serve, people):
-  desk = serve().app.app.state.desk
+  service = serve().app.app.state.service
   text = f"The model '{people.model}/1' at /srv/models/x/1 and ~/private/data/crop.png and a/b"
-  assert desk.clean(text) == "The model 'model/1' at 1 and crop.png and a/b"
+  assert service.clean(text) == "The model 'model/1' at 1 and crop.png and a/b"
 
 
 def test_pictures_are_those_of_answered_crops_only(serve, people):
@@ -182,7 +182,7 @@ def test_the_api_is_described(serve):
 
 
 def test_the_description_says_how_to_show_who_one_is(serve):
-  found = serve(access=guard.Access(tokens=TOKENS)).get('/api/v1/openapi.json').json()
+  found = serve(access=middleware.Access(tokens=TOKENS)).get('/api/v1/openapi.json').json()
   assert found['paths']['/api/v1/search']['post']['security'] == [
     {'HTTPBearer': []},
     {'APIKeyCookie': []},
@@ -359,7 +359,7 @@ TOKENS = {'ann': 'the secret of ann', 'bob': 'the secret of bob'}
 
 
 def test_where_tokens_are_asked_for_nothing_is_told_without(serve):
-  client = serve(access=guard.Access(tokens=TOKENS))
+  client = serve(access=middleware.Access(tokens=TOKENS))
   for path in ('/api/v1/schema', '/api/v1/info', f'/api/v1/crops/{"0" * 32}/thumbnail'):
     error(client.get(path), 401)
   error(client.search(query=QUERY), 401, 'Authorization: Bearer')
@@ -370,7 +370,7 @@ def test_where_tokens_are_asked_for_nothing_is_told_without(serve):
 
 
 def test_who_was_turned_away_is_in_the_log(serve):
-  client = serve(access=guard.Access(tokens=TOKENS))
+  client = serve(access=middleware.Access(tokens=TOKENS))
   error(client.get('/api/v1/info'), 401)  # asks for nothing that is logged
   error(client.search(query=QUERY), 401)
   error(client.like(id='x'), 401)
@@ -391,7 +391,7 @@ def test_who_was_turned_away_is_in_the_log(serve):
 
 
 def test_the_log_names_whose_token_it_was(serve):
-  client = serve(access=guard.Access(tokens=TOKENS, user_header='x-user'))
+  client = serve(access=middleware.Access(tokens=TOKENS, user_header='x-user'))
   headers = {'authorization': 'Bearer the secret of bob', 'x-user': 'B. O. B.'}
   client.post('/api/v1/search', json={'query': QUERY}, headers=headers)
   assert client.log()[-1]['who'] == {'address': 'testclient', 'token': 'bob', 'user': 'B. O. B.'}
@@ -404,7 +404,7 @@ def test_a_header_names_nobody_unless_a_proxy_is_trusted(serve):
 
 
 def test_a_browser_gets_a_cookie_for_a_token(serve):
-  access = guard.Access(tokens=TOKENS)
+  access = middleware.Access(tokens=TOKENS)
   client = serve(access=access)
   error(client.post('/api/v1/session', json={'token': 'guess'}), 401)
   error(client.post('/api/v1/session', json={'token': 1}), 400)
@@ -420,7 +420,7 @@ def test_a_browser_gets_a_cookie_for_a_token(serve):
     header = {'cookie': f'tfreid_session={value}'.encode()}
     assert client.get('/api/v1/info', headers=header).status_code == 401
   # Another process has another key.
-  other = serve(access=guard.Access(tokens=TOKENS))
+  other = serve(access=middleware.Access(tokens=TOKENS))
   header = {'cookie': f'tfreid_session={access.cookie("ann")}'}
   assert other.get('/api/v1/info', headers=header).status_code == 401
 
@@ -443,7 +443,7 @@ def test_a_browser_gets_a_cookie_for_a_token(serve):
   ],
 )
 def test_only_known_names_lead_here(serve, host, status):
-  client = serve(access=guard.Access(hosts=frozenset({'depot.example'})))
+  client = serve(access=middleware.Access(hosts=frozenset({'depot.example'})))
   for path in ('/', '/api/v1/info', '/healthz'):
     assert client.get(path, headers={'host': host}).status_code == status
 
@@ -471,7 +471,7 @@ def test_pages_of_others_may_not_ask(serve, headers, status):
 
 def test_every_answer_forbids_the_browser_what_is_not_needed(serve, monkeypatch):
   client = serve()
-  monkeypatch.setattr(client.app.app.state.desk, 'search', lambda _: 1 / 0)
+  monkeypatch.setattr(client.app.app.state.service, 'search', lambda _: 1 / 0)
   answers = [
     client.get('/'),
     client.get('/static/page.js'),
@@ -508,15 +508,15 @@ def test_the_page_asks_for_nothing_of_other_hosts(serve):
 
 def test_a_slow_search_blocks_nobody(serve, monkeypatch):
   client = serve(limits=app.Limits(threads=2, waiting=1, seconds=0.5, refresh_seconds=0))
-  desk = client.app.app.state.desk
-  search, released = desk.search, threading.Event()
+  service = client.app.app.state.service
+  search, released = service.search, threading.Event()
 
   def slow(asked):
     if asked.words == 'hat':
       released.wait(10)
     return search(asked)
 
-  monkeypatch.setattr(desk, 'search', slow)
+  monkeypatch.setattr(service, 'search', slow)
   with concurrent.futures.ThreadPoolExecutor(8) as threads:
     stuck = threads.submit(lambda: client.search(words='hat'))
     time.sleep(0.1)

@@ -37,14 +37,14 @@ from starlette.formparsers import MultiPartException
 import tfreid
 from tfreid.search import Source
 from tfreid.search.client import ServingError
-from tfreid.web import desk as desks
 from tfreid.web import messages
+from tfreid.web import service as search_service
 from tfreid.web.audit import AuditLog, UnwritableError
-from tfreid.web.guard import Access, Guard
+from tfreid.web.executor import BoundedExecutor, BusyError, TooSlowError
 from tfreid.web.messages import ApiError
+from tfreid.web.middleware import Access, SecurityMiddleware
 from tfreid.web.policy import Policy, RefusedError
 from tfreid.web.thumbnails import Thumbnails, UnreadableError
-from tfreid.web.worker import BusyError, Pool, TooSlowError
 
 _STATIC = {
   '/': ('page.html', 'text/html; charset=utf-8'),
@@ -92,14 +92,14 @@ class Limits:
 class _Services:
   """What the endpoints share."""
 
-  desk: desks.Desk
+  search: search_service.SearchService
   audit: AuditLog | None
   access: Access
   limits: Limits
   thumbnails: Thumbnails
-  searches: Pool
-  pictures: Pool
-  logging: Pool
+  searches: BoundedExecutor
+  pictures: BoundedExecutor
+  logging: BoundedExecutor
 
 
 def create(
@@ -110,7 +110,7 @@ def create(
   access: Access | None = None,
   limits: Limits | None = None,
   resident: bool = False,
-) -> Guard:
+) -> SecurityMiddleware:
   """The application; it closes the source and the log when it ends.
 
   Args:
@@ -127,21 +127,25 @@ def create(
   """
   policy, access, limits = policy or Policy(), access or Access(), limits or Limits()
   services = _Services(
-    desk=desks.Desk(source, policy, resident=resident),
+    search=search_service.SearchService(source, policy, resident=resident),
     audit=audit,
     access=access,
     limits=limits,
     thumbnails=Thumbnails(blur=policy.blur_thumbnails),
-    searches=Pool('search', threads=limits.threads, waiting=limits.waiting, timeout=limits.seconds),
-    pictures=Pool('pictures', threads=_PICTURE_THREADS, waiting=1024, timeout=limits.seconds),
-    logging=Pool('log', threads=_LOG_THREADS, waiting=1024, timeout=limits.seconds),
+    searches=BoundedExecutor(
+      'search', threads=limits.threads, waiting=limits.waiting, timeout=limits.seconds
+    ),
+    pictures=BoundedExecutor(
+      'pictures', threads=_PICTURE_THREADS, waiting=1024, timeout=limits.seconds
+    ),
+    logging=BoundedExecutor('log', threads=_LOG_THREADS, waiting=1024, timeout=limits.seconds),
   )
 
   @contextlib.asynccontextmanager
   async def lifespan(_):
     task = None
     if limits.refresh_seconds:
-      task = asyncio.create_task(_refresh(services.desk, limits.refresh_seconds))
+      task = asyncio.create_task(_refresh(services.search, limits.refresh_seconds))
     try:
       yield
     finally:
@@ -149,7 +153,7 @@ def create(
         task.cancel()
       for pool in (services.searches, services.pictures, services.logging):
         pool.close()
-      services.desk.current.close()
+      services.search.source.close()
       if audit:
         audit.close()
 
@@ -166,11 +170,11 @@ def create(
     redirect_slashes=False,
     lifespan=lifespan,
   )
-  api.state.desk, api.state.searches = services.desk, services.searches
+  api.state.service, api.state.searches = services.search, services.searches
   _add_errors(api, services)
   _add_page(api, services)
   _add_api(api, services)
-  return Guard(
+  return SecurityMiddleware(
     api,
     access=access,
     # A form's borders and the other fields come on top of the picture.
@@ -179,11 +183,11 @@ def create(
   )
 
 
-async def _refresh(desk: desks.Desk, seconds: float):
+async def _refresh(search: search_service.SearchService, seconds: float):
   while True:
     await asyncio.sleep(seconds)
     try:
-      await asyncio.to_thread(desk.current.refresh)
+      await asyncio.to_thread(search.source.refresh)
     except Exception:  # the next look may succeed, and what was there goes on
       logging.getLogger(__name__).exception('Looking for changes failed.')
 
@@ -196,7 +200,7 @@ def _add_errors(api: fastapi.FastAPI, services: _Services):
       headers['retry-after'] = '1'
     if error.status == 401:
       headers['www-authenticate'] = 'Bearer'
-    message = services.desk.clean(error.message)
+    message = services.search.clean(error.message)
     return JSONResponse({'error': message, 'code': error.code}, error.status, headers)
 
   @api.exception_handler(HTTPException)
@@ -264,7 +268,7 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
   @api.get('/api/v1/schema', summary='What can be asked for.', dependencies=asks_who)
   async def schema(request: fastapi.Request):
     _user(request, services.access)
-    return JSONResponse(_schema_json(services.desk.offer.visible), headers=_NO_STORE)
+    return JSONResponse(_schema_json(services.search.capabilities.visible), headers=_NO_STORE)
 
   @api.get('/api/v1/info', summary='What is searched, under which rules.', dependencies=asks_who)
   async def info(request: fastapi.Request):
@@ -310,7 +314,7 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
     async def ask(entry):
       asked = messages.check(messages.SearchRequest, await _json_body(request))
       entry.update(_asked(asked))
-      return asked, lambda: services.desk.search(asked)
+      return asked, lambda: services.search.search(asked)
 
     return await _answer(request, services, 'search', ask)
 
@@ -352,12 +356,12 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
       if not _is_type(request, 'multipart/form-data'):
         asked = messages.check(messages.LikeRequest, await _json_body(request))
         entry.update(_asked(asked))
-        return asked, lambda: services.desk.like(asked)
+        return asked, lambda: services.search.like(asked)
       contents, options = await _upload(request)
       entry['upload'] = {'sha256': hashlib.sha256(contents).hexdigest(), 'bytes': len(contents)}
       asked = messages.check(messages.LikeOptions, options)
       entry.update(_asked(asked))
-      return asked, lambda: services.desk.like_upload(asked, contents)
+      return asked, lambda: services.search.like_upload(asked, contents)
 
     return await _answer(request, services, 'like', ask)
 
@@ -373,7 +377,7 @@ def _add_api(api: fastapi.FastAPI, services: _Services):
   )
   async def thumbnail(key: str, request: fastapi.Request):
     _user(request, services.access)
-    path = services.desk.seen.path(key) if re.fullmatch(r'[0-9a-f]{32}', key) else None
+    path = services.search.seen.path(key) if re.fullmatch(r'[0-9a-f]{32}', key) else None
     if not path:
       raise ApiError(
         404,
@@ -406,15 +410,15 @@ async def _answer(
     entry['who'] = _who(request, services.access, user)
     asked, function = await ask(entry)
     found = await services.searches.run(function)
-    body = services.desk.to_json(found, asked)
+    body = services.search.to_json(found, asked)
     # What it was when the question came may have been followed by another.
-    entry.update(_searched(found.offer))
+    entry.update(_searched(found.capabilities))
     entry.update(outcome='answered', understood=body['query'], results=len(body['hits']))
   except Exception as error:  # whatever it was, it is logged before it is told
     failure = _as_api_error(error)
     entry.update(
       outcome=_OUTCOMES.get(failure.status, 'invalid'),
-      error=services.desk.clean(failure.message)[:500],
+      error=services.search.clean(failure.message)[:500],
       results=0,
     )
   entry['seconds'] = round(time.perf_counter() - started, 4)
@@ -431,7 +435,7 @@ def _entry(request: fastapi.Request, services: _Services, action: str, user: str
     'request': secrets.token_hex(8),
     'who': _who(request, services.access, user),
     'action': action,
-    **_searched(services.desk.offer),
+    **_searched(services.search.capabilities),
   }
 
 
@@ -460,7 +464,7 @@ def _as_api_error(error: Exception) -> ApiError:
     return error
   if isinstance(error, RefusedError):
     return ApiError(403, 'policy', str(error))
-  if isinstance(error, desks.UnknownCropError):
+  if isinstance(error, search_service.UnknownCropError):
     return ApiError(404, 'crop', str(error))
   if isinstance(error, BusyError):
     return ApiError(503, 'busy', 'More is being searched for than this server can. Try again.')
@@ -508,12 +512,12 @@ def _who(request: fastapi.Request, access: Access, user: str) -> dict[str, str]:
   return who
 
 
-def _searched(offer: desks.Offer) -> dict[str, Any]:
+def _searched(capabilities: search_service.Capabilities) -> dict[str, Any]:
   """What is searched, for the log."""
   return {
-    'model': (offer.facts.get('model') or {}).get('fingerprint'),
-    'source': offer.name,
-    'generation': offer.facts.get('generation'),
+    'model': (capabilities.facts.get('model') or {}).get('fingerprint'),
+    'source': capabilities.name,
+    'generation': capabilities.facts.get('generation'),
   }
 
 
@@ -586,7 +590,7 @@ async def _upload(request: fastapi.Request) -> tuple[bytes, Any]:
 def _schema_json(schema) -> dict[str, Any]:
   return {
     'name': schema.name,
-    'examples': desks.examples(schema),
+    'examples': search_service.examples(schema),
     'attributes': [
       {
         'name': attribute.name,
@@ -600,17 +604,17 @@ def _schema_json(schema) -> dict[str, Any]:
 
 
 def _info_json(services: _Services, user: str) -> dict[str, Any]:
-  offer = services.desk.offer
-  facts, policy = offer.facts, offer.policy
+  capabilities = services.search.capabilities
+  facts, policy = capabilities.facts, capabilities.policy
   model = facts.get('model') or {}
   return {
-    'name': offer.name,
+    'name': capabilities.name,
     'engine': facts.get('engine'),
     'crops': facts.get('crops'),
     'generation': facts.get('generation'),
     'fields': policy.visible(facts.get('fields') or {}),
     'model': {'fingerprint': model.get('fingerprint')},
-    'can': {**offer.can, 'upload': offer.can['upload'] and policy.uploads},
+    'can': {**capabilities.can, 'upload': capabilities.can['upload'] and policy.uploads},
     'policy': {
       'purpose': policy.require_purpose,
       'purposes': list(policy.purposes),

@@ -19,7 +19,7 @@ class TooSlowError(Exception):
   """It took longer than anybody waits."""
 
 
-class Pool:
+class BoundedExecutor:
   """Runs functions in threads, for coroutines that wait for them.
 
   TensorFlow and NumPy let go of the interpreter while they compute, so threads are enough, and one

@@ -93,7 +93,7 @@ class Access:
     return hmac.new(self.key, message, hashlib.sha256).hexdigest()
 
 
-class Guard:
+class SecurityMiddleware:
   """ASGI middleware: refuses strangers and too much, adds headers, lets no error out as it is."""
 
   def __init__(self, app, *, access: Access, max_bytes: int, body_seconds: float):
