@@ -6,8 +6,8 @@ F4  training, evaluation, serving, index,            rooms; none imports another
 F3  methods                                          training alone sees it, only methods.method
 F2  joint_space, search.asking, search.client, search.gallery
 F1  networks, data                                   rooms that do not know each other
-F0  losses, correlation, replicas, spec, storage, evaluation.ranking, serving.search,
-    serving.errors, serving.versions, search.answer
+F0  losses, correlation, replicas, spec, storage, cancellation, evaluation.ranking,
+    serving.search, serving.errors, serving.versions, search.answer
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ FLOORS = {
   'tfreid.correlation': 0,
   'tfreid.replicas': 0,
   'tfreid.spec': 0,
+  'tfreid.cancellation': 0,
   'tfreid.storage': 0,
   'tfreid.evaluation.ranking': 0,
   'tfreid.serving.search': 0,

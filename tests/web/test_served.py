@@ -126,7 +126,7 @@ def test_page_and_log_are_told_name_and_version_and_no_address(behind, models, p
   line = client.log()[0]
   assert (line['source'], line['generation']) == ('people, version 1', None)
   assert line['model'] == answers[0].json()['model']['fingerprint']
-  service = client.app.app.state.service
+  service = client.app.app.state.services.search
   assert service.clean(f'{address}, people, version 1: people at {address} does not.') == (
     'people, version 1: people at its server does not.'
   )
@@ -343,6 +343,6 @@ def test_a_server_that_is_too_slow_is_a_504(behind, monkeypatch):
   def slow(_):
     raise ServingError('No answer of people at http://127.0.0.1:1 within 1 s.', 'DEADLINE_EXCEEDED')
 
-  monkeypatch.setattr(client.app.app.state.service, 'search', slow)
+  monkeypatch.setattr(client.app.app.state.services.search, 'search', slow)
   said(client.search(query={'hat': 'yes'}), 504, 'did not finish in time')
   assert client.log()[-1]['outcome'] == 'timeout'

@@ -29,6 +29,8 @@ from typing import Any, NamedTuple, Union
 
 import numpy as np
 
+from tfreid import cancellation
+
 Value = Union[str, int, float, bool]
 
 # Longer texts are not written by people; the bound keeps Python's parser from deep recursion.
@@ -323,6 +325,7 @@ def evaluate(condition: Condition, column: Callable[[str], Column | None], size:
     column: name of a field -> the field of the crops, None if none of them has it.
     size: number of crops.
   """
+  cancellation.check()
   if isinstance(condition, (And, Or)):
     combine = np.logical_and if isinstance(condition, And) else np.logical_or
     return combine.reduce([evaluate(part, column, size) for part in condition.parts])

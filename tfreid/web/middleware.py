@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import hashlib
-import hmac
-import ipaddress
 import json
 import logging
-import secrets
 import time
 import urllib.parse
-from collections.abc import Mapping
 
+from starlette.requests import ClientDisconnect
+
+from tfreid.web.access import Access
+from tfreid.web.intake import Body, Intake, OverfullError
 from tfreid.web.messages import ApiError
 
 # No script, style, picture or request but this server's own, and no page around this one.
@@ -30,73 +28,10 @@ HEADERS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Access:
-  """Who may ask.
-
-  Attributes:
-    tokens: name of a user to the secret that shows who it is; empty: anybody may ask.
-    user_header: a header in which a trusted proxy names the user, for the audit log; '' for none.
-    hosts: names under which this server may be called, besides localhost and addresses.
-    key: what session cookies are signed with; new in each process.
-  """
-
-  tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  user_header: str = ''
-  hosts: frozenset[str] = frozenset()
-  key: bytes = dataclasses.field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-
-  def name_of(self, token: str) -> str | None:
-    """Whose token it is; None if nobody's. Takes as long for a wrong one as for a right one."""
-    given, found = _digest(token), None
-    for name, secret in self.tokens.items():
-      if hmac.compare_digest(given, _digest(secret)):
-        found = name
-    return found
-
-  def cookie(self, name: str) -> str:
-    """The value of the cookie of a session."""
-    return f'{name.encode().hex()}.{self._signed(name)}'
-
-  def name_of_cookie(self, value: str) -> str | None:
-    """Whose session it is; None if nobody's."""
-    encoded, _, signature = value.partition('.')
-    try:
-      name = bytes.fromhex(encoded).decode()
-    except ValueError:
-      return None
-    if name in self.tokens and hmac.compare_digest(signature.encode(), self._signed(name).encode()):
-      return name
-    return None
-
-  def allows_host(self, host: str) -> bool:
-    """Whether a Host header names this server.
-
-    A page of somebody else can have its own name lead to 127.0.0.1, and would then be allowed to
-    read our answers; so names must be known. An address is no name that could be led anywhere.
-    """
-    try:
-      name = urllib.parse.urlsplit(f'//{host}').hostname or ''
-    except ValueError:
-      return False
-    if name == 'localhost' or name in self.hosts:
-      return True
-    try:
-      ipaddress.ip_address(name)
-      return True
-    except ValueError:
-      return False
-
-  def _signed(self, name: str) -> str:
-    # With the secret: a session ends when the token of its user is changed.
-    message = f'{name}\n{self.tokens[name]}'.encode()
-    return hmac.new(self.key, message, hashlib.sha256).hexdigest()
-
-
 class SecurityMiddleware:
   """ASGI middleware: refuses strangers and too much, adds headers, lets no error out as it is."""
 
-  def __init__(self, app, *, access: Access, max_bytes: int, body_seconds: float):
+  def __init__(self, app, *, access: Access, max_bytes: int, body_seconds: float, intake: Intake):
     """Stands before an application.
 
     Args:
@@ -104,13 +39,16 @@ class SecurityMiddleware:
       access: who may ask.
       max_bytes: of a body.
       body_seconds: in which it must have arrived.
+      intake: how much of all bodies may be in memory.
     """
     self.app = app
+    self.intake = intake
     self._access = access
     self._max_bytes = max_bytes
     self._body_seconds = body_seconds
 
   async def __call__(self, scope, receive, send):
+    """Handles one request."""
     if scope['type'] == 'lifespan':
       await self.app(scope, receive, send)
       return
@@ -118,33 +56,42 @@ class SecurityMiddleware:
       await send({'type': 'websocket.close', 'code': 1008})
       return
     started = False
+    limited = _LimitedReceive(receive, self._max_bytes, self._body_seconds)
 
     async def answer(message):
       nonlocal started
       if message['type'] == 'http.response.start':
         started = True
-        present = {name.lower() for name, _ in message.get('headers', ())}
         message = {**message, 'headers': list(message.get('headers', ()))}
-        for name, value in HEADERS.items():
+        present = {name.lower() for name, _ in message['headers']}
+        added = dict(HEADERS)
+        if limited.is_cut_off:
+          added['connection'] = 'close'  # the rest of the body is not read
+        for name, value in added.items():
           if name.encode() not in present:
             message['headers'].append((name.encode(), value.encode()))
       await send(message)
 
     try:
-      self._check(scope)
-      await self.app(scope, self._limited(receive), answer)
+      limited.open(self.intake, self._check(scope))
+      await self.app(scope, limited, answer)
     except ApiError as error:
       if not started:
-        await _say(answer, error)
+        await _send_error(answer, error)
+    except ClientDisconnect:
+      pass  # nobody is there to be told, and nothing is wrong here
     except Exception:  # whatever it is, it is ours to look at, not the client's
-      logging.getLogger(__name__).exception('%s %s', scope['method'], scope['path'])
+      logging.getLogger(__name__).exception('%s %s', scope['method'], scope['path'][:200])
       if not started:
-        await _say(
+        await _send_error(
           answer,
           ApiError(500, 'internal', 'Something is wrong in this server; its log says what.'),
         )
+    finally:
+      limited.close()
 
-  def _check(self, scope):
+  def _check(self, scope) -> int | None:
+    """Refuses what comes from elsewhere; returns the length of the body, None if it is not said."""
     headers = {name.lower(): value.decode('latin-1') for name, value in scope['headers']}
     hosts = [value for name, value in scope['headers'] if name.lower() == b'host']
     host = headers.get(b'host', '')
@@ -163,43 +110,97 @@ class SecurityMiddleware:
       if scope['path'].startswith('/api/'):
         raise ApiError(403, 'origin', 'Pages of other sites may not ask this server.')
     length = headers.get(b'content-length')
-    if length is not None and (not length.isdigit() or int(length[:20]) > self._max_bytes):
-      raise self._too_large()
+    if length is None:
+      return None if b'transfer-encoding' in headers else 0
+    if not length.isdigit() or int(length[:20]) > self._max_bytes:
+      raise _too_large(self._max_bytes)
+    return int(length)
 
-  def _limited(self, receive):
-    """`receive` that gives up on a body that is too large or too slow."""
-    deadline = time.monotonic() + self._body_seconds
-    received, complete = 0, False
 
-    async def limited():
-      nonlocal received, complete
-      if complete:
-        return await receive()
-      try:
-        message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
-      except asyncio.TimeoutError as error:
-        raise ApiError(
-          408, 'slow', f'The request did not arrive within {self._body_seconds:g} seconds.'
-        ) from error
-      if message['type'] == 'http.request':
-        received += len(message.get('body', b''))
-        complete = not message.get('more_body')
-        if received > self._max_bytes:
-          raise self._too_large()
+class _LimitedReceive:
+  """`receive` of one request, which gives up on a body that is too large, too slow or one too many.
+
+  Attributes:
+    is_cut_off: whether a part of the body was read, and the rest will not be.
+  """
+
+  def __init__(self, receive, max_bytes, seconds):
+    self.is_cut_off = False
+    self._receive, self._max_bytes, self._seconds = receive, max_bytes, seconds
+    self._deadline = time.monotonic() + seconds
+    self._received, self._complete = 0, False
+    self._body, self._length, self._begun = None, None, False
+
+  def open(self, intake: Intake, length: int | None) -> None:
+    """Says where the bytes are counted, and how many are to come."""
+    self._body, self._length = Body(intake), length
+
+  def close(self) -> None:
+    """Gives the memory back."""
+    if self._body:
+      self._body.close()
+
+  async def __call__(self):
+    if self._complete:
+      return await self._receive()
+    self.is_cut_off = True
+    if not self._begun:
+      self._begun = True
+      await self._begin()
+    message = await self._next()
+    if message['type'] != 'http.request':
       return message
+    count = len(message.get('body', b''))
+    self._received += count
+    if self._received > self._max_bytes:
+      raise _too_large(self._max_bytes)
+    try:
+      self._body.add(count)
+    except OverfullError as error:
+      raise _overfull() from error
+    if not message.get('more_body'):
+      self._complete, self.is_cut_off = True, False
+      self._body.complete()
+    return message
 
-    return limited
+  async def _begin(self):
+    try:
+      await asyncio.wait_for(self._body.begin(self._length), self._seconds)
+    except (OverfullError, asyncio.TimeoutError) as error:
+      raise _overfull() from error
 
-  def _too_large(self):
-    return ApiError(
-      413,
-      'too_large',
-      f'The request is too large; at most {self._max_bytes:,} bytes are taken. Send one crop, '
-      'not a whole picture.',
-    )
+  async def _next(self):
+    reading = asyncio.ensure_future(self._receive())
+    try:
+      done, _ = await asyncio.wait(
+        {reading, self._body.evicted},
+        timeout=max(self._deadline - time.monotonic(), 0.001),
+        return_when=asyncio.FIRST_COMPLETED,
+      )
+    finally:
+      if not reading.done():
+        reading.cancel()
+    if self._body.evicted in done:
+      raise _overfull()
+    if reading in done:
+      return reading.result()
+    raise ApiError(408, 'slow', f'The request did not arrive within {self._seconds:g} seconds.')
 
 
-async def _say(send, error: ApiError):
+def _overfull() -> ApiError:
+  return ApiError(503, 'busy', 'More is being sent to this server than it can take. Try again.')
+
+
+def _too_large(max_bytes: int) -> ApiError:
+  return ApiError(
+    413,
+    'too_large',
+    f'The request is too large; at most {max_bytes:,} bytes are taken. Send one crop, not a whole '
+    'picture.',
+  )
+
+
+async def _send_error(send, error: ApiError):
   body = json.dumps({'error': error.message, 'code': error.code}, ensure_ascii=False).encode()
   headers = [
     (b'content-type', b'application/json'),
@@ -217,7 +218,3 @@ def _host_of(origin: str) -> str:
     return urllib.parse.urlsplit(origin).netloc
   except ValueError:
     return ''
-
-
-def _digest(text: str) -> bytes:
-  return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).digest()

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from tfreid import cancellation
 from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.index import filters
@@ -205,6 +206,7 @@ class SearchService:
       explain=asked.explain and capabilities.can['explain'],
       **options,
     )
+    cancellation.check()
     suggestions = []
     if asked.suggest and capabilities.can['suggest']:
       suggestions = [
@@ -237,6 +239,7 @@ class SearchService:
       )
     _check_able(capabilities, 'upload', 'crops like a picture')
     thumbnails.check_upload(contents)
+    cancellation.check()
     options = _options(capabilities, asked)
     return source.like(contents, top_k=_top_k(capabilities.policy, asked), **options), ()
 
