@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tfreid import storage
+from tfreid import cancellation, storage
 from tfreid.index import engine, filters, segment
 from tfreid.index.engine import Engine, Match
 from tfreid.index.ledger import Ledger
@@ -150,6 +150,7 @@ class EmbeddedIndex(Engine):
     find = self._in_memory if self.resident else self._in_blocks
     results = []
     for start in range(0, len(queries), _QUERIES):
+      cancellation.check()
       for positions, scores in find(queries[start : start + _QUERIES], top_k, keep, min_score):
         if min_score is not None:
           positions, scores = positions[scores >= min_score], scores[scores >= min_score]
@@ -449,6 +450,7 @@ class EmbeddedIndex(Engine):
     found = [_Candidates(top_k, 2 * eps) for eps in epsilon]
     for start, part in zip(self._starts, self._segments):
       for first in range(0, len(part), _BLOCK):
+        cancellation.check()
         block = slice(first, min(first + _BLOCK, len(part)))
         allowed = keep[start + block.start : start + block.stop]
         if not allowed.any():
