@@ -8,6 +8,7 @@
   tools/index.py compact --index=indexes/depot
   tools/index.py merge   --index=indexes/all indexes/part1 indexes/part2
   tools/index.py merge   --index=indexes/all --engine=milvus --uri=http://milvus:19530 indexes/depot
+  tools/index.py trust   --index=indexes/from_elsewhere
 
 The source is a folder, or a manifest (.csv or .jsonl) with a column `path` and whatever else is
 known: id, camera, time, fields of one's own, attributes. Stopped by anything, `build` and `add` go
@@ -15,6 +16,9 @@ on where they were when the same command is given again; until it has come to it
 as it was before. Without a terminal there is a line in the log for each finished shard. Crops are
 embedded on all GPUs of the machine; on several machines, `build --shard=1/4` ... `--shard=4/4`,
 each of which keeps its part of the source only, then `merge`.
+
+A model is a program. `add` and searching load the one that an index names only if this user has
+built an index with it on this machine; else name it with --model, or trust what the index names.
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import difflib
-import json
 import re
 import sys
 import time
@@ -30,6 +33,7 @@ import time
 from absl import app, flags
 
 from tfreid.cli import startup
+from tfreid.printable import printable, printable_json
 
 startup.never_trains()
 
@@ -42,6 +46,7 @@ ACTIONS = {
   'verify': 'checks that an index is whole; exit code 1 if it is not.',
   'compact': 'rewrites the files of an index without what was removed.',
   'merge': 'joins indexes, whose folders are further arguments, in a new one.',
+  'trust': 'notes that you trust the model (and the Milvus) that an index from elsewhere names.',
 }
 
 _INDEX = flags.DEFINE_string('index', None, 'Folder of the index.')
@@ -133,6 +138,7 @@ def main(argv):
         'verify': _verify,
         'compact': _compact,
         'merge': _merge,
+        'trust': _trust,
       }[command](argv[2:])
     except KeyboardInterrupt:
       print('\nInterrupted. The index is as it was; the same command goes on.', file=sys.stderr)
@@ -168,11 +174,11 @@ def _build(_):
 
 
 def _add(_):
-  from tfreid.index import building, ledger, manifest
+  from tfreid.index import building, ledger, manifest, trust
 
   state = ledger.Ledger(_INDEX.value).read()
   manifest.check(_SOURCE.value)
-  model = _embedder(_MODEL.value or state['model']['path'])
+  model = _embedder(_MODEL.value or trust.model_path(state, _INDEX.value))
   rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
   with _shown(len(rows)) as shown:
     report = building.add(
@@ -202,7 +208,7 @@ def _info(_):
   with tfreid.index.open(_INDEX.value) as index:
     facts = index.info()
   if _JSON.value:
-    print(json.dumps(facts, indent=1, ensure_ascii=False))
+    print(printable_json(facts))
     return
   from rich.console import Console
   from rich.table import Table
@@ -218,7 +224,7 @@ def _info(_):
         for key, item in value.items()
       )
     # As texts: in names that people gave, brackets are no markup.
-    table.add_row(name, Text(f'{value:,}' if isinstance(value, int) else str(value)))
+    table.add_row(name, Text(f'{value:,}' if isinstance(value, int) else printable(value)))
   Console().print(table)
 
 
@@ -228,7 +234,7 @@ def _verify(_):
   from tfreid.index.ledger import Ledger
 
   try:
-    with tfreid.index.open(_INDEX.value) as index:
+    with tfreid.index.open(_INDEX.value, check=False) as index:
       problems, size = index.problems(files=_FILES.value), len(index)
   except (ValueError, OSError):
     # Too damaged to be opened, or no index at all: then this fails, too.
@@ -236,10 +242,10 @@ def _verify(_):
     if not problems:
       raise
   if _JSON.value:
-    print(json.dumps({'crops': size, 'problems': problems}, indent=1, ensure_ascii=False))
+    print(printable_json({'crops': size, 'problems': problems}))
   else:
     for problem in problems:
-      print(problem)
+      print(printable(problem, lines=False))
     what = f'{size} crops' if size is not None else 'The index cannot be opened'
     count = f'{len(problems)} problem{"s" if len(problems) > 1 else ""}'
     print(f'{what}: {count if problems else "no problem found"}.')
@@ -265,6 +271,18 @@ def _merge(parts):
     )
   count = f'{len(parts)} index{"es" if len(parts) > 1 else ""}'
   _print({'crops': size}, f'{size} crops of {count} in {_INDEX.value}.')
+
+
+def _trust(_):
+  from tfreid.index import ledger, trust
+
+  state = ledger.Ledger(_INDEX.value).read()
+  trust.remember(state)
+  named = {'model': state['model']['path'], 'fingerprint': state['model']['fingerprint']}
+  if state['engine'].get('uri'):
+    named['uri'] = state['engine']['uri']
+  listed = ', '.join(f'{name} {value}' for name, value in named.items())
+  _print(named, f'Trusted from now on, by this user on this machine: {listed}.')
 
 
 def _read_shard():
@@ -405,7 +423,7 @@ def _say(report):
     said.append(f'{len(report.corrupt)} file{"s" if len(report.corrupt) > 1 else ""} left out')
   if not _JSON.value:
     for path, reason in report.corrupt:
-      print(f'left out: {path} ({reason})')
+      print(printable(f'left out: {path} ({reason})', lines=False))
   _print(
     {
       'added': report.added,
@@ -418,4 +436,4 @@ def _say(report):
 
 
 def _print(facts, text):
-  print(json.dumps(facts, indent=1, ensure_ascii=False) if _JSON.value else text)
+  print(printable_json(facts) if _JSON.value else printable(text))
