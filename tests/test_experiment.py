@@ -336,6 +336,7 @@ config = configuration.configure(
     'joint_concepts.JointConcepts.attribute_optimizer = @optimizers.sgd',
     'optimizers.sgd.learning_rate = 0.02',
   ],
+  allow_imports=['small_networks'],
 )
 from tfreid.training import stages
 

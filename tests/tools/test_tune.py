@@ -93,6 +93,7 @@ def test_points_share_a_pretraining_never_read_the_test_split_and_are_done_once(
     f'--data_root={tiny_market}',
     f'--gin_file={TINY}',
     f'--gin_file={ROOT / "tests" / "conformance" / "overlays" / "dcca.gin"}',
+    '--allow_imports=small_networks',
     '--gin_bindings=PRETRAIN_EPOCHS = 1',
     '--gin_bindings=DCCA_EPOCHS = 1',
     f'--out={out}',
