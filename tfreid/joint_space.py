@@ -108,9 +108,9 @@ class JointSpace(tf.Module):
   def load(cls, directory: str) -> JointSpace:
     """The space saved in `directory`, computing in float32 whatever policy trained it.
 
-    Needs neither gin nor the method's code. `metadata(directory)` has what else was saved. Its files
-    are checked against their checksums, and may hold nothing but the layers that the project writes
-    (`tfreid.networks.archive`).
+    Needs neither gin nor the method's code. `metadata(directory)` has what else was saved. The
+    files are checked against their checksums, and may hold nothing but the layers that the project
+    writes (`tfreid.networks.archive`).
 
     Raises:
       FileNotFoundError: `directory` holds no saved space.

@@ -255,6 +255,7 @@ def _run_unfinished(stage, index, directories, setting, hooks):
     _restore(checkpoint, state, stage)
     _log.info("Stage '%s' resumes after epoch %d.", stage.name, int(epoch.numpy()))
   else:
+    _check_nothing_lost(stage, directory, setting)
     for source, names in stage.carry.items():
       _carry(method, stage, source, directories[source], names)
   images = setting.batches(stage.pipeline() if stage.pipeline else setting.pipeline)
@@ -267,6 +268,20 @@ def _run_unfinished(stage, index, directories, setting, hooks):
     _write_final(checkpoint, base, stage, method, setting, time.time() - started)
   if setting.chief:
     checkpoints.remove(directory)
+
+
+def _check_nothing_lost(stage, directory, setting):
+  """Refuses to begin anew beside a final checkpoint whose record was lost.
+
+  A process that dies between the two leaves the checkpoints from before, if there were any.
+  """
+  there = os.path.isfile(os.path.join(directory, f'{checkpoints.FINAL}.index'))
+  if there and stage.epochs > setting.checkpoint_every:
+    raise ValueError(
+      f"'{os.path.join(directory, checkpoints.FINAL_FILE)}' is missing beside the final checkpoint "
+      f"of stage '{stage.name}'. Restore it from a copy; to train the stage again from its "
+      f"beginning, remove '{directory}'."
+    )
 
 
 def _train(stage, method, trainer, checkpoint, images, setting, hooks, directory):
