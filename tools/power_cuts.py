@@ -19,7 +19,7 @@ disk, and after each step the power is cut, in several ways:
 Each state is written out, and must have: every stage that was finished and every checkpoint and row
 of results that was acknowledged by a sync, whole; nothing that carries a name and is not whole but
 for what the next start removes. Then the same training continues from it, and must end with the
-weights of the uninterrupted one. States that are alike are checked once. strace and Linux are needed.
+weights of the uninterrupted one. States that are alike are checked once. Needs strace and Linux.
 """
 
 from __future__ import annotations
@@ -399,7 +399,8 @@ def train(folder: str, name: str) -> None:
   )
 
 
-def _draw_people(folder: str) -> None:
+def draw_people(folder: str) -> None:
+  """Draws the few people that are trained on."""
   from tfreid.data.synthetic import SyntheticPeople
 
   people = SyntheticPeople(
@@ -559,7 +560,7 @@ def run(folder: str, most: int, seed: int, begin: int | None = None) -> dict[str
   """
   import numpy as np
 
-  _draw_people(folder)
+  draw_people(folder)
   record = _record(folder)
   compare_with_disk(record, os.path.join(folder, 'run'))
   expected = weights(os.path.join(folder, 'run'))
