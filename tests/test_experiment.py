@@ -241,6 +241,57 @@ def test_several_workers_without_a_cluster_say_what_to_set(
     train(tmp_path, tiny_market, strategy='multi_worker')
 
 
+def test_workers_that_do_not_come_are_named(monkeypatch, capfd):
+  with socket.socket() as server:
+    server.bind(('127.0.0.1', 0))
+    server.listen()
+    here = f'127.0.0.1:{server.getsockname()[1]}'
+    with socket.socket() as other:
+      other.bind(('127.0.0.1', 0))
+      gone = f'127.0.0.1:{other.getsockname()[1]}'
+    cluster = {'worker': ['127.0.0.1:1', here, gone]}
+    task = {'type': 'worker', 'index': 0}
+    monkeypatch.setenv('TF_CONFIG', json.dumps({'cluster': cluster, 'task': task}))
+    monkeypatch.setattr(experiment, '_PATIENCE', 0.01)
+    said = ''
+    with experiment._telling_of_missing_workers():
+      while 'not reached' not in said:
+        said += capfd.readouterr().err
+  assert f'Waiting for the other workers of TF_CONFIG; not reached: {gone}.' in said
+
+
+def test_process_forked_after_the_first_use_of_tensorflow_is_told_and_does_not_hang(finished):
+  code = (
+    'import os, sys\n'
+    'import numpy as np\n'
+    'from tfreid.joint_space import JointSpace\n'
+    'space = JointSpace.load(sys.argv[1])\n'
+    'vectors = np.zeros((1, space.num_attributes), np.float32)\n'
+    'space.encode_attributes(vectors)\n'
+    'child = os.fork()\n'
+    'if not child:\n'
+    '  try:\n'
+    '    space.encode_attributes(vectors)\n'
+    '  except RuntimeError as error:\n'
+    '    print(error, flush=True)\n'
+    '  os._exit(0)\n'
+    'os.waitpid(child, 0)\n'
+  )
+  environment = {k: v for k, v in os.environ.items() if k != 'TF_CPP_MIN_LOG_LEVEL'}
+  result = subprocess.run(
+    [sys.executable, '-c', code, str(finished[0] / 'joint' / 'space')],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+  )
+  assert 'forked from one' in result.stdout and "get_context('spawn')" in result.stdout
+  # Nor does TensorFlow say anything of itself when the package is imported first.
+  assert result.stderr == ''
+
+
 def test_validation_is_evaluated_as_often_as_asked_and_test_once_at_the_end(tiny_market, tmp_path):
   seen = Seen()
   train(

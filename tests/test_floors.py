@@ -8,7 +8,7 @@ F4  training, evaluation, serving, index,            rooms; none imports another
 F3  methods                                          training alone sees it, only methods.method
 F2  joint_space, search.asking, search.client, search.gallery
 F1  networks, data                                   rooms that do not know each other
-F0  losses, correlation, replicas, spec, storage, evaluation.ranking, serving.search,
+F0  losses, correlation, replicas, spec, storage, forks, evaluation.ranking, serving.search,
     serving.errors, serving.versions, search.answer
 """
 
@@ -29,6 +29,7 @@ FLOORS = {
   'tfreid.replicas': 0,
   'tfreid.spec': 0,
   'tfreid.storage': 0,
+  'tfreid.forks': 0,
   'tfreid.evaluation.ranking': 0,
   'tfreid.serving.search': 0,
   'tfreid.serving.errors': 0,

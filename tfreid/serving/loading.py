@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfreid import forks, storage
 from tfreid.serving import errors
 
 
@@ -18,8 +19,10 @@ def load(directory: str) -> Any:
   Raises:
     ValueError: its files are damaged or not all there; the message says what TensorFlow found.
   """
+  forks.check()
   try:
-    return tf.saved_model.load(directory)
+    with storage.without_patterns(directory) as path:
+      return tf.saved_model.load(path)
   except (tf.errors.OpError, OSError, LookupError, ValueError, RuntimeError) as error:
     # Of files that are cut off TensorFlow says many things, IndexError among them.
     raise ValueError(

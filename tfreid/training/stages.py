@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfreid import storage
+from tfreid import forks, storage
 from tfreid.data.pipeline import Pipeline
 from tfreid.methods.method import Method
 from tfreid.spec import DatasetSpec
@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 _LOCK = '.training.lock'
 _FORMAT = 2
+_LONGEST_SILENCE = 30.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +232,7 @@ def alone(directory: str) -> contextlib.AbstractContextManager[None]:
 
 
 def _run_unfinished(stage, index, directories, setting, hooks):
+  forks.check()
   directory = directories[stage.name]
   started = time.time()
   # Each stage's fresh weights depend on the seed and its place, not on what ran before it, so that
@@ -324,10 +326,11 @@ def _run_epoch(batches, number, progress, setting, hooks):
     report = trainer.train_step(batch)
     taken += 1
     images += batches.batch_size
-    if taken % setting.log_every == 0:
+    # On a slow machine every so many steps is too rarely: nobody knows whether it still works.
+    if taken % setting.log_every == 0 or time.perf_counter() - since > _LONGEST_SILENCE:
       _log_step(progress, report, images / (time.perf_counter() - since), hooks)
-      images, since = 0, time.perf_counter()
-  if report is not None and taken % setting.log_every:
+      images, since, report = 0, time.perf_counter(), None
+  if report is not None:
     _log_step(progress, report, images / (time.perf_counter() - since), hooks)
 
 
