@@ -8,8 +8,8 @@ F4  training, evaluation, serving, index,            rooms; none imports another
 F3  methods                                          training alone sees it, only methods.method
 F2  joint_space, search.asking, search.client, search.gallery
 F1  networks, data, search.answer                    rooms that do not know each other
-F0  losses, correlation, replicas, spec, storage, printable, cancellation, evaluation.ranking,
-    serving.search, serving.errors, serving.versions
+F0  losses, correlation, replicas, spec, storage, printable, forks, cancellation,
+    evaluation.ranking, serving.search, serving.errors, serving.versions
 Cellar  text, and query above it                     what even the ground floor stands on
 """
 
@@ -34,6 +34,7 @@ FLOORS = {
   'tfreid.cancellation': 0,
   'tfreid.storage': 0,
   'tfreid.printable': 0,
+  'tfreid.forks': 0,
   'tfreid.evaluation.ranking': 0,
   'tfreid.serving.search': 0,
   'tfreid.serving.errors': 0,

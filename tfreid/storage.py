@@ -174,7 +174,7 @@ def without_patterns(path: str | os.PathLike) -> Iterator[str]:
   if not _PATTERN.search(path):
     yield path
     return
-  folder, name = os.path.split(path)
+  folder, name = (path, '') if os.path.isdir(path) else os.path.split(path)
   if _PATTERN.search(name):
     raise ValueError(f"'{name}' in '{folder}' has a character of {_PATTERN.pattern}; rename it.")
   temporary = tempfile.gettempdir()

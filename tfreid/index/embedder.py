@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfreid import replicas
+from tfreid import forks, replicas
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import errors, loading, versions
 
@@ -79,11 +79,13 @@ class Embedder:
     Raises:
       ValueError: one of them cannot be decoded; the message is the model's, and does not say which.
     """
+    forks.check()
     with _clear():
       return self._embed_images(tf.constant(list(contents))).numpy()
 
   def embed_attributes(self, vectors: np.ndarray) -> np.ndarray:
     """Attribute concepts, float32 [B, E], of attribute vectors [B, A]."""
+    forks.check()
     with _clear():
       vectors = tf.constant(np.asarray(vectors, np.float32))
       return self._embed_attributes(attributes=vectors)['concepts'].numpy()

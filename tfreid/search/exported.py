@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfreid import forks
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search import asking, gallery
 from tfreid.search.answer import Answer, Hit, Suggestion
@@ -208,6 +209,7 @@ class ExportedModel:
     Raises:
       ValueError: the model has no such signature, or does not take the input.
     """
+    forks.check()
     signatures = self._signatures()
     if signature not in signatures:
       raise ValueError(
