@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, Union
 
 import numpy as np
 
-from tfreid import query
+from tfreid import cancellation, query
 from tfreid.data import times
 from tfreid.text import check_length, did_you_mean, normalized, shortened
 
@@ -438,6 +438,7 @@ def evaluate(condition: Condition, column: Callable[[str], Column | None], size:
     column: name of a field -> the field of the crops, None if none of them has it.
     size: number of crops.
   """
+  cancellation.check()
   if not isinstance(condition, (And, Or)):
     return _at_crops([condition], np.logical_and, column, size)
   combine = np.logical_and if isinstance(condition, And) else np.logical_or

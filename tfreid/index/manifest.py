@@ -31,7 +31,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from tfreid.data import tables
-from tfreid.index import engine, filters
+from tfreid.index import engine, filters, segment
 from tfreid.index.segment import Row
 from tfreid.text import normalized, shortened
 
@@ -137,7 +137,7 @@ def _folder(source: str, part: tuple[int, int] | None) -> list[Row]:
   rows = []
   for name in itertools.islice(_images(source, others=None if part else others), start, stop):
     path = os.path.abspath(os.path.join(source, name))
-    rows.append(Row(_utf8(name, path), path))
+    rows.append(_checked(Row(_utf8(name, path), path), repr(path)))
   if others:
     _log.warning(
       "'%s': %d images are left out: %s. Only %s are read; convert the others.",
@@ -243,7 +243,7 @@ def _row(table, line, record, folder, attributes, checked) -> Row:
       raise ValueError(f"{where}, '{key}': {error}") from error
     fields[sys.intern(key)] = table.value(line, key, value)
   path = tables.on_disk(os.path.normpath(os.path.join(folder, os.path.expanduser(given))))
-  return Row(_utf8(name, where), path, fields, annotated)
+  return _checked(Row(_utf8(name, where), path, fields, annotated), where)
 
 
 def _annotation(name, value, values, where) -> str:
@@ -260,6 +260,14 @@ def _annotation(name, value, values, where) -> str:
       f"{where}: '{name}' is '{shortened(unknown[0])}'; the model knows {known} and '{_NONE}'."
     )
   return '+'.join(said)
+
+
+def _checked(row: Row, where: str) -> Row:
+  try:
+    segment.check_row(row)
+  except ValueError as error:
+    raise ValueError(f'{where}: {error}') from error
+  return row
 
 
 def _utf8(name: str, where: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from tfreid.printable import printable
 from tfreid.query import read, setting
 
 TICK, CROSS, UNKNOWN = '✓', '✗', '·'
@@ -74,12 +75,13 @@ class Answer:
   def table(self) -> Table:
     """The answer for the terminal: a row per crop, a tick or cross per queried attribute."""
     # As texts and not as rich's markup: ids are names of files, which may have brackets.
+    # Control characters in them are shown, and not obeyed by the terminal.
     title = f'{describe(self.query)}  -  best {len(self.hits)} of {self.gallery_size}'
-    table = Table(title=Text(title))
+    table = Table(title=Text(printable(title, lines=False)))
     table.add_column('rank', justify='right')
     table.add_column('score', justify='right')
     for name in self.query:
-      table.add_column(Text(name), justify='center')
+      table.add_column(Text(printable(name, lines=False)), justify='center')
     table.add_column('crop', overflow='fold')  # what is cut off cannot be copied
     styles = {TICK: 'green', CROSS: 'red', UNKNOWN: ''}
     for rank, hit in enumerate(self.hits, start=1):
@@ -90,7 +92,7 @@ class Answer:
         if name in hit.reasons:
           mark.append(f' {hit.reasons[name]:+.3f}', 'default')
         marks.append(mark)
-      table.add_row(str(rank), f'{hit.score:.3f}', *marks, Text(hit.id))
+      table.add_row(str(rank), f'{hit.score:.3f}', *marks, Text(printable(hit.id, lines=False)))
     notes = [f'{TICK} annotated as asked, {CROSS} otherwise, {UNKNOWN} not annotated.']
     if any(hit.reasons for hit in self.hits):
       notes.append('Numbers: what the attribute adds to the score.')
