@@ -116,8 +116,8 @@ def test_another_separator_is_found_and_said(tmp_path, caplog, separator):
   assert f'({"path, camera, note"}), not by commas' in said
   caplog.clear()
   # Commas, although the name of another column holds such a sign.
-  path = write(tmp_path / 'm.csv', f'path,camera\nx{separator}1.jpg,3\n')
-  assert manifest.read(path)[0].id == f'x{separator}1.jpg'
+  path = write(tmp_path / 'm.csv', f'path,id,camera\nx{separator}1.jpg,1,3\n')
+  assert manifest.read(path)[0].path == str(tmp_path / f'x{separator}1.jpg')
   assert not caplog.messages
 
 
@@ -220,7 +220,7 @@ def sources(tmp_path):
     path = tmp_path / 'folder' / (name if name.endswith('.png') else f'{name}.png')
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-  lines = [f'"{i}.jpg","id\n{i}"' for i in range(11)]
+  lines = [f'"{i}\n.jpg","id {i}"' for i in range(11)]
   write(tmp_path / 'm.csv', '\n'.join(['path,id', *lines[:4], '', *lines[4:], '', '']))
   write(tmp_path / 'm;.csv', '\n'.join(['path;id', *(line.replace(',', ';') for line in lines)]))
   lines = [json.dumps({'path': f'{i}.jpg', 'camera': i}) for i in range(11)]
