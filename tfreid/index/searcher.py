@@ -16,10 +16,12 @@ from tfreid.index.engine import Match
 from tfreid.index.ledger import Ledger
 from tfreid.search import asking
 from tfreid.search.answer import Answer, Hit, Suggestion
+from tfreid.text import spellings
 
 if TYPE_CHECKING:
   from tfreid.data.attributes import AttributeSchema
   from tfreid.index.embedder import Embedder
+  from tfreid.index.segment import Row
   from tfreid.query import Query
 
 
@@ -207,9 +209,10 @@ class Searcher:
     options['top_k'] = top_k
     if isinstance(crop, bytes):
       return self.search(self.model.embed_images([crop])[0], **options)
-    if self.engine.rows([crop]):
-      options['exclude'] = [*options.get('exclude', ()), crop]
-      return self.search(self.engine.concepts([crop])[0], text=f'like {crop}', **options)
+    row = self._row(crop)
+    if row is not None:
+      options['exclude'] = [*options.get('exclude', ()), row.id]
+      return self.search(self.engine.concepts([row.id])[0], text=f'like {crop}', **options)
     if not os.path.isfile(crop):
       raise ValueError(f"'{crop}' is neither an id of the index nor an image file.")
     contents = storage.read_bytes(crop, limit=_LARGEST_IMAGE)
@@ -225,7 +228,7 @@ class Searcher:
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
-    row = self.engine.rows([identifier]).get(identifier)
+    row = self._row(identifier)
     return None if row is None else _hit(Match(row, 0.0), {})
 
   def refresh(self) -> bool:
@@ -307,6 +310,12 @@ class Searcher:
   def __exit__(self, *exception: Any) -> None:
     self.close()
 
+  def _row(self, identifier: str) -> Row | None:
+    """The row of that id, however its accents are composed; None if there is none."""
+    forms = spellings(identifier)
+    rows = self.engine.rows(forms)
+    return next((rows[form] for form in forms if form in rows), None)
+
   def _matches(
     self,
     concept: np.ndarray,
@@ -323,6 +332,7 @@ class Searcher:
       filters.parse(where) if where else None,
       filters.required(self._attributes(must), self._attributes(must_not)),
     )
+    exclude = [form for identifier in exclude for form in spellings(identifier)]
     (matches,) = self.engine.search(
       concept[np.newaxis], top_k=top_k, where=condition, exclude=exclude, min_score=min_score
     )

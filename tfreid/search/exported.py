@@ -16,6 +16,7 @@ from tfreid.data.attributes import AttributeSchema
 from tfreid.search import asking, gallery
 from tfreid.search.answer import Answer, Hit, Suggestion
 from tfreid.serving import errors, loading, versions
+from tfreid.text import spellings
 
 
 class ExportedModel:
@@ -108,10 +109,10 @@ class ExportedModel:
       found = self._ask('search_images', image_bytes=tf.constant([crop]))
     else:
       text = f'like {crop}'
-      concept = self._concept(crop)
-      if concept is not None:
-        left_out = crop
-        found = self._ask('search_concepts', concepts=tf.constant(concept[np.newaxis]))
+      name = self._known(crop)
+      if name is not None:
+        left_out = name
+        found = self._ask('search_concepts', concepts=tf.constant(self._concept(name)[np.newaxis]))
       elif os.path.isfile(crop):
         with open(crop, 'rb') as file:
           found = self._ask('search_images', image_bytes=tf.constant([file.read()]))
@@ -158,9 +159,10 @@ class ExportedModel:
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
-    if self._row(identifier) is None:
+    name = self._known(identifier)
+    if name is None:
       return None
-    return gallery.hits([identifier], [0.0], self._gallery, top_k=1)[0]
+    return gallery.hits([name], [0.0], self._gallery, top_k=1)[0]
 
   def info(self) -> dict[str, Any]:
     """Facts of the model as plain JSON types: assets.extra/model.json, and what was loaded."""
@@ -197,6 +199,10 @@ class ExportedModel:
   def _row(self, identifier: str) -> int | None:
     return self._rows.get(identifier.encode('utf-8', 'surrogatepass'))
 
+  def _known(self, identifier: str) -> str | None:
+    """The id as the gallery has it, however its accents are composed; None if there is none."""
+    return next((form for form in spellings(identifier) if self._row(form) is not None), None)
+
   def _signatures(self):
     if self._model is None:
       raise ValueError(f"The model '{self.directory}' is closed. Load it again to ask it.")
@@ -220,12 +226,10 @@ class ExportedModel:
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
       raise ValueError(errors.plain(error.message)) from error
 
-  def _concept(self, identifier: str) -> np.ndarray | None:
-    """The concept, float32 [E], of a crop of the gallery; None if there is none of that id."""
+  def _concept(self, identifier: str) -> np.ndarray:
+    """The concept, float32 [E], of a crop of the gallery."""
     self._signatures()
     row = self._row(identifier)
-    if row is None:
-      return None
     stored = self._model.gallery
     if hasattr(stored, 'vectors'):
       return stored.vectors[row].numpy()

@@ -94,7 +94,7 @@ class ServedModel:
       if isinstance(path, str) and path and not os.path.isfile(path):
         raise FileNotFoundError(f"There is no file '{path}'.")
     if isinstance(schema, str):
-      with open(schema, encoding='utf-8') as file:
+      with open(schema, encoding='utf-8-sig') as file:
         schema = AttributeSchema.from_json(file.read())
     self._given_schema = schema
     self._gallery_file = gallery_file
