@@ -109,6 +109,7 @@ def read_schema(path: str | os.PathLike) -> AttributeSchema:
 def _attribute(entry: Any, *, source: str) -> Attribute:
   if not isinstance(entry, dict):
     raise ValueError(f'{source}: expected an object with "name" and "values", got {entry!r}.')
+  entry = _composed(entry)
   name, values, words = entry.get('name'), entry.get('values'), entry.get('words', {})
   surplus = sorted(set(entry) - {'name', 'values', 'words'})
   if surplus:
@@ -142,6 +143,15 @@ def _attribute(entry: Any, *, source: str) -> Attribute:
   if unknown:
     raise ValueError(f'{source} (\'{name}\'): "words" names values it does not have: {unknown}.')
   return Attribute(name, tuple(values), columns, {v: tuple(p) for v, p in words.items()})
+
+
+def _composed(data: Any) -> Any:
+  """JSON with all of its texts in Unicode's composed form."""
+  if isinstance(data, dict):
+    return {_composed(key): _composed(value) for key, value in data.items()}
+  if isinstance(data, list):
+    return [_composed(item) for item in data]
+  return normalized(data) if isinstance(data, str) else data
 
 
 def _is_texts(value: Any) -> bool:
