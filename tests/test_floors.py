@@ -38,6 +38,7 @@ FLOORS = {
   'tfreid.serving.search': 0,
   'tfreid.serving.errors': 0,
   'tfreid.serving.versions': 0,
+  'tfreid.serving.operations': 0,
   'tfreid.serving.loading': 1,
   'tfreid.search.answer': 1,
   'tfreid.networks': 1,
