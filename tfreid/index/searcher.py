@@ -14,7 +14,8 @@ from tfreid.index import engines, filters, segment, trust
 from tfreid.index.building import check_model
 from tfreid.index.engine import Match
 from tfreid.index.ledger import Ledger
-from tfreid.search import asking
+from tfreid.search import attribution, suggestion
+from tfreid.search import query as queries
 from tfreid.search.answer import Answer, Hit, Suggestion
 from tfreid.text import spellings
 
@@ -138,7 +139,7 @@ class Searcher:
     if isinstance(query, str):
       text = text or query
     if isinstance(query, (str, Mapping)):
-      said = asking.said(self.schema, query)
+      said = queries.parsed(self.schema, query)
       concept = self.model.embed_query(said)
     else:
       said, concept = {}, np.asarray(query, np.float32)
@@ -158,8 +159,10 @@ class Searcher:
     )
     reasons: list[dict[str, float]] = [{} for _ in matches]
     if explain and said and matches:
-      without = self._scores(matches, asking.withdrawals(self.schema, said))
-      reasons = asking.reasons(list(said), np.array([match.score for match in matches]), without)
+      without = self._scores(matches, attribution.leave_one_out(self.schema, said))
+      reasons = attribution.reasons(
+        list(said), np.array([match.score for match in matches]), without
+      )
     return Answer(
       query=said,
       hits=[_hit(match, why) for match, why in zip(matches, reasons)],
@@ -181,18 +184,18 @@ class Searcher:
 
     Returns:
       For each attribute of which nothing is said, the bits that its answer is expected to give
-      about which of these crops is meant; see `asking.suggestions`.
+      about which of these crops is meant; see `suggestion.suggestions`.
 
     Raises:
       ValueError: words, attributes, values or fields that are not known.
     """
-    said = asking.said(self.schema, query)
+    said = queries.parsed(self.schema, query)
 
     def score(vectors):
       matches = self._matches(self.model.embed_query(said), top_k=top_k, **options)
       return np.array([match.score for match in matches]), self._scores(matches, vectors)
 
-    return asking.suggest(self.schema, said, score)
+    return suggestion.suggest(self.schema, said, score)
 
   def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
     """The crops most like one crop.
@@ -220,11 +223,11 @@ class Searcher:
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
     """The concepts of crops; see `tfreid.search.Source`."""
-    return asking.embedded(crops, self.model.embed_images)
+    return queries.embedded(crops, self.model.embed_images)
 
   def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
     """The concept of a description; see `tfreid.search.Source`."""
-    return self.model.embed_query(asking.said(self.schema, query))
+    return self.model.embed_query(queries.parsed(self.schema, query))
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
@@ -345,7 +348,7 @@ class Searcher:
 
   def _attributes(self, asked: Mapping[str, str] | str | None) -> Query:
     """What is asked of attributes, checked."""
-    return self.schema.read_query(asking.said(self.schema, asked)) if asked else {}
+    return self.schema.read_query(queries.parsed(self.schema, asked)) if asked else {}
 
 
 class _Described:

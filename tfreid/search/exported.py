@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfreid.data.attributes import AttributeSchema
-from tfreid.search import asking, gallery
+from tfreid.search import attribution, gallery, suggestion
+from tfreid.search import query as queries
 from tfreid.search.answer import Answer, Hit, Suggestion
 from tfreid.serving import errors, loading, versions
 from tfreid.text import spellings
@@ -75,15 +76,15 @@ class ExportedModel:
     gallery.check(top_k, options)
     if isinstance(query, str):
       text = text or query
-    said = asking.said(self.schema, query)
+    said = queries.parsed(self.schema, query)
     vector = tf.constant(self.schema.encode_query(said)[np.newaxis])
     started = time.perf_counter()
     reasons: list[dict[str, float]] = []
     if explain:
-      variants = asking.withdrawals(self.schema, said)[np.newaxis]
+      variants = attribution.leave_one_out(self.schema, said)[np.newaxis]
       found = self._ask('explain', attributes=vector, variants=tf.constant(variants))
       scores, without = found['scores'].numpy()[0], found['variant_scores'].numpy()[0]
-      reasons = asking.reasons(list(said), scores, without)
+      reasons = attribution.reasons(list(said), scores, without)
     else:
       found = self._ask('serving_default', attributes=vector)
     seconds = time.perf_counter() - started
@@ -129,7 +130,7 @@ class ExportedModel:
         explain.
     """
     gallery.check(top_k, {})
-    said = asking.said(self.schema, query)
+    said = queries.parsed(self.schema, query)
     vector = self.schema.encode_query(said)
 
     def score(variants):
@@ -140,11 +141,11 @@ class ExportedModel:
       )
       return found['scores'].numpy()[0, :top_k], found['variant_scores'].numpy()[0, :top_k]
 
-    return asking.suggest(self.schema, said, score)
+    return suggestion.suggest(self.schema, said, score)
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
     """The concepts of crops; see `tfreid.search.Source`."""
-    return asking.embedded(
+    return queries.embedded(
       crops,
       lambda contents: self._ask('embed_images', image_bytes=tf.constant(contents))[
         'concepts'
@@ -153,7 +154,7 @@ class ExportedModel:
 
   def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
     """The concept of a description; see `tfreid.search.Source`."""
-    vector = self.schema.encode_query(asking.said(self.schema, query))
+    vector = self.schema.encode_query(queries.parsed(self.schema, query))
     found = self._ask('embed_attributes', attributes=tf.constant(vector[np.newaxis]))
     return found['concepts'].numpy()[0]
 
