@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
+from tfreid.query import Query
 
 
-def parsed(schema: AttributeSchema, query: str | Mapping[str, str]) -> dict[str, str]:
-  """Attribute name to value of a query: of a description in words, or as it is.
+def parsed(schema: AttributeSchema, query: str | Query) -> dict[str, str]:
+  """Attribute name to value of a query, as the schema spells them.
 
   Args:
     schema: of the attributes.
-    query: a description in words, or attribute name to value.
+    query: a description in words, or attribute name to value; see `tfreid.query`.
 
   Raises:
-    ValueError: a word that is not known. Names and values are checked when they are encoded.
+    ValueError: an unknown word, attribute or value.
   """
-  return words.parse(query, schema) if isinstance(query, str) else dict(query)
+  if isinstance(query, str):
+    return words.parse(query, schema)
+  return {name: str(statement) for name, statement in schema.read_query(query).items()}
 
 
 def embedded(
