@@ -131,6 +131,9 @@ def test_purposes():
     any_purpose.check_purpose(purpose)
   listed = policy.from_json({'require_purpose': ['lost child']})
   listed.check_purpose('lost child')
+  policy.from_json({'require_purpose': ['vermisst: Gr\u00fcn']}).check_purpose(
+    'vermisst: Gru\u0308n'
+  )
   for purpose in ('', 'curiosity', 'LOST CHILD', 'lost child '):
     with pytest.raises(RefusedError, match='One of: lost child'):
       listed.check_purpose(purpose)
