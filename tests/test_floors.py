@@ -6,7 +6,8 @@ F5  experiment, reporting, comparison, search, web   compose the rest; know ever
 F4  training, evaluation, serving, index,            rooms; none imports another
     search.exported, search.page, search.remote
 F3  methods                                          training alone sees it, only methods.method
-F2  joint_space, search.asking, search.client, search.gallery
+F2  joint_space, search.query, search.attribution, search.suggestion, search.client,
+    search.gallery
 F1  networks, data, search.answer                    rooms that do not know each other
 F0  losses, correlation, replicas, spec, storage, printable, forks, cancellation,
     evaluation.ranking, serving.search, serving.errors, serving.versions
@@ -45,7 +46,9 @@ FLOORS = {
   'tfreid.networks': 1,
   'tfreid.data': 1,
   'tfreid.joint_space': 2,
-  'tfreid.search.asking': 2,
+  'tfreid.search.query': 2,
+  'tfreid.search.attribution': 2,
+  'tfreid.search.suggestion': 2,
   'tfreid.search.client': 2,
   'tfreid.search.gallery': 2,
   'tfreid.methods': 3,

@@ -15,6 +15,7 @@ import tfreid.index
 import tfreid.search
 from tfreid.index import building, manifest
 from tfreid.index.embedder import Embedder
+from tfreid.index.segment import Row
 from tfreid.search.exported import ExportedModel
 
 ROOT = Path(__file__).parents[2]
@@ -225,3 +226,20 @@ def test_the_examples_of_the_documentation_run(models, crops, tmp_path, monkeypa
   (tmp_path / 'saved_models' / 'demo').symlink_to(models / 'people')
   for example in examples:
     exec(compile(example, 'docs/search.md', 'exec'), {})
+
+
+def test_an_id_is_found_however_its_accents_are_composed(tmp_path, embedder, crops):
+  """A Mac lists 'e' and an accent for what a keyboard types as 'é'."""
+  ids = ['cafe\u0301.png', 'été.png', 'c.png']
+  rows = [Row(name, str(path)) for name, path in zip(ids, sorted(crops.rglob('*.png')))]
+  directory = str(tmp_path / 'index')
+  building.build(directory, rows, embedder)
+  with tfreid.index.open(directory, model=embedder) as index:
+    assert index.crop('café.png').id == 'cafe\u0301.png'
+    assert index.crop('e\u0301te\u0301.png').id == 'été.png'
+    assert len(index.like('café.png').hits) == 2
+    left = index.search({'hat': 'yes'}, exclude=['café.png', 'e\u0301te\u0301.png']).hits
+    assert [hit.id for hit in left] == ['c.png']
+  with pytest.raises(ValueError, match="no crop 'd.png'"):
+    building.remove(directory, ['café.png', 'd.png'])
+  assert building.remove(directory, ['café.png', 'e\u0301te\u0301.png']) == 2

@@ -74,6 +74,7 @@ def _ask(source, text, options):
   """The answer of a source to the description or --like."""
   import dataclasses
 
+  _tell_unknown(source)
   if _LIKE.value:
     return source.like(_LIKE.value, top_k=_TOP_K.value, **options)
   explain = _EXPLAIN.value
@@ -84,6 +85,19 @@ def _ask(source, text, options):
   if explain:
     answer = dataclasses.replace(answer, suggestions=source.suggest(answer.query, **options))
   return answer
+
+
+def _tell_unknown(source):
+  """Says which ids of --exclude_ids the index does not have: misspelled, they leave out nothing."""
+  import sys
+
+  unknown = [name for name in _EXCLUDE_IDS.value if source.crop(name) is None]
+  if unknown:
+    count = f'{len(unknown)} of {len(_EXCLUDE_IDS.value)} ids' if len(unknown) > 1 else 'An id'
+    said = printable(
+      f"{count} of --exclude_ids: the index has no crop '{unknown[0]}'.", lines=False
+    )
+    print(said, file=sys.stderr)
 
 
 def _show(answer):

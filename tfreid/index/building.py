@@ -26,6 +26,7 @@ from tfreid.index.engine import Engine, Progress
 from tfreid.index.index import EmbeddedIndex
 from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row
+from tfreid.text import spellings
 
 # What to do with ids that the index has already.
 EXISTING = ('refuse', 'skip', 'replace')
@@ -244,8 +245,8 @@ def remove(directory: str, ids: Iterable[str], *, missing_ok: bool = False) -> i
     found = engines.open_engine(ledger)
     try:
       ids = list(dict.fromkeys(ids))
-      there = found.rows(ids)
-      missing = [name for name in ids if name not in there]
+      there = found.rows([form for name in ids for form in spellings(name)])
+      missing = [name for name in ids if not any(form in there for form in spellings(name))]
       if missing and not missing_ok:
         raise ValueError(
           f"The index has no crop '{missing[0]}' ({len(missing)} of {len(ids)} ids are not there). "

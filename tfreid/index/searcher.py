@@ -14,12 +14,15 @@ from tfreid.index import engines, filters, segment, trust
 from tfreid.index.building import check_model
 from tfreid.index.engine import Match
 from tfreid.index.ledger import Ledger
-from tfreid.search import asking
+from tfreid.search import attribution, suggestion
+from tfreid.search import query as queries
 from tfreid.search.answer import Answer, Hit, Suggestion
+from tfreid.text import spellings
 
 if TYPE_CHECKING:
   from tfreid.data.attributes import AttributeSchema
   from tfreid.index.embedder import Embedder
+  from tfreid.index.segment import Row
   from tfreid.query import Query
 
 
@@ -136,7 +139,7 @@ class Searcher:
     if isinstance(query, str):
       text = text or query
     if isinstance(query, (str, Mapping)):
-      said = asking.said(self.schema, query)
+      said = queries.parsed(self.schema, query)
       concept = self.model.embed_query(said)
     else:
       said, concept = {}, np.asarray(query, np.float32)
@@ -156,8 +159,10 @@ class Searcher:
     )
     reasons: list[dict[str, float]] = [{} for _ in matches]
     if explain and said and matches:
-      without = self._scores(matches, asking.withdrawals(self.schema, said))
-      reasons = asking.reasons(list(said), np.array([match.score for match in matches]), without)
+      without = self._scores(matches, attribution.leave_one_out(self.schema, said))
+      reasons = attribution.reasons(
+        list(said), np.array([match.score for match in matches]), without
+      )
     return Answer(
       query=said,
       hits=[_hit(match, why) for match, why in zip(matches, reasons)],
@@ -179,18 +184,18 @@ class Searcher:
 
     Returns:
       For each attribute of which nothing is said, the bits that its answer is expected to give
-      about which of these crops is meant; see `asking.suggestions`.
+      about which of these crops is meant; see `suggestion.suggestions`.
 
     Raises:
       ValueError: words, attributes, values or fields that are not known.
     """
-    said = asking.said(self.schema, query)
+    said = queries.parsed(self.schema, query)
 
     def score(vectors):
       matches = self._matches(self.model.embed_query(said), top_k=top_k, **options)
       return np.array([match.score for match in matches]), self._scores(matches, vectors)
 
-    return asking.suggest(self.schema, said, score)
+    return suggestion.suggest(self.schema, said, score)
 
   def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
     """The crops most like one crop.
@@ -207,9 +212,10 @@ class Searcher:
     options['top_k'] = top_k
     if isinstance(crop, bytes):
       return self.search(self.model.embed_images([crop])[0], **options)
-    if self.engine.rows([crop]):
-      options['exclude'] = [*options.get('exclude', ()), crop]
-      return self.search(self.engine.concepts([crop])[0], text=f'like {crop}', **options)
+    row = self._row(crop)
+    if row is not None:
+      options['exclude'] = [*options.get('exclude', ()), row.id]
+      return self.search(self.engine.concepts([row.id])[0], text=f'like {crop}', **options)
     if not os.path.isfile(crop):
       raise ValueError(f"'{crop}' is neither an id of the index nor an image file.")
     contents = storage.read_bytes(crop, limit=_LARGEST_IMAGE)
@@ -217,15 +223,15 @@ class Searcher:
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
     """The concepts of crops; see `tfreid.search.Source`."""
-    return asking.embedded(crops, self.model.embed_images)
+    return queries.embedded(crops, self.model.embed_images)
 
   def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
     """The concept of a description; see `tfreid.search.Source`."""
-    return self.model.embed_query(asking.said(self.schema, query))
+    return self.model.embed_query(queries.parsed(self.schema, query))
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
-    row = self.engine.rows([identifier]).get(identifier)
+    row = self._row(identifier)
     return None if row is None else _hit(Match(row, 0.0), {})
 
   def refresh(self) -> bool:
@@ -307,6 +313,12 @@ class Searcher:
   def __exit__(self, *exception: Any) -> None:
     self.close()
 
+  def _row(self, identifier: str) -> Row | None:
+    """The row of that id, however its accents are composed; None if there is none."""
+    forms = spellings(identifier)
+    rows = self.engine.rows(forms)
+    return next((rows[form] for form in forms if form in rows), None)
+
   def _matches(
     self,
     concept: np.ndarray,
@@ -323,6 +335,7 @@ class Searcher:
       filters.parse(where) if where else None,
       filters.required(self._attributes(must), self._attributes(must_not)),
     )
+    exclude = [form for identifier in exclude for form in spellings(identifier)]
     (matches,) = self.engine.search(
       concept[np.newaxis], top_k=top_k, where=condition, exclude=exclude, min_score=min_score
     )
@@ -335,7 +348,7 @@ class Searcher:
 
   def _attributes(self, asked: Mapping[str, str] | str | None) -> Query:
     """What is asked of attributes, checked."""
-    return self.schema.read_query(asking.said(self.schema, asked)) if asked else {}
+    return self.schema.read_query(queries.parsed(self.schema, asked)) if asked else {}
 
 
 class _Described:

@@ -54,7 +54,7 @@ class Source(Protocol):
   def suggest(self, query: str | Mapping[str, str], *, top_k: int = 50) -> list[Suggestion]:
     """The attributes of which the query says nothing, by what asking for them would tell.
 
-    The gain is about which of the best `top_k` crops is meant; best first; see `search.asking`.
+    The gain is about which of the best `top_k` crops is meant; best first; see `search.suggestion`.
     """
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:

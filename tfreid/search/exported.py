@@ -14,9 +14,11 @@ import tensorflow as tf
 
 from tfreid import forks
 from tfreid.data.attributes import AttributeSchema
-from tfreid.search import asking, gallery
+from tfreid.search import attribution, gallery, suggestion
+from tfreid.search import query as queries
 from tfreid.search.answer import Answer, Hit, Suggestion
 from tfreid.serving import errors, loading, versions
+from tfreid.text import spellings
 
 
 class ExportedModel:
@@ -75,15 +77,15 @@ class ExportedModel:
     gallery.check(top_k, options)
     if isinstance(query, str):
       text = text or query
-    said = asking.said(self.schema, query)
+    said = queries.parsed(self.schema, query)
     vector = tf.constant(self.schema.encode_query(said)[np.newaxis])
     started = time.perf_counter()
     reasons: list[dict[str, float]] = []
     if explain:
-      variants = asking.withdrawals(self.schema, said)[np.newaxis]
+      variants = attribution.leave_one_out(self.schema, said)[np.newaxis]
       found = self._ask('explain', attributes=vector, variants=tf.constant(variants))
       scores, without = found['scores'].numpy()[0], found['variant_scores'].numpy()[0]
-      reasons = asking.reasons(list(said), scores, without)
+      reasons = attribution.reasons(list(said), scores, without)
     else:
       found = self._ask('serving_default', attributes=vector)
     seconds = time.perf_counter() - started
@@ -109,10 +111,10 @@ class ExportedModel:
       found = self._ask('search_images', image_bytes=tf.constant([crop]))
     else:
       text = f'like {crop}'
-      concept = self._concept(crop)
-      if concept is not None:
-        left_out = crop
-        found = self._ask('search_concepts', concepts=tf.constant(concept[np.newaxis]))
+      name = self._known(crop)
+      if name is not None:
+        left_out = name
+        found = self._ask('search_concepts', concepts=tf.constant(self._concept(name)[np.newaxis]))
       elif os.path.isfile(crop):
         with open(crop, 'rb') as file:
           found = self._ask('search_images', image_bytes=tf.constant([file.read()]))
@@ -129,7 +131,7 @@ class ExportedModel:
         explain.
     """
     gallery.check(top_k, {})
-    said = asking.said(self.schema, query)
+    said = queries.parsed(self.schema, query)
     vector = self.schema.encode_query(said)
 
     def score(variants):
@@ -140,11 +142,11 @@ class ExportedModel:
       )
       return found['scores'].numpy()[0, :top_k], found['variant_scores'].numpy()[0, :top_k]
 
-    return asking.suggest(self.schema, said, score)
+    return suggestion.suggest(self.schema, said, score)
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
     """The concepts of crops; see `tfreid.search.Source`."""
-    return asking.embedded(
+    return queries.embedded(
       crops,
       lambda contents: self._ask('embed_images', image_bytes=tf.constant(contents))[
         'concepts'
@@ -153,15 +155,16 @@ class ExportedModel:
 
   def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
     """The concept of a description; see `tfreid.search.Source`."""
-    vector = self.schema.encode_query(asking.said(self.schema, query))
+    vector = self.schema.encode_query(queries.parsed(self.schema, query))
     found = self._ask('embed_attributes', attributes=tf.constant(vector[np.newaxis]))
     return found['concepts'].numpy()[0]
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
-    if self._row(identifier) is None:
+    name = self._known(identifier)
+    if name is None:
       return None
-    return gallery.hits([identifier], [0.0], self._gallery, top_k=1)[0]
+    return gallery.hits([name], [0.0], self._gallery, top_k=1)[0]
 
   def info(self) -> dict[str, Any]:
     """Facts of the model as plain JSON types: assets.extra/model.json, and what was loaded."""
@@ -198,6 +201,10 @@ class ExportedModel:
   def _row(self, identifier: str) -> int | None:
     return self._rows.get(identifier.encode('utf-8', 'surrogatepass'))
 
+  def _known(self, identifier: str) -> str | None:
+    """The id as the gallery has it, however its accents are composed; None if there is none."""
+    return next((form for form in spellings(identifier) if self._row(form) is not None), None)
+
   def _signatures(self):
     if self._model is None:
       raise ValueError(f"The model '{self.directory}' is closed. Load it again to ask it.")
@@ -222,12 +229,10 @@ class ExportedModel:
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
       raise ValueError(errors.plain(error.message)) from error
 
-  def _concept(self, identifier: str) -> np.ndarray | None:
-    """The concept, float32 [E], of a crop of the gallery; None if there is none of that id."""
+  def _concept(self, identifier: str) -> np.ndarray:
+    """The concept, float32 [E], of a crop of the gallery."""
     self._signatures()
     row = self._row(identifier)
-    if row is None:
-      return None
     stored = self._model.gallery
     if hasattr(stored, 'vectors'):
       return stored.vectors[row].numpy()

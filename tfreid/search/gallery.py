@@ -46,7 +46,7 @@ def read(path: str) -> dict[str, dict[str, Any]]:
   if not os.path.isfile(path):
     return {}
   rows = {}
-  with open(path, encoding='utf-8') as file:
+  with open(path, encoding='utf-8-sig') as file:
     for number, line in enumerate(file, start=1):
       if not line.strip():
         continue

@@ -16,7 +16,8 @@ import numpy as np
 
 from tfreid.data.attributes import AttributeSchema
 from tfreid.query import read_setting
-from tfreid.search import asking, client, gallery
+from tfreid.search import attribution, client, gallery, suggestion
+from tfreid.search import query as queries
 from tfreid.search.answer import Answer, Hit, Suggestion
 from tfreid.search.client import ServingError
 
@@ -94,7 +95,7 @@ class ServedModel:
       if isinstance(path, str) and path and not os.path.isfile(path):
         raise FileNotFoundError(f"There is no file '{path}'.")
     if isinstance(schema, str):
-      with open(schema, encoding='utf-8') as file:
+      with open(schema, encoding='utf-8-sig') as file:
         schema = AttributeSchema.from_json(file.read())
     self._given_schema = schema
     self._gallery_file = gallery_file
@@ -158,13 +159,13 @@ class ServedModel:
         said, found = self._read_there(served, query)
         return self._answer(served, found, started, top_k=top_k, query=said, text=text)
       schema = self._schema(served)
-      said = asking.said(schema, query)
+      said = queries.parsed(schema, query)
       vector = schema.encode_query(said)[np.newaxis]
       reasons: list[dict[str, float]] = []
       if explain:
-        variants = asking.withdrawals(schema, said)[np.newaxis]
+        variants = attribution.leave_one_out(schema, said)[np.newaxis]
         found = served.client.predict('explain', {'attributes': vector, 'variants': variants})
-        reasons = asking.reasons(list(said), found['scores'][0], found['variant_scores'][0])
+        reasons = attribution.reasons(list(said), found['scores'][0], found['variant_scores'][0])
       else:
         found = served.client.predict('serving_default', {'attributes': vector})
       return self._answer(
@@ -216,7 +217,7 @@ class ServedModel:
 
     def ask(served: _Opened) -> list[Suggestion]:
       schema = self._schema(served)
-      said = asking.said(schema, query)
+      said = queries.parsed(schema, query)
       vector = schema.encode_query(said)
 
       def score(variants):
@@ -225,7 +226,7 @@ class ServedModel:
         )
         return found['scores'][0, :top_k], found['variant_scores'][0, :top_k]
 
-      return asking.suggest(schema, said, score)
+      return suggestion.suggest(schema, said, score)
 
     return self._asking(ask)
 
@@ -237,7 +238,7 @@ class ServedModel:
     """
 
     def ask(served: _Opened) -> np.ndarray:
-      return asking.embedded(
+      return queries.embedded(
         crops,
         lambda contents: served.client.predict(
           'embed_images', {'image_bytes': client.strings(contents)}
@@ -255,7 +256,7 @@ class ServedModel:
 
     def ask(served: _Opened) -> np.ndarray:
       schema = self._schema(served)
-      vector = schema.encode_query(asking.said(schema, query))[np.newaxis]
+      vector = schema.encode_query(queries.parsed(schema, query))[np.newaxis]
       return served.client.predict('embed_attributes', {'attributes': vector})['concepts'][0]
 
     return self._asking(ask)
