@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tfreid.data.synthetic import SyntheticPeople
-from tfreid.index import building, engine, engines, filters, manifest, segment
+from tfreid.index import building, engines, filters, manifest, segment
 from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row
 
@@ -159,7 +159,7 @@ def costs() -> dict[str, float]:
   with tempfile.TemporaryDirectory() as folder:
     ledger = Ledger(os.path.join(folder, 'index'))
     about = {'fingerprint': 'benchmark', 'embedding_size': WIDTH, 'path': ''}
-    found = engines.open_engine(ledger, engine.new_state(about))
+    found = engines.open_engine(ledger, engines.new_state(about))
     started = time.perf_counter()
     with ledger.lock():
       entry = segment.write(ledger.segments, _parts(rng), size=NUM_CROPS, width=WIDTH)

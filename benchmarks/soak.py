@@ -204,7 +204,7 @@ def _make(folder: str, crops: int) -> None:
 
   from tfreid.data import market1501
   from tfreid.data.synthetic import SyntheticPeople
-  from tfreid.index import engine, engines, segment
+  from tfreid.index import engines, segment
   from tfreid.index.embedder import Embedder
   from tfreid.index.ledger import Ledger
   from tfreid.joint_space import JointSpace
@@ -272,7 +272,7 @@ def _make(folder: str, crops: int) -> None:
     'embedding_size': model.size,
     'path': model.directory,
   }
-  found = engines.open_engine(ledger, engine.new_state(about))
+  found = engines.open_engine(ledger, engines.new_state(about))
   with ledger.lock():
     found.commit([segment.write(ledger.segments, parts(), size=crops, width=WIDTH)])
 

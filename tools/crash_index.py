@@ -33,11 +33,17 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from tfreid.cli import startup  # noqa: E402
+from tfreid.index import engines  # noqa: E402
 
 _KILLS = flags.DEFINE_integer('kills', 100, 'How often to kill.', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the moments and operations.')
 _LONGEST = flags.DEFINE_float('longest', 0.5, 'Seconds that a child writes before it is killed.')
-_ENGINE = flags.DEFINE_enum('engine', 'embedded', ['embedded', 'milvus'], 'What is written to.')
+_ENGINE = flags.DEFINE_enum(
+  'engine',
+  'embedded',
+  [name for name in engines.NAMES if engines.engine_class(name).outlives_process],
+  'What is written to.',
+)
 _KEEP = flags.DEFINE_bool('keep', False, 'Leave the folder for inspection.')
 _CHILD = flags.DEFINE_string('child', None, 'The folder; starts the process that is killed.')
 
@@ -110,7 +116,7 @@ def write(folder: str, seed: int, engine: str) -> None:
       operation = 'remove'
       for number in there:
         del after[f'crop {number}']
-    elif engine == 'embedded':
+    elif engines.engine_class(engine).can_compact:
       operation = 'compact'
     else:
       continue

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tfreid.data.attributes import Attribute, AttributeSchema
-from tfreid.index import engine, engines, milvus, segment, trust
+from tfreid.index import engines, milvus, segment, trust
 from tfreid.index.ledger import Ledger
 from tfreid.serving.search import ExactSearch
 
@@ -194,21 +194,23 @@ def milvus_server(tmp_path_factory):
     server.wait()
 
 
-@pytest.fixture(scope='session', params=['embedded', 'milvus'])
+@pytest.fixture(scope='session', params=['embedded', 'memory', 'milvus'])
 def place(request):
   """Where an index is built: options of `building.build` and `building.merge`."""
-  if request.param == 'embedded':
-    return {}
+  if request.param != 'milvus':
+    return {'engine_name': request.param}
   return {'engine_name': 'milvus', 'uri': request.getfixturevalue('milvus_server')}
 
 
-@pytest.fixture(params=['embedded', 'resident', 'resident bfloat16', 'milvus', 'milvus server'])
+@pytest.fixture(
+  params=['embedded', 'resident', 'resident bfloat16', 'memory', 'milvus', 'milvus server']
+)
 def any_engine(request, tmp_path):
   """any_engine(concepts, rows): an engine that holds them; as `any_engine.commit(...)` adds more.
 
   Attributes:
     name: what it is.
-    engine: 'embedded' or 'milvus'.
+    engine: its name.
   """
   engine_name, uri, resident = 'embedded', '', False
   if request.param == 'milvus':
@@ -216,6 +218,8 @@ def any_engine(request, tmp_path):
     engine_name = 'milvus'
   elif request.param == 'milvus server':
     engine_name, uri = 'milvus', request.getfixturevalue('milvus_server')
+  elif request.param == 'memory':
+    engine_name = 'memory'
   elif request.param != 'embedded':
     resident = 'bfloat16' if 'bfloat16' in request.param else True
   opened = []
@@ -233,7 +237,7 @@ def any_engine(request, tmp_path):
   def make(concepts, rows):
     ledger = Ledger(str(tmp_path / 'index'))
     about = {'fingerprint': 'f', 'embedding_size': concepts.shape[1], 'path': '(none)'}
-    state = engine.new_state(about, engine=engine_name, uri=uri)
+    state = engines.new_state(about, engine=engine_name, uri=uri)
     found = engines.open_engine(ledger, state, resident=resident)
     opened.append(found)
     # In two commits, so that each search crosses a border.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfreid.index import engine, engines, filters, milvus, segment
+from tfreid.index import engines, filters, milvus, segment
 from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row
 
@@ -284,7 +284,7 @@ def test_crops_of_a_commit_that_did_not_end_are_not_seen_and_removed_later(
   concepts, rows = gallery(count=40)
   ledger = Ledger(str(tmp_path / 'index'))
   about = {'fingerprint': 'f', 'embedding_size': E, 'path': '(none)'}
-  found = engines.open_engine(ledger, engine.new_state(about, engine='milvus', uri=milvus_server))
+  found = engines.open_engine(ledger, engines.new_state(about, engine='milvus', uri=milvus_server))
 
   def entry(start, stop):
     part = (concepts[start:stop], rows[start:stop])
@@ -315,7 +315,7 @@ def test_a_commit_that_fails_leaves_nothing_in_milvus(tmp_path, milvus_server, m
   concepts, rows = gallery(count=40)
   ledger = Ledger(str(tmp_path / 'index'))
   about = {'fingerprint': 'f', 'embedding_size': E, 'path': '(none)'}
-  state = engine.new_state(about, engine='milvus', uri=milvus_server)
+  state = engines.new_state(about, engine='milvus', uri=milvus_server)
   client = MilvusClient(milvus_server)
   with contextlib.closing(engines.open_engine(ledger, state)) as found, ledger.lock():
 
@@ -368,7 +368,7 @@ def test_many_removed_crops_are_hidden_before_they_are_deleted(
   concepts, rows = gallery()
   ledger = Ledger(str(tmp_path / 'index'))
   about = {'fingerprint': 'f', 'embedding_size': E, 'path': '(none)'}
-  state = engine.new_state(about, engine='milvus', uri=milvus_server)
+  state = engines.new_state(about, engine='milvus', uri=milvus_server)
   with contextlib.closing(engines.open_engine(ledger, state)) as found, ledger.lock():
     found.commit([segment.write(ledger.segments, [(concepts, rows)], size=N, width=E)])
     query = queries(concepts)[0]
@@ -406,7 +406,7 @@ def test_more_equal_crops_than_milvus_answers_at_once(tmp_path, milvus_server, m
   rows = [Row(str(i), fields={'odd': bool(i % 2)}) for i in range(len(concepts))]
   ledger = Ledger(str(tmp_path / 'index'))
   about = {'fingerprint': 'f', 'embedding_size': E, 'path': '(none)'}
-  state = engine.new_state(about, engine='milvus', uri=milvus_server)
+  state = engines.new_state(about, engine='milvus', uri=milvus_server)
   with contextlib.closing(engines.open_engine(ledger, state)) as found, ledger.lock():
     found.commit([segment.write(ledger.segments, [(concepts, rows)], size=len(rows), width=E)])
     (matches,) = found.search(concepts[:1], top_k=30)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import tfreid.index
-from tfreid.index import building, engine, engines, index, manifest
+from tfreid.index import building, engines, manifest
 from tfreid.index.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
@@ -222,9 +222,8 @@ def test_parts_that_vanish_while_they_are_merged(tmp_path, files, digest_model):
   part = engines.open_engine(Ledger(str(tmp_path / 'a')))
   shutil.rmtree(tmp_path / 'a')
   ledger = Ledger(str(tmp_path / 'all'))
-  target = engines.open_engine(ledger, engine.new_state(part.state['model']))
   with pytest.raises(FileNotFoundError, match='vanished while it was merged'), ledger.lock():
-    target.import_segments(part)
+    part.stage(ledger)
   assert list(tree(tmp_path / 'all')) == ['lock']
 
 
@@ -465,7 +464,7 @@ def test_a_damaged_segment_is_found(tmp_path, files, digest_model, file, harm):
     'flipped': 'is not what was written: its checksum differs.',
     'missing': 'is missing.',
   }[harm]
-  assert index.damage(Ledger(directory)) == [f'{path} {said}']
+  assert Ledger(directory).damage() == [f'{path} {said}']
   if harm == 'flipped':
     # As an index is opened that is too large to be read whole each time.
     unread = engines.open_engine(Ledger(directory), check=False)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tfreid.index
-from tfreid.index import building, engines, filters, index, milvus, segment
+from tfreid.index import building, engines, filters, milvus, segment
 from tfreid.index.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ CHILD = """
 import sys
 import time
 from tfreid.index import building, milvus
-from tfreid.index.index import EmbeddedIndex
+from tfreid.index.engine import Engine
 name, directory, part, engine_name, uri = sys.argv[1:]
 where = WHERE
 whole = getattr(where, name)
@@ -123,7 +123,7 @@ def test_what_milvus_holds_comes_back_in_segments_of_a_bounded_size(
 ):
   # Requests, parts and segments whose borders do not meet.
   monkeypatch.setattr(milvus, '_BATCH', 9)
-  monkeypatch.setattr(index, 'MAX_SEGMENT_ROWS', 14)
+  monkeypatch.setattr(segment, 'MAX_ROWS', 14)
   moved, back = str(tmp_path / 'moved'), str(tmp_path / 'back')
   building.merge(moved, [depot], engine_name='milvus', uri=milvus_server)
   building.remove(moved, ['id 0', 'id 15'])
@@ -167,7 +167,7 @@ def test_a_merge_that_is_killed_leaves_no_index_and_begins_again(
   tmp_path, depot, milvus_server, goal
 ):
   source, directory = depot, str(tmp_path / 'all')
-  where, name, options = 'EmbeddedIndex', 'import_segments', {}
+  where, name, options = 'Engine', 'stage', {}
   if goal == 'milvus':
     where, name = 'milvus.MilvusIndex', '_insert'
     options = {'engine_name': 'milvus', 'uri': milvus_server}

@@ -13,7 +13,7 @@ import pytest
 
 import tfreid.index
 from tfreid import storage
-from tfreid.index import building, engine, engines, segment, trust
+from tfreid.index import building, engines, segment, trust
 from tfreid.index.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
@@ -172,7 +172,7 @@ def test_a_state_that_leads_elsewhere_or_is_of_another_kind_is_refused(built, ha
 def test_collections_of_others_are_not_dropped(tmp_path):
   """An index from elsewhere that calls its collections what those of all indexes are called."""
   about = {'fingerprint': 'f', 'embedding_size': 3, 'path': '(none)'}
-  state = engine.new_state(about, engine='milvus')
+  state = engines.new_state(about, engine='milvus')
   for change in ({'prefix': 'tfreid'}, {'prefix': ''}, {'prefix': None}):
     with pytest.raises(ValueError, match='damaged, or no index'):
       engines.open_engine(Ledger(str(tmp_path)), {**state, 'engine': {**state['engine'], **change}})
@@ -248,7 +248,7 @@ def test_a_model_is_loaded_only_if_this_user_has_named_it(tmp_path, models, crop
 def test_a_place_of_milvus_is_opened_only_if_this_user_has_named_it(tmp_path, monkeypatch):
   about = {'fingerprint': 'f', 'embedding_size': 3, 'path': '(none)'}
   for uri in ('http://127.0.0.1:1', str(tmp_path / 'somewhere' / 'milvus.db')):
-    state = engine.new_state(about, engine='milvus', uri=uri)
+    state = engines.new_state(about, engine='milvus', uri=uri)
     with pytest.raises(ValueError, match='which this user has not named .*MILVUS_TOKEN'):
       engines.open_engine(Ledger(str(tmp_path)), state)
   assert not (tmp_path / 'somewhere').exists()

@@ -33,6 +33,7 @@ import time
 from absl import app, flags
 
 from tfreid.cli import startup
+from tfreid.index import engines
 from tfreid.printable import printable, printable_json
 
 startup.never_trains()
@@ -56,7 +57,7 @@ _MODEL = flags.DEFINE_string(
 _SOURCE = flags.DEFINE_string('source', None, 'Folder of crops, or a manifest (.csv or .jsonl).')
 _SHARD = flags.DEFINE_string('shard', None, 'build: only part i of n of the source, as i/n.')
 _ENGINE = flags.DEFINE_enum(
-  'engine', 'embedded', ['embedded', 'milvus'], 'build, merge: where the crops are kept.'
+  'engine', 'embedded', engines.NAMES, 'build, merge: where the crops are kept.'
 )
 _URI = flags.DEFINE_string(
   'uri', '', 'build, merge: of Milvus, http://host:19530, or a file; by default one in the index.'
@@ -149,6 +150,7 @@ def _build(_):
   from tfreid.index import building, ledger, manifest
 
   shard = _read_shard()
+  _check_engine()
   if ledger.Ledger(_INDEX.value).exists and not _OVERWRITE.value:
     # Before the model is loaded and the source read.
     raise FileExistsError(
@@ -230,7 +232,6 @@ def _info(_):
 
 def _verify(_):
   import tfreid.index
-  from tfreid.index.index import damage
   from tfreid.index.ledger import Ledger
 
   try:
@@ -238,7 +239,7 @@ def _verify(_):
       problems, size = index.problems(files=_FILES.value), len(index)
   except (ValueError, OSError):
     # Too damaged to be opened, or no index at all: then this fails, too.
-    problems, size = damage(Ledger(_INDEX.value)), None
+    problems, size = Ledger(_INDEX.value).damage(), None
     if not problems:
       raise
   if _JSON.value:
@@ -263,6 +264,7 @@ def _compact(_):
 def _merge(parts):
   from tfreid.index import building
 
+  _check_engine()
   if not parts:
     raise ValueError('Name the indexes to merge: tools/index.py merge --index=all part1 part2')
   with _shown_stages() as progress:
@@ -283,6 +285,15 @@ def _trust(_):
     named['uri'] = state['engine']['uri']
   listed = ', '.join(f'{name} {value}' for name, value in named.items())
   _print(named, f'Trusted from now on, by this user on this machine: {listed}.')
+
+
+def _check_engine():
+  if not engines.engine_class(_ENGINE.value).outlives_process:
+    raise ValueError(
+      f"The engine '{_ENGINE.value}' holds its crops as long as the process runs, and this one "
+      'ends '
+      'with the command. Use it from Python.'
+    )
 
 
 def _read_shard():

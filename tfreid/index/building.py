@@ -21,9 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from tfreid import storage
-from tfreid.index import engine, engines, manifest, milvus, segment, trust
+from tfreid.index import engines, manifest, segment, trust
 from tfreid.index.engine import Engine, Progress
-from tfreid.index.index import EmbeddedIndex
 from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row
 
@@ -87,7 +86,7 @@ def build(
     directory: of the index.
     rows: the crops, from `manifest.read`.
     model: embeds them.
-    engine_name: one of `engine.ENGINES`.
+    engine_name: one of `engines.NAMES`.
     uri: of Milvus; '' for a Milvus Lite file in the directory.
     overwrite: replace an index that exists, in one moment, when the new one is complete.
     shard: (i, n), where `rows` are one of n parts of a manifest; noted for `merge`.
@@ -111,41 +110,19 @@ def build(
         f"the one of '{engine_name}' a folder of its own."
       )
     ledger.clean()
-    trust.remember_place(engine.place(uri))
     about = {'fingerprint': model.fingerprint, 'embedding_size': model.size}
-    state = engine.new_state({**about, 'path': model.directory}, engine=engine_name, uri=uri)
-    # By its prefix an index knows its collections on a server it shares with others, also those
-    # that an attempt before this one did not finish. One that moves to another address has another
-    # prefix there: it may be the same server by another name.
-    kept, tried = before.get('engine', {}).get('prefix'), ledger.read_pending().get('prefix')
-    moves = bool(before) and before['engine'].get('uri') != state['engine'].get('uri')
-    prefix = (tried if tried != kept else None) if moves else kept or tried
-    if prefix:
-      state['engine']['prefix'] = prefix
-    state['generation'], state['commit'] = before.get('generation', 0), before.get('commit', '')
-    if before.get('engine') == state['engine'] and 'collection' in before:
-      state.update(collection=before['collection'], removing=before['removing'])
-    found = engines.open_engine(ledger, state)
+    new = engines.new_state({**about, 'path': model.directory}, engine=engine_name, uri=uri)
+    trust.remember_place(new['engine'].get('uri', ''))
+    kind = engines.engine_class(engine_name)
+    state = kind.begin(ledger, new, before=before, pending=ledger.read_pending())
+    index = kind(ledger, state)
     try:
-      report = _fill(found, rows, model, replace=True, shard=shard, **options)
+      report = _fill(index, rows, model, replace=True, shard=shard, **options)
     finally:
-      found.close()
-    trust.remember_model(ledger.read()['model'])
-  if moves:
-    _drop(ledger, before, uri)
+      index.close()
+    trust.remember_model(state['model'])
+  kind.settle(ledger, before=before, state=state)
   return report
-
-
-def _drop(ledger: Ledger, before: Mapping[str, Any], uri: str) -> None:
-  """Drops what an index that moved to another Milvus left on the one before."""
-  try:
-    milvus.drop(ledger, before)
-  except OSError as error:
-    raise OSError(
-      f"The index was built, and is kept at '{uri or ledger.directory}' now. What it replaced "
-      f"could not be dropped: it is left at '{before['engine']['uri']}', in the collection "
-      f"'{before['collection']}'. {error}"
-    ) from error
 
 
 def add(
@@ -262,16 +239,19 @@ def compact(directory: str) -> None:
   """Writes anew what holds removed crops, so that nothing of them remains in the index's files.
 
   Raises:
-    ValueError: the engine is not the embedded one; Milvus compacts by itself.
+    ValueError: the engine erases by itself what was removed.
   """
   ledger = Ledger(directory)
   state = ledger.read()
-  if state['engine']['name'] != 'embedded':
-    raise ValueError('Only the embedded engine is compacted; Milvus does it by itself.')
+  if not engines.engine_class(state['engine']['name']).can_compact:
+    raise ValueError(
+      f"The engine '{state['engine']['name']}' is not compacted: it erases by itself what was "
+      'removed.'
+    )
   with ledger.lock():
     ledger.clean()
-    found = EmbeddedIndex(ledger, ledger.read())
-    found.compact()
+    with contextlib.closing(engines.open_engine(ledger)) as index:
+      index.compact()
 
 
 def merge(
@@ -293,7 +273,7 @@ def merge(
     directory: of the new index.
     parts: directories of indexes of any engine, built with the same model. Parts of one manifest
       (`build(shard=(i, n))`) are put in its order, and all n of them must be there.
-    engine_name: of the new index, one of `engine.ENGINES`.
+    engine_name: of the new index, one of `engines.NAMES`.
     uri: of Milvus; '' for a Milvus Lite file in the directory.
     progress: called with what is done ('Reading', 'Checking' or 'Filling Milvus'), of how many
       crops, of how many in all.
@@ -323,8 +303,8 @@ def merge(
         'with one model.'
       )
     _order(sources)
-    trust.remember_place(engine.place(uri))
-    state = engine.new_state(sources[0].state['model'], engine=engine_name, uri=uri)
+    new = engines.new_state(sources[0].state['model'], engine=engine_name, uri=uri)
+    trust.remember_place(new['engine'].get('uri', ''))
     with ledger.lock():
       if ledger.exists:
         raise FileExistsError(f"'{ledger.directory}' holds an index already. Name another folder.")
@@ -335,45 +315,42 @@ def merge(
           'another folder.'
         )
       ledger.clean()
-      staging = EmbeddedIndex(ledger, engine.new_state(state['model']))
-      said = progress or (lambda *_: None)
-      entries, total = [], sum(source.size for source in sources)
-      said('Reading', 0, total)
-      for source in sources:
-        entries += staging.import_segments(source)
-        said('Reading', sum(entry['rows'] for entry in entries), total)
-      said('Checking', 0, total)
-      problems = EmbeddedIndex(
-        ledger, {**staging.state, 'segments': entries}, check=False
-      ).problems()
-      if problems:
-        advice = ' Remove all but one.' if problems[0].startswith('The id') else ''
-        raise ValueError(f'The parts cannot be joined. {problems[0]}{advice}')
-      if engine_name == 'milvus':
-        _mark_attempt(ledger, state, pending)
-      target = opened.enter_context(contextlib.closing(engines.open_engine(ledger, state)))
-      target.commit(entries, progress=functools.partial(said, 'Filling Milvus'))
+      entries = _staged(ledger, sources, progress or (lambda *_: None))
+      kind = engines.engine_class(engine_name)
+      state = kind.begin(ledger, new, before={}, pending=pending)
+      target = opened.enter_context(contextlib.closing(kind(ledger, state)))
+      if target.attempt():
+        ledger.write_pending(_attempt(target, state['model']['fingerprint'], 0), keep_shards=False)
+      filling = f'Filling {engine_name.capitalize()}'
+      target.commit(entries, progress=progress and functools.partial(progress, filling))
       return target.size
 
 
-def _mark_attempt(ledger: Ledger, state: dict[str, Any], pending: Mapping[str, Any]) -> None:
-  """Notes where a merge into Milvus begins a collection; removes what one that was killed left."""
-  about = state['engine']
-  if pending.get('prefix') and pending.get('uri', about['uri']) == about['uri']:
-    # By its prefix the collection of that attempt is known, and removed by the commit of this one.
-    about['prefix'] = pending['prefix']
-  elif pending.get('prefix'):
-    left = {'name': 'milvus', 'uri': pending['uri'], 'prefix': pending['prefix']}
-    milvus.drop(ledger, {**state, 'engine': left})
-  ledger.write_pending(
-    {
-      'generation': state['generation'],
-      'fingerprint': state['model']['fingerprint'],
-      'prefix': about['prefix'],
-      'uri': about['uri'],
-    },
-    keep_shards=False,
-  )
+def _staged(
+  ledger: Ledger, sources: Sequence[Engine], progress: Callable[[str, int, int], None]
+) -> list[dict[str, Any]]:
+  """Entries of all crops of some indexes, brought below the folder of another and looked at.
+
+  Raises:
+    ValueError: one is damaged, or an id occurs twice.
+  """
+  entries: list[dict[str, Any]] = []
+  total = sum(source.size for source in sources)
+  progress('Reading', 0, total)
+  for source in sources:
+    entries += source.stage(ledger)
+    progress('Reading', sum(entry['rows'] for entry in entries), total)
+  progress('Checking', 0, total)
+  problems = segment.problems([segment.Segment(ledger.segments, entry) for entry in entries])
+  if problems:
+    advice = ' Remove all but one.' if problems[0].startswith('The id') else ''
+    raise ValueError(f'The parts cannot be joined. {problems[0]}{advice}')
+  return entries
+
+
+def _attempt(index: Engine, fingerprint: str, generation: int) -> dict[str, Any]:
+  """What pending.json says of an unfinished build, beside its shards."""
+  return {'generation': generation, 'fingerprint': fingerprint, **index.attempt()}
 
 
 def check_model(state: Mapping[str, Any], model: Model) -> None:
@@ -424,11 +401,8 @@ def _fill(
   """Embeds rows, shard by shard, and commits them; needs the lock."""
   ledger = found.ledger
   _check_ids(rows)
-  about = {
-    'generation': ledger.read()['generation'] if ledger.exists else 0,
-    'fingerprint': model.fingerprint,
-    'prefix': found.state['engine'].get('prefix'),
-  }
+  generation = ledger.read()['generation'] if ledger.exists else 0
+  about = _attempt(found, model.fingerprint, generation)
   pending = ledger.read_pending()
   known = pending.pop('shards', {})
   same = all(pending.get(name) == about[name] for name in ('generation', 'fingerprint'))

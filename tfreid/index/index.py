@@ -23,9 +23,8 @@ from tfreid.index.engine import Engine, Match
 from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row, Segment, id_hash
 
-# More segments than this are joined at a commit, up to this many rows in one.
+# More segments than this are joined at a commit.
 MAX_SEGMENTS = 32
-MAX_SEGMENT_ROWS = 1 << 20
 
 # Rows scored together: with 128 dimensions 8 MiB, so that they and their scores stay in the cache.
 _BLOCK = 16384
@@ -45,6 +44,9 @@ _RESIDENT = (False, True, 'float32', 'bfloat16')
 
 class EmbeddedIndex(Engine):
   """An index in a folder."""
+
+  name = 'embedded'
+  can_compact = True
 
   def __init__(
     self,
@@ -104,7 +106,8 @@ class EmbeddedIndex(Engine):
     for part in self._segments:
       if part.concepts.shape[1] != self.width:
         raise ValueError(
-          f"'{part.directory}' is damaged: its concepts have {part.concepts.shape[1]} numbers each, "
+          f"'{part.directory}' is damaged: its concepts have {part.concepts.shape[1]} numbers "
+          'each, '
           f'and those of the index {self.width}. Run `tools/index.py verify`.'
         )
     if check:
@@ -202,105 +205,77 @@ class EmbeddedIndex(Engine):
     self._write(entries, shard)
 
   def compact(self) -> None:
-    """Joins segments and writes those anew that hold removed rows: nothing of these remains."""
-    self._write(self._joined(self.state['segments']), self.state.get('shard'))
-
-  def import_segments(self, other: Engine) -> list[dict[str, Any]]:
-    """Brings another index's crops below this one's folder, as segments, for `commit`.
-
-    Args:
-      other: any engine. The files of an embedded index are linked where the file system can, else
-        copied; what Milvus holds is written a part at a time.
-
-    Returns:
-      The entries.
+    """Joins segments and writes those anew that hold removed rows: nothing of these remains.
 
     Raises:
-      FileNotFoundError: a file vanished meanwhile.
-      ValueError: the other index changed meanwhile.
+      ValueError: a segment is damaged.
     """
-    if not isinstance(other, EmbeddedIndex):
-      return self._written(other)
+    self._write(self._joined(self.state['segments']), self.state.get('shard'))
+
+  def facts(self) -> dict[str, Any]:
+    """Number of segments, of rows that are removed and still in them, and bytes of all."""
+    entries = self.state['segments']
+    return {
+      'segments': len(entries),
+      'removed': sum((entry['removed'] or {}).get('count', 0) for entry in entries),
+      'bytes': sum(size for entry in entries for size, _ in entry['files'].values()),
+    }
+
+  def stage(self, ledger: Ledger) -> list[dict[str, Any]]:
+    """Brings all crops below the folder of another index; see `Engine.stage`.
+
+    Files are linked where the file system can, else copied.
+    """
     entries = []
-    for part in other._segments:
-      target = os.path.join(self.ledger.segments, part.entry['name'])
-      if len(part.removed) or os.path.exists(target):
-        # Linked files are looked at when they are here; those that are written anew would be whole.
+    for part in self._segments:
+      name = part.entry['name']
+      if len(part.removed) or os.path.exists(os.path.join(ledger.segments, name)):
+        # Linked files are looked at when they are there; those that are written anew would be whole.
         damaged = part.problems()
         if damaged:
           raise ValueError(f'The parts cannot be joined. {damaged[0]}')
+        size = int(part.live.sum())
         entries.append(
-          segment.write(
-            self.ledger.segments, part.live_parts(), size=int(part.live.sum()), width=self.width
-          )
+          segment.write(ledger.segments, part.live_parts(), size=size, width=self.width)
         )
         continue
       try:
-        with segment.new_folder(self.ledger.segments, part.entry['name']) as partial:
+        with segment.new_folder(ledger.segments, name) as partial:
           for file in part.entry['files']:
             if file != segment.MARK:
               _link(os.path.join(part.directory, file), os.path.join(partial, file))
       except FileNotFoundError as error:
         raise FileNotFoundError(
           f"'{error.filename}' vanished while it was merged. Merge again when nobody writes to "
-          f"'{other.ledger.directory}'."
+          f"'{self.ledger.directory}'."
         ) from error
       entries.append(part.entry)
     return entries
 
   def problems(self) -> list[str]:
     """What is wrong with the files: sizes, checksums, ids."""
-    found = [problem for part in self._segments for problem in part.problems()]
-    if found:
-      return found
-    suspects = engine.repeated(part.hashes[part.live] for part in self._segments)
-    names = collections.Counter(
-      row.id
-      for part in self._segments
-      for row in part.rows(np.flatnonzero(part.live & np.isin(part.hashes, suspects)).tolist())
-    )
-    return [f"The id '{name}' occurs {n} times." for name, n in names.items() if n > 1]
+    return segment.problems(self._segments)
 
-  def refresh(self) -> bool:
-    """Takes over what was committed since; returns whether that was anything."""
+  def newer(self) -> EmbeddedIndex | None:
+    """What was committed since, opened beside this one; see `Engine.newer`."""
     state = self.ledger.read()
     if state['generation'] == self.state['generation']:
-      return False
-    # Opened first: where that fails, this one stays what it was.
-    self.__dict__ = EmbeddedIndex(
+      return None
+    return EmbeddedIndex(
       self.ledger,
       state,
       resident=self.resident,
       check=self.check,
       checked=self._checked_segments,
-    ).__dict__
-    return True
-
-  def _written(self, other):
-    """Segments, new ones, of what another engine holds."""
-    changed = (
-      f"'{other.ledger.directory}' changed while it was merged. Merge again when nobody writes to "
-      'it.'
     )
-    parts, rest = other.parts(), []
 
-    def take(count):
-      while count:
-        concepts, rows = rest.pop() if rest else next(parts, (None, []))
-        if not rows:
-          raise ValueError(changed)
-        if len(rows) > count:
-          rest.append((concepts[count:], rows[count:]))
-        yield concepts[:count], rows[:count]
-        count -= min(count, len(rows))
-
-    entries = []
-    for start in range(0, other.size, MAX_SEGMENT_ROWS):
-      size = min(MAX_SEGMENT_ROWS, other.size - start)
-      entries.append(segment.write(self.ledger.segments, take(size), size=size, width=self.width))
-    if rest or other.ledger.read()['generation'] != other.state['generation']:
-      raise ValueError(changed)
-    return entries
+  def refresh(self) -> bool:
+    """Takes over what was committed since; returns whether that was anything."""
+    # Opened first: where that fails, this one stays what it was.
+    newer = self.newer()
+    if newer is not None:
+      self.__dict__ = newer.__dict__
+    return newer is not None
 
   def _write(self, entries, shard):
     state = {**self.state, 'generation': self.state['generation'] + 1, 'segments': list(entries)}
@@ -318,7 +293,7 @@ class EmbeddedIndex(Engine):
     total = 0
     for entry in entries:
       rows = _live_rows(entry)
-      if groups and total + rows <= MAX_SEGMENT_ROWS:
+      if groups and total + rows <= segment.MAX_ROWS:
         groups[-1].append(entry)
         total += rows
       elif rows:
@@ -463,15 +438,6 @@ class EmbeddedIndex(Engine):
       order, scores = engine.best(self._vectors_at(positions), positions, query, top_k)
       results.append((positions[order], scores))
     return results
-
-
-def damage(ledger: Ledger) -> list[str]:
-  """What is wrong with the files of an index that may be too damaged to be opened."""
-  return [
-    problem
-    for entry in ledger.read()['segments']
-    for problem in segment.damage(os.path.join(ledger.segments, entry['name']), entry)
-  ]
 
 
 class _Candidates:

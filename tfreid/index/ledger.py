@@ -131,9 +131,18 @@ class Ledger:
       folder = os.path.join(self.segments, entry['name'])
       if not os.path.isdir(folder):
         raise OSError(
-          f"'{folder}', which was to be committed, has vanished: another process has cleaned up the "
+          f"'{folder}', which was to be committed, has vanished: another process has cleaned up "
+          "the "
           'index. Give the same command again, and write from one machine only.'
         )
+
+  def damage(self) -> list[str]:
+    """What is wrong with the segments of an index that may be too damaged to be opened."""
+    return [
+      problem
+      for entry in self.read()['segments']
+      for problem in segment.damage(os.path.join(self.segments, entry['name']), entry)
+    ]
 
   def read_pending(self) -> dict[str, Any]:
     """What an unfinished build left, {} if there is none; its shards by their keys in 'shards'.
@@ -301,9 +310,11 @@ class Ledger:
       is_right = os.path.isdir(path) if name == SEGMENTS else os.path.isfile(path)
       if os.path.islink(path) or (os.path.exists(path) and not is_right):
         raise ValueError(
-          f"'{path}' is {'a link' if os.path.islink(path) else 'of another kind than it should be'}. "
+          f"'{path}' is {'a link' if os.path.islink(path) else 'of another kind than it should "
+          "be'}. "
           'An index consists of files and folders of its own: what a link points to is not its own '
-          'to change or remove. Move the whole folder of the index instead; a link may point to that.'
+          'to change or remove. Move the whole folder of the index instead; a link may point to '
+          'that.'
         )
 
   @contextlib.contextmanager

@@ -37,7 +37,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tfreid import storage
-from tfreid.index import engine, filters, trust
+from tfreid.index import engine, filters, segment, trust
 from tfreid.index.engine import Engine, Match
 from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row, Segment, id_hash
@@ -76,19 +76,30 @@ _open: collections.Counter[str] = collections.Counter()
 class MilvusIndex(Engine):
   """An index in a collection of Milvus."""
 
-  def __init__(self, ledger: Ledger, state: Mapping[str, Any]):
+  name = 'milvus'
+
+  def __init__(
+    self,
+    ledger: Ledger,
+    state: Mapping[str, Any],
+    *,
+    resident: bool | str = False,
+    check: bool | None = None,
+  ):
     """Connects.
 
     Args:
       ledger: the folder of the index.
       state: from `ledger.read()`, or a new one.
+      resident: of no use; Milvus has memory of its own.
+      check: of no use; `problems` looks at the collection.
 
     Raises:
       ImportError: pymilvus is not installed.
       OSError: there is no connection.
       ValueError: the state is damaged, or names a place that this user has not.
     """
-    super().__init__(ledger, state)
+    super().__init__(ledger, state, resident=resident, check=check)
     _check_state(state, ledger)
     self.state = self._loaded(state)
     client, self._exceptions = _library()
@@ -348,7 +359,7 @@ class MilvusIndex(Engine):
       for row, finite in zip(rows, np.isfinite(concepts).all(axis=1)):
         if not finite:
           found.append(f"The concept of '{row.id}' is not finite.")
-    suspects = set(engine.repeated(hashes).tolist())
+    suspects = set(segment.repeated(hashes).tolist())
     if suspects:
       names = collections.Counter(
         row.id for _, rows in self.parts() for row in rows if id_hash(row.id) in suspects
@@ -389,6 +400,68 @@ class MilvusIndex(Engine):
           # It waits for five seconds, and keeps the server where that was not enough.
           if attempt == _ATTEMPTS - 1:
             raise OSError(f"Milvus Lite does not let go of '{self.uri}'.") from error
+
+  @classmethod
+  def describe(cls, uri: str) -> dict[str, str]:
+    """Name, address or file, and the beginning of the collections' names."""
+    prefix = f'tfreid_{secrets.token_hex(6)}'
+    # A file by its absolute path: the index is also opened from elsewhere.
+    if uri and '://' not in uri:
+      uri = os.path.abspath(os.path.expanduser(uri))
+    return {'name': cls.name, 'uri': uri, 'prefix': prefix}
+
+  @classmethod
+  def begin(
+    cls,
+    ledger: Ledger,
+    state: Mapping[str, Any],
+    *,
+    before: Mapping[str, Any],
+    pending: Mapping[str, Any],
+  ) -> dict[str, Any]:
+    """The state from which a build or a merge starts; see `Engine.begin`.
+
+    By its prefix an index knows its collections on a server it shares with others, also those that
+    an attempt before this one did not finish: they are removed by the commit of this one. One that
+    moves to another address has another prefix there: it may be the same server by another name.
+    """
+    state = super().begin(ledger, state, before=before, pending=pending)
+    about = dict(state['engine'])
+    kept, tried = before.get('engine', {}).get('prefix'), pending.get('prefix')
+    if tried and tried != kept and pending.get('uri', about['uri']) != about['uri']:
+      drop(ledger, {**state, 'engine': {**about, 'uri': pending['uri'], 'prefix': tried}})
+      tried = None
+    moves = bool(before) and before['engine'].get('uri') != about['uri']
+    about['prefix'] = ((tried if tried != kept else None) if moves else kept or tried) or about[
+      'prefix'
+    ]
+    state['engine'] = about
+    if before.get('engine') == about and 'collection' in before:
+      state.update(collection=before['collection'], removing=before['removing'])
+    return state
+
+  def attempt(self) -> dict[str, str]:
+    """Where an unfinished build begins collections; see `Engine.attempt`."""
+    about = self.state['engine']
+    return {'prefix': about['prefix'], 'uri': about['uri']}
+
+  @classmethod
+  def settle(cls, ledger: Ledger, *, before: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Drops what an index that moved to another Milvus left on the one before."""
+    if not before or before['engine'].get('uri') == state['engine']['uri']:
+      return
+    try:
+      drop(ledger, before)
+    except OSError as error:
+      raise OSError(
+        f"The index was built, and is kept at '{state['engine']['uri'] or ledger.directory}' now. "
+        f"What it replaced could not be dropped: it is left at '{before['engine']['uri']}', in the "
+        f"collection '{before['collection']}'. {error}"
+      ) from error
+
+  def facts(self) -> dict[str, Any]:
+    """Address or file, and the name of the collection."""
+    return {'uri': self.uri, 'collection': self._collection}
 
   @property
   def _collection(self):

@@ -244,13 +244,7 @@ class Searcher:
       'generation': state['generation'],
       'changed': state.get('changed', ''),
     }
-    if state['engine']['name'] == 'milvus':
-      facts.update(uri=self.engine.uri, collection=state['collection'])
-    else:
-      entries = state['segments']
-      facts['segments'] = len(entries)
-      facts['removed'] = sum((entry.get('removed') or {}).get('count', 0) for entry in entries)
-      facts['bytes'] = sum(size for entry in entries for size, _ in entry['files'].values())
+    facts.update(self.engine.facts())
     if state.get('shard'):
       facts['shard'] = '{}/{}'.format(*state['shard'])
     return facts

@@ -14,6 +14,7 @@ each file, and, where rows were removed, the file that lists them.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -44,6 +45,8 @@ FILES = (
 # Segments of earlier releases have none.
 MARK = 'segment.json'
 NAME = re.compile('[0-9a-f]{16}')
+# More rows than this are not written into one.
+MAX_ROWS = 1 << 20
 REMOVED = re.compile(r'removed-[0-9a-f]{16}\.npy')
 
 _PARTIAL = '.partial'
@@ -95,8 +98,8 @@ def check_row(row: Row) -> None:
       what = 'the id' if name == 'id' else f"the field '{name}'"
       raise ValueError(
         f"{what}, '{printable(value[:80], lines=False)}', holds the control character {character}. "
-        'Write it without tabs, line feeds and the like; a file can be renamed, or given another id '
-        'in a manifest.'
+        'Write it without tabs, line feeds and the like; a file can be renamed, or given another '
+        'id in a manifest.'
       )
 
 
@@ -425,6 +428,28 @@ class Segment:
   def problems(self) -> list[str]:
     """What is wrong with the files, by checksum; empty if nothing is."""
     return damage(self.directory, self.entry)
+
+
+def repeated(hashes: Iterable[np.ndarray]) -> np.ndarray:
+  """Values, uint64, ascending, that occur more than once in all of these arrays together."""
+  # Sorted in place: 8 bytes per crop, where a set of Python's numbers takes more than 60.
+  values = np.concatenate([np.empty(0, np.uint64), *hashes])
+  values.sort()
+  return np.unique(values[1:][values[1:] == values[:-1]])
+
+
+def problems(segments: Sequence[Segment]) -> list[str]:
+  """What is wrong with segments that belong together: sizes, checksums, ids."""
+  sentences = [problem for part in segments for problem in part.problems()]
+  if sentences:
+    return sentences
+  suspects = repeated(part.hashes[part.live] for part in segments)
+  names = collections.Counter(
+    row.id
+    for part in segments
+    for row in part.rows(np.flatnonzero(part.live & np.isin(part.hashes, suspects)).tolist())
+  )
+  return [f"The id '{name}' occurs {n} times." for name, n in names.items() if n > 1]
 
 
 def damage(directory: str, entry: Mapping[str, Any], *, content: bool = True) -> list[str]:
