@@ -205,10 +205,8 @@ class Engine(abc.ABC):
     """What an unfinished build notes, so that `begin` can remove what it left elsewhere."""
     return {}
 
-  @classmethod
-  def settle(  # noqa: B027 - not every engine keeps something elsewhere
-    cls, ledger: Ledger, *, before: Mapping[str, Any], state: Mapping[str, Any]
-  ) -> None:
+  @classmethod  # noqa: B027 - not every engine keeps something elsewhere
+  def settle(cls, ledger: Ledger, *, before: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Removes what a replaced index kept elsewhere, after the build that replaced it.
 
     Args:
@@ -253,7 +251,10 @@ class Engine(abc.ABC):
       FileNotFoundError: a file vanished meanwhile.
       ValueError: the crops changed meanwhile.
     """
-    changed = f"'{self.ledger.directory}' changed while it was merged. Merge again when nobody writes to it."
+    changed = (
+      f"'{self.ledger.directory}' changed while it was merged. Merge again when nobody writes to "
+      'it.'
+    )
     parts, rest = self.parts(), []
 
     def take(count):

@@ -230,7 +230,7 @@ class EmbeddedIndex(Engine):
     for part in self._segments:
       name = part.entry['name']
       if len(part.removed) or os.path.exists(os.path.join(ledger.segments, name)):
-        # Linked files are looked at when they are there; those that are written anew would be whole.
+        # Linked files are looked at when they are there; what is written anew would be whole.
         damaged = part.problems()
         if damaged:
           raise ValueError(f'The parts cannot be joined. {damaged[0]}')

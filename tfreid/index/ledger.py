@@ -132,7 +132,7 @@ class Ledger:
       if not os.path.isdir(folder):
         raise OSError(
           f"'{folder}', which was to be committed, has vanished: another process has cleaned up "
-          "the "
+          'the '
           'index. Give the same command again, and write from one machine only.'
         )
 
@@ -309,12 +309,11 @@ class Ledger:
       path = self._path(name)
       is_right = os.path.isdir(path) if name == SEGMENTS else os.path.isfile(path)
       if os.path.islink(path) or (os.path.exists(path) and not is_right):
+        kind = 'a link' if os.path.islink(path) else 'of another kind than it should be'
         raise ValueError(
-          f"'{path}' is {'a link' if os.path.islink(path) else 'of another kind than it should "
-          "be'}. "
-          'An index consists of files and folders of its own: what a link points to is not its own '
-          'to change or remove. Move the whole folder of the index instead; a link may point to '
-          'that.'
+          f"'{path}' is {kind}. An index consists of files and folders of its own: what a link "
+          'points to is not its own to change or remove. Move the whole folder of the index '
+          'instead; a link may point to that.'
         )
 
   @contextlib.contextmanager
