@@ -8,8 +8,9 @@ F4  training, evaluation, serving, index,            rooms; none imports another
 F3  methods                                          training alone sees it, only methods.method
 F2  joint_space, search.asking, search.client, search.gallery
 F1  networks, data, search.answer                    rooms that do not know each other
-F0  losses, correlation, replicas, spec, storage, printable, evaluation.ranking, serving.search,
-    serving.errors, serving.versions
+F0  losses, correlation, replicas, spec, storage, printable, cancellation, evaluation.ranking,
+    serving.search, serving.errors, serving.versions
+Cellar  text, and query above it                     what even the ground floor stands on
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ FLOORS = {
   'tfreid.correlation': 0,
   'tfreid.replicas': 0,
   'tfreid.spec': 0,
+  'tfreid.text': -2,
+  'tfreid.query': -1,
+  'tfreid.cancellation': 0,
   'tfreid.storage': 0,
   'tfreid.printable': 0,
   'tfreid.evaluation.ranking': 0,

@@ -237,3 +237,41 @@ def test_new_folders_are_named_on_the_disk(tmp_path, recorded):
   storage.make_directories(tmp_path / 'a' / 'b')
   assert recorded == [('sync', str(tmp_path)), ('sync', str(tmp_path / 'a'))]
   storage.make_directories(tmp_path / 'a' / 'b')
+
+
+@pytest.mark.parametrize('text', ['', 'A = 1\n', 'A = "ä"\nB = 2\n'])
+def test_checked_text_comes_back_and_is_still_a_text_with_comments(text, tmp_path):
+  path = tmp_path / 'config.gin'
+  storage.write_checked_text(path, text)
+  assert storage.read_checked_text(path) == text
+  lines = path.read_text().splitlines()
+  assert [line for line in lines if not line.startswith('#')] == text.splitlines()
+  path.write_text(text + 'C = 3\n')  # of an earlier release
+  assert storage.read_checked_text(path) == text + 'C = 3\n'
+
+
+def test_every_flip_and_cut_of_a_checked_text_is_noticed(tmp_path):
+  path = tmp_path / 'config.gin'
+  storage.write_checked_text(path, 'SEED = 5\n')
+  whole = path.read_bytes()
+  changed = [whole[:i] for i in range(len(whole))]
+  changed += [
+    whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in range(len(whole))
+  ]
+  for content in changed:
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"The configuration '.*config.gin' is damaged"):
+      storage.read_checked_text(path, what='configuration')
+
+
+def test_path_with_characters_of_patterns_is_reached_through_one_without(tmp_path):
+  folder = tmp_path / 'a[1] *?'
+  folder.mkdir()
+  (folder / 'final.index').write_text('here')
+  with storage.without_patterns(folder / 'final') as prefix:
+    assert not set('[]*?') & set(prefix)
+    with open(f'{prefix}.index') as file:
+      assert file.read() == 'here'
+  assert not os.path.lexists(os.path.dirname(prefix))
+  with storage.without_patterns(tmp_path / 'final') as prefix:
+    assert prefix == str(tmp_path / 'final')

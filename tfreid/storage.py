@@ -18,9 +18,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -28,6 +30,12 @@ CHECKSUM = 'checksum'
 SEAL = 'seal.json'
 
 _PARTIAL = '.partial-'
+_CHECKED = (
+  '# The last line is the checksum of the others; written by a program, not to be changed.\n'
+)
+_CHECKSUM_LINE = '# checksum '
+# What TensorFlow's file functions take for patterns.
+_PATTERN = re.compile(r'[\[\]*?\\{}]')
 # Some file systems (network shares, some FUSE ones) cannot sync a folder, and say so like this.
 _CANNOT_SYNC_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
 
@@ -147,6 +155,35 @@ def remove_partial_files(folder: str | os.PathLike) -> None:
     if _PARTIAL in name:
       with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
         os.remove(os.path.join(folder, name))
+
+
+@contextlib.contextmanager
+def without_patterns(path: str | os.PathLike) -> Iterator[str]:
+  """The path, or while the block lasts one through a link, without characters of patterns in it.
+
+  TensorFlow takes some names for patterns when it reads: a checkpoint below a folder called 'a[1]'
+  is not found.
+
+  Args:
+    path: of a file or folder, or the prefix of several files; the folder above it must exist.
+
+  Raises:
+    OSError: no link can be made.
+  """
+  path = os.path.abspath(path)
+  if not _PATTERN.search(path):
+    yield path
+    return
+  folder, name = os.path.split(path)
+  if _PATTERN.search(name):
+    raise ValueError(f"'{name}' in '{folder}' has a character of {_PATTERN.pattern}; rename it.")
+  temporary = tempfile.gettempdir()
+  if _PATTERN.search(temporary):
+    temporary = '/tmp'
+  with tempfile.TemporaryDirectory(prefix='tfreid-', dir=temporary) as place:
+    link = os.path.join(place, 'link')
+    os.symlink(folder, link)
+    yield os.path.join(link, name)
 
 
 def put_directory(partial: str | os.PathLike, final: str | os.PathLike) -> None:
@@ -358,6 +395,49 @@ def read_json(
     reason = 'it has no checksum' if stored is None else 'its content does not fit its checksum'
     raise ValueError(f'{damaged}: {reason}. Restore it from a copy.')
   return document
+
+
+def write_checked_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a text whose comments begin with '#', with its checksum, as `replacing` does.
+
+  The first line says that the last one holds the checksum, so that a text that was cut off is
+  noticed too.
+  """
+  text = text if text.endswith('\n') or not text else f'{text}\n'
+  body = f'{_CHECKED}{text}'
+  write_text(path, f'{body}{_CHECKSUM_LINE}{checksum(body.encode())}\n')
+
+
+def read_checked_text(path: str | os.PathLike, *, what: str = 'file') -> str:
+  """The text of a file that `write_checked_text` wrote, without the two lines that it added.
+
+  A text without them is returned as it stands: earlier releases wrote such.
+
+  Args:
+    path: the file.
+    what: what it is, for the message.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is damaged; the message names the file.
+  """
+  with open(path, 'rb') as file:
+    content = file.read()
+  damaged = f"The {what} '{os.fspath(path)}' is damaged"
+  advice = 'Restore it from a copy.'
+  try:
+    text = content.decode('utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{damaged}: {error}. {advice}') from error
+  end = re.search(rf'^{re.escape(_CHECKSUM_LINE)}([0-9a-f]+)\n\Z', text, re.MULTILINE)
+  # Cut off within its first line it is the beginning of that line.
+  begins = text.startswith(_CHECKED) or _CHECKED.startswith(text)
+  if not end and not begins and _CHECKSUM_LINE not in text:
+    return text
+  body = text[: end.start()] if end else ''
+  if not end or end.group(1) != checksum(body.encode()) or not body.startswith(_CHECKED):
+    raise ValueError(f'{damaged}: its content does not fit its checksum. {advice}')
+  return body[len(_CHECKED) :]
 
 
 def seal(folder: str | os.PathLike) -> None:

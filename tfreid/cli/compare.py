@@ -54,7 +54,6 @@ _SPEED = flags.DEFINE_float(
   'Speed of training to estimate times with until a run is finished.',
   lower_bound=1e-3,
 )
-_RESAMPLES = flags.DEFINE_integer('resamples', 2000, 'Draws of a bootstrap.', lower_bound=100)
 _WORKERS = flags.DEFINE_integer(
   'workers', 1, 'Runs at a time, each on its own share of the cores.', lower_bound=1
 )
@@ -96,12 +95,11 @@ class Comparison:
 
   def __init__(self):
     """Reads the gin files and what is on disk; runs and writes nothing."""
-    from tfreid.comparison import paper, plan, scores
+    from tfreid.comparison import paper, plan
 
     self.out = _OUT.value
     self.report = _REPORT.value or self.out
     self.systems = _SYSTEMS.value or [system.name for system in paper.SYSTEMS]
-    scores.check_resamples(_RESAMPLES.value, len(self.systems))
     self.cores = training_runs.shares(_WORKERS.value)
     self.seeds = training_runs.seeds(_SEEDS.value)
     drawn = _DATA_ROOT.value is None
@@ -318,7 +316,7 @@ class Comparison:
         os.path.join(directory, _ABOUT), json.dumps(about, indent=1, ensure_ascii=False) + '\n'
       )
     if page:
-      path = report.write(rows, about, self.report, out=self.out, resamples=_RESAMPLES.value)
+      path = report.write(rows, about, self.report, out=self.out)
       print(f'Written: {path}', flush=True)
 
   def _do(self, runs):
@@ -688,7 +686,7 @@ class Queue:
 
 def _render_only():
   """Writes the page from a comparison's results file."""
-  from tfreid.comparison import plan, report, scores
+  from tfreid.comparison import report, scores
 
   path = os.path.join(_OUT.value, scores.RESULTS_FILE)
   rows = scores.read_rows(path)
@@ -697,19 +695,11 @@ def _render_only():
       f"There are no results in '{path}'. Give --out as it was given to the command that ran the "
       'systems.'
     )
-  systems = {row['system'] for row in rows if row['role'] == plan.TABLE}
-  scores.check_resamples(_RESAMPLES.value, len(systems))
   # A pre-training has no results and so no data set.
   about = {'dataset': next((row['dataset'] for row in rows if row.get('dataset')), _DATASET.value)}
   saved = os.path.join(_OUT.value, _ABOUT)
   if os.path.isfile(saved):
     with open(saved, encoding='utf-8') as file:
       about = json.load(file)
-  page = report.write(
-    rows,
-    about,
-    _REPORT.value or _OUT.value,
-    out=_OUT.value,
-    resamples=_RESAMPLES.value,
-  )
+  page = report.write(rows, about, _REPORT.value or _OUT.value, out=_OUT.value)
   print(f'Written: {page}')

@@ -16,6 +16,7 @@ import os
 
 from absl import app, flags
 
+from tfreid import storage
 from tfreid.cli import configuration, startup
 from tfreid.printable import printable
 
@@ -96,7 +97,12 @@ def load_benchmark(about, run):
       'VALIDATION_SEED = 0',
     ]
   elif run or _GIN_FILE.value:
-    files = [os.path.join(run, 'config.gin')] if run else []
+    from tfreid import experiment
+
+    files = []
+    if run:
+      experiment.run_config(run)  # raises if it is damaged
+      files = [os.path.join(run, experiment.CONFIG_FILE)]
   else:
     raise ValueError(
       f"No config.gin lies above '{_SPACE.value}', so the data it was trained on are not known. "
@@ -201,20 +207,15 @@ def evaluate_space(about, benchmark):
 
 def epoch_of(space: str) -> int | None:
   """The number of epochs the stage of a space was trained for, where that is written down."""
-  path = os.path.join(os.path.dirname(os.path.abspath(space)), 'final.json')
-  if not os.path.isfile(path):
-    return None
-  with open(path, encoding='utf-8') as file:
-    return json.load(file).get('epochs')
+  from tfreid.training import stages
+
+  return stages.facts(os.path.dirname(os.path.abspath(space))).get('epochs')
 
 
 def write(path: str, contents: bytes):
   """Writes a file so that a reader sees the old or the new one, never half of one."""
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  partial = f'{path}.partial-{os.getpid()}'
-  with open(partial, 'wb') as file:
-    file.write(contents)
-  os.replace(partial, path)
+  storage.make_directories(os.path.dirname(os.path.abspath(path)))
+  storage.write_bytes(path, contents)
 
 
 def write_json(path: str, value):
@@ -245,6 +246,7 @@ def main(argv):
 
     import rich.console
 
+    from tfreid import experiment
     from tfreid.evaluation import results
 
     title = f'{about.get("method") or "joint space"} on {benchmark.name}, {_SPLIT.value} split'
@@ -258,10 +260,7 @@ def main(argv):
       f'in the mean, nDCG {100 * graded[f"nDCG{_TOP.value}"]:.2f} %.',
       highlight=False,
     )
-    config = ''
-    if run:
-      with open(os.path.join(run, 'config.gin'), encoding='utf-8') as file:
-        config = file.read()
+    config = experiment.run_config(run) if run else ''
     facts = {
       'dataset': benchmark.name,
       'method': about.get('method', ''),

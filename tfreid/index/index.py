@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tfreid import storage
+from tfreid import cancellation, storage
 from tfreid.index import engine, filters, segment
 from tfreid.index.engine import Engine, Match
 from tfreid.index.ledger import Ledger
@@ -153,6 +153,7 @@ class EmbeddedIndex(Engine):
     find = self._in_memory if self.resident else self._in_blocks
     results = []
     for start in range(0, len(queries), _QUERIES):
+      cancellation.check()
       for positions, scores in find(queries[start : start + _QUERIES], top_k, keep, min_score):
         if min_score is not None:
           positions, scores = positions[scores >= min_score], scores[scores >= min_score]
@@ -320,14 +321,16 @@ class EmbeddedIndex(Engine):
     """Which rows may be answered, bool [n]."""
     keep = self._live
     if where is not None:
+      # Not the condition itself: camera == 1 and camera == True are equal to Python.
+      key = repr(where)
       with self._remembering:
-        mask = self._masks.get(where)
+        mask = self._masks.get(key)
       if mask is None:
         parts = [filters.evaluate(where, s.column, len(s)) for s in self._segments]
         mask = np.concatenate([np.empty(0, bool), *parts])
       with self._remembering:
-        self._masks[where] = mask
-        self._masks.move_to_end(where)
+        self._masks[key] = mask
+        self._masks.move_to_end(key)
         if len(self._masks) > _MASKS:
           self._masks.popitem(last=False)
       keep = keep & mask
@@ -422,6 +425,7 @@ class EmbeddedIndex(Engine):
     found = [_Candidates(top_k, 2 * eps) for eps in epsilon]
     for start, part in zip(self._starts, self._segments):
       for first in range(0, len(part), _BLOCK):
+        cancellation.check()
         block = slice(first, min(first + _BLOCK, len(part)))
         allowed = keep[start + block.start : start + block.stop]
         if not allowed.any():

@@ -20,6 +20,7 @@ from tfreid.search.answer import Answer, Hit, Suggestion
 if TYPE_CHECKING:
   from tfreid.data.attributes import AttributeSchema
   from tfreid.index.embedder import Embedder
+  from tfreid.query import Query
 
 
 # Crops that verifying embeds again, and how far off their concepts may be, relatively: bfloat16 on
@@ -326,12 +327,9 @@ class Searcher:
     concepts = np.array([match.concept for match in matches]).reshape(-1, self.engine.width)
     return concepts @ self.model.embed_attributes(vectors).T
 
-  def _attributes(self, asked: Mapping[str, str] | str | None) -> Mapping[str, str]:
-    """Attribute name to value, checked."""
-    said = asking.said(self.schema, asked) if asked else {}
-    for name, value in said.items():
-      self.schema.check_value(name, value.lstrip('!'))
-    return said
+  def _attributes(self, asked: Mapping[str, str] | str | None) -> Query:
+    """What is asked of attributes, checked."""
+    return self.schema.read_query(asking.said(self.schema, asked)) if asked else {}
 
 
 class _Described:

@@ -394,7 +394,8 @@ class Segment:
     columns = {
       name: Column(known, codes) for (name, known), codes in zip(values.items(), self._codes)
     }
-    for name, (known, codes) in columns.items():
+    for name, column in columns.items():
+      known, codes = column.values, column.codes
       if not isinstance(known, list) or (
         len(codes) and not -1 <= codes.min() <= codes.max() < len(known)
       ):

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tfreid.printable import printable
+from tfreid.query import read, setting
 
 TICK, CROSS, UNKNOWN = '✓', '✗', '·'
 
@@ -54,7 +55,7 @@ class Answer:
   """The ranked crops for one query.
 
   Attributes:
-    query: attribute name to value, '!value' for "not this value".
+    query: attribute name to value, '!value' for "not this value"; see `tfreid.query`.
     hits: best first.
     text: the description as it was given.
     source: what was asked, for the page's footer.
@@ -140,20 +141,16 @@ class Answer:
 
 def describe(query: Mapping[str, str]) -> str:
   """The query in words: 'gender=female, upper_color=red, hat≠yes'."""
-  return ', '.join(
-    f'{name}≠{value[1:]}' if value.startswith('!') else f'{name}={value}'
-    for name, value in query.items()
-  )
+  return ', '.join(setting(name, value).replace('!=', '≠') for name, value in query.items())
 
 
 def verdict(asked: str, annotated: str | None) -> str:
   """TICK, CROSS or UNKNOWN: whether a crop is as the query asked.
 
   Args:
-    asked: a value, or '!value'.
+    asked: a value, 'a+b' or '!value'.
     annotated: the crop's value, 'a+b' where several are on, or None.
   """
   if annotated is None:
     return UNKNOWN
-  on = annotated.split('+')
-  return TICK if (asked.lstrip('!') in on) != asked.startswith('!') else CROSS
+  return TICK if read(asked).fits(annotated) else CROSS
