@@ -13,8 +13,9 @@ import tensorflow as tf
 
 import tfreid.search
 from tfreid.index import building
-from tfreid.search import asking, gallery
+from tfreid.search import gallery
 from tfreid.search.exported import ExportedModel
+from tfreid.source import asking
 
 QUERIES = (
   {'hat': 'yes'},

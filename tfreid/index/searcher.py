@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,13 +16,17 @@ from tfreid.index import engines, filters, segment, trust
 from tfreid.index.building import check_model
 from tfreid.index.engine import Match
 from tfreid.index.ledger import Ledger
-from tfreid.search import asking
-from tfreid.search.answer import Answer, Hit, Suggestion
+from tfreid.source import asking
+from tfreid.source.answer import Answer, Hit, Suggestion
+from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
 
 if TYPE_CHECKING:
+  from typing_extensions import Unpack
+
   from tfreid.data.attributes import AttributeSchema
   from tfreid.index.embedder import Embedder
   from tfreid.query import Query
+  from tfreid.source.protocol import Narrowing
 
 
 # Crops that verifying embeds again, and how far off their concepts may be, relatively: bfloat16 on
@@ -106,29 +112,23 @@ class Searcher:
 
   def search(
     self,
-    query: str | Mapping[str, str] | np.ndarray,
+    query: Description | np.ndarray,
     *,
     top_k: int = 20,
-    explain: bool = False,
-    where: str = '',
-    must: Mapping[str, str] | str | None = None,
-    must_not: Mapping[str, str] | str | None = None,
-    exclude: Sequence[str] = (),
-    min_score: float | None = None,
     text: str = '',
+    explain: bool = False,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
   ) -> Answer:
     """The best crops for a query.
 
     Args:
       query: a description in words, attribute name to value, or a concept (float32 [E]).
       top_k: number of crops, at most.
-      explain: fill `Hit.reasons`; a concept has no attributes, and so no reasons.
-      where: a condition on fields, see `tfreid.index.filters`.
-      must: attributes with which a crop must be annotated, by name or in words.
-      must_not: attributes with which a crop must not be annotated.
-      exclude: ids that are not wanted, for example because they were seen.
-      min_score: only crops with at least this score.
       text: the description as it was given, for the answer.
+      explain: fill `Hit.reasons`; a concept has no attributes, and so no reasons.
+      options: which crops may be answered.
+      **narrowing: single options: where, must, must_not, exclude, min_score.
 
     Raises:
       ValueError: words, attributes, values or fields that are not known; the message names them.
@@ -145,15 +145,8 @@ class Searcher:
           f'A concept has {self.engine.width} numbers; this one has the shape {concept.shape}.'
         )
     started = time.perf_counter()
-    matches = self._matches(
-      concept,
-      top_k=top_k,
-      where=where,
-      must=must,
-      must_not=must_not,
-      exclude=exclude,
-      min_score=min_score,
-    )
+    options = SearchOptions.joined(options, narrowing)
+    matches = self._matches(concept, top_k=top_k, options=options)
     reasons: list[dict[str, float]] = [{} for _ in matches]
     if explain and said and matches:
       without = self._scores(matches, asking.withdrawals(self.schema, said))
@@ -168,14 +161,20 @@ class Searcher:
     )
 
   def suggest(
-    self, query: str | Mapping[str, str], *, top_k: int = 50, **options: Any
+    self,
+    query: Description,
+    *,
+    top_k: int = CANDIDATES,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
   ) -> list[Suggestion]:
     """What to ask for next: the attributes that the query leaves out, best first.
 
     Args:
       query: a description in words, or attribute name to value.
       top_k: number of best crops between which the answer is to decide.
-      **options: of `search`, which narrow what these crops are.
+      options: which crops these may be.
+      **narrowing: single options, as in `search`.
 
     Returns:
       For each attribute of which nothing is said, the bits that its answer is expected to give
@@ -184,43 +183,54 @@ class Searcher:
     Raises:
       ValueError: words, attributes, values or fields that are not known.
     """
+    options = SearchOptions.joined(options, narrowing)
     said = asking.said(self.schema, query)
 
     def score(vectors):
-      matches = self._matches(self.model.embed_query(said), top_k=top_k, **options)
+      matches = self._matches(self.model.embed_query(said), top_k=top_k, options=options)
       return np.array([match.score for match in matches]), self._scores(matches, vectors)
 
     return asking.suggest(self.schema, said, score)
 
-  def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
+  def like(
+    self,
+    crop: str | bytes,
+    *,
+    top_k: int = 20,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
+  ) -> Answer:
     """The crops most like one crop.
 
     Args:
       crop: the id of a crop of the index (which is then left out of the answer), the path of an
         image, or the bytes of one.
       top_k: number of crops, at most.
-      **options: of `search`.
+      options: which crops may be answered.
+      **narrowing: single options, as in `search`.
 
     Raises:
       ValueError: it is neither, or the image cannot be decoded.
     """
-    options['top_k'] = top_k
-    if isinstance(crop, bytes):
-      return self.search(self.model.embed_images([crop])[0], **options)
-    if self.engine.rows([crop]):
-      options['exclude'] = [*options.get('exclude', ()), crop]
-      return self.search(self.engine.concepts([crop])[0], text=f'like {crop}', **options)
-    if not os.path.isfile(crop):
-      raise ValueError(f"'{crop}' is neither an id of the index nor an image file.")
-    contents = storage.read_bytes(crop, limit=_LARGEST_IMAGE)
-    return self.search(self.model.embed_images([contents])[0], text=f'like {crop}', **options)
+    options = SearchOptions.joined(options, narrowing)
+    text = '' if isinstance(crop, bytes) else f'like {crop}'
+    if isinstance(crop, str) and self.engine.rows([crop]):
+      options = dataclasses.replace(options, exclude=[*options.exclude, crop])
+      concept = self.engine.concepts([crop])[0]
+    else:
+      if isinstance(crop, str):
+        if not os.path.isfile(crop):
+          raise ValueError(f"'{crop}' is neither an id of the index nor an image file.")
+        crop = storage.read_bytes(crop, limit=_LARGEST_IMAGE)
+      concept = self.model.embed_images([crop])[0]
+    return self.search(concept, top_k=top_k, text=text, options=options)
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
-    """The concepts of crops; see `tfreid.search.Source`."""
+    """The concepts of crops; see `Source`."""
     return asking.embedded(crops, self.model.embed_images)
 
-  def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
-    """The concept of a description; see `tfreid.search.Source`."""
+  def embed_query(self, query: Description) -> np.ndarray:
+    """The concept of a description; see `Source`."""
     return self.model.embed_query(asking.said(self.schema, query))
 
   def crop(self, identifier: str) -> Hit | None:
@@ -231,6 +241,29 @@ class Searcher:
   def refresh(self) -> bool:
     """Takes over what was added and removed since; returns whether that was anything."""
     return self.engine.refresh()
+
+  def capabilities(self) -> Capabilities:
+    """All that there is; the model must have a schema and the signatures for it."""
+    return Capabilities(explain=True, suggest=True, like=True, upload=True, narrow=True)
+
+  def pinned(self) -> Searcher:
+    """This index, which takes over nothing by itself."""
+    return self
+
+  def newer(self) -> Searcher | None:
+    """The index with what was committed since; see `Source.newer`. It has the same model."""
+    newer = self.engine.newer()
+    if newer is None or newer is self.engine:
+      return None if newer is None else self
+    try:
+      if self._model is not None:
+        check_model(newer.state, self._model)
+    except ValueError:
+      newer.close()
+      raise
+    other = copy.copy(self)
+    other.engine = newer
+    return other
 
   def info(self) -> dict[str, Any]:
     """Facts of the index as plain JSON types."""
@@ -301,24 +334,18 @@ class Searcher:
   def __exit__(self, *exception: Any) -> None:
     self.close()
 
-  def _matches(
-    self,
-    concept: np.ndarray,
-    *,
-    top_k: int,
-    where: str = '',
-    must: Mapping[str, str] | str | None = None,
-    must_not: Mapping[str, str] | str | None = None,
-    exclude: Sequence[str] = (),
-    min_score: float | None = None,
-  ) -> list[Match]:
-    """The best crops for a concept, float32 [E]; see `search`."""
+  def _matches(self, concept: np.ndarray, *, top_k: int, options: SearchOptions) -> list[Match]:
+    """The best crops for a concept, float32 [E]."""
     condition = filters.joined(
-      filters.parse(where) if where else None,
-      filters.required(self._attributes(must), self._attributes(must_not)),
+      filters.parse(options.where) if options.where else None,
+      filters.required(self._attributes(options.must), self._attributes(options.must_not)),
     )
     (matches,) = self.engine.search(
-      concept[np.newaxis], top_k=top_k, where=condition, exclude=exclude, min_score=min_score
+      concept[np.newaxis],
+      top_k=top_k,
+      where=condition,
+      exclude=options.exclude,
+      min_score=options.min_score,
     )
     return matches
 

@@ -6,16 +6,24 @@ import functools
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfreid import storage
 from tfreid.data.attributes import AttributeSchema
-from tfreid.search import asking, gallery
-from tfreid.search.answer import Answer, Hit, Suggestion
+from tfreid.search import gallery
 from tfreid.serving import errors, loading, versions
+from tfreid.source import asking
+from tfreid.source.answer import Answer, Hit, Suggestion
+from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
+
+if TYPE_CHECKING:
+  from typing_extensions import Unpack
+
+  from tfreid.source.protocol import Narrowing
 
 
 class ExportedModel:
@@ -55,14 +63,15 @@ class ExportedModel:
 
   def search(
     self,
-    query: str | Mapping[str, str],
+    query: Description,
     *,
     top_k: int = 20,
     text: str = '',
     explain: bool = False,
-    **options: Any,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
   ) -> Answer:
-    """The best crops for a description; see `tfreid.search.Source`.
+    """The best crops for a description; see `Source`.
 
     The export fixed how many there are at most, and there are no options. Reasons come from the
     same pass through the model.
@@ -71,7 +80,7 @@ class ExportedModel:
       ValueError: an unknown word, attribute or value, an option, or `explain` of a model that was
         exported before it could.
     """
-    gallery.check(top_k, options)
+    gallery.check(top_k, options, narrowing)
     if isinstance(query, str):
       text = text or query
     said = asking.said(self.schema, query)
@@ -88,7 +97,14 @@ class ExportedModel:
     seconds = time.perf_counter() - started
     return self._answer(found, top_k=top_k, query=said, text=text, seconds=seconds, reasons=reasons)
 
-  def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
+  def like(
+    self,
+    crop: str | bytes,
+    *,
+    top_k: int = 20,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
+  ) -> Answer:
     """The crops most like one crop.
 
     Args:
@@ -96,12 +112,13 @@ class ExportedModel:
         image, or the bytes of one. The concept of a crop of the gallery is in the model: its file
         need not exist any more.
       top_k: number of crops; the export fixed how many there are at most.
-      **options: none; those of an index are refused.
+      options: none; those of an index are refused.
+      **narrowing: none, likewise.
 
     Raises:
       ValueError: it is neither, the image cannot be decoded, or an option.
     """
-    gallery.check(top_k, options)
+    gallery.check(top_k, options, narrowing)
     text, left_out = '', ''
     started = time.perf_counter()
     if isinstance(crop, bytes):
@@ -113,21 +130,28 @@ class ExportedModel:
         left_out = crop
         found = self._ask('search_concepts', concepts=tf.constant(concept[np.newaxis]))
       elif os.path.isfile(crop):
-        with open(crop, 'rb') as file:
-          found = self._ask('search_images', image_bytes=tf.constant([file.read()]))
+        contents = storage.read_bytes(crop)
+        found = self._ask('search_images', image_bytes=tf.constant([contents]))
       else:
         raise ValueError(f"'{crop}' is neither an id of the gallery nor an image file.")
     seconds = time.perf_counter() - started
     return self._answer(found, top_k=top_k, text=text, seconds=seconds, left_out=left_out)
 
-  def suggest(self, query: str | Mapping[str, str], *, top_k: int = 50) -> list[Suggestion]:
-    """What to ask for next, of which the query says nothing; see `tfreid.search.Source`.
+  def suggest(
+    self,
+    query: Description,
+    *,
+    top_k: int = CANDIDATES,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
+  ) -> list[Suggestion]:
+    """What to ask for next, of which the query says nothing; see `Source`.
 
     Raises:
       ValueError: an unknown word, attribute or value, or a model that was exported before it could
         explain.
     """
-    gallery.check(top_k, {})
+    gallery.check(top_k, options, narrowing)
     said = asking.said(self.schema, query)
     vector = self.schema.encode_query(said)
 
@@ -142,7 +166,7 @@ class ExportedModel:
     return asking.suggest(self.schema, said, score)
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
-    """The concepts of crops; see `tfreid.search.Source`."""
+    """The concepts of crops; see `Source`."""
     return asking.embedded(
       crops,
       lambda contents: self._ask('embed_images', image_bytes=tf.constant(contents))[
@@ -150,8 +174,8 @@ class ExportedModel:
       ].numpy(),
     )
 
-  def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
-    """The concept of a description; see `tfreid.search.Source`."""
+  def embed_query(self, query: Description) -> np.ndarray:
+    """The concept of a description; see `Source`."""
     vector = self.schema.encode_query(asking.said(self.schema, query))
     found = self._ask('embed_attributes', attributes=tf.constant(vector[np.newaxis]))
     return found['concepts'].numpy()[0]
@@ -161,6 +185,25 @@ class ExportedModel:
     if self._row(identifier) is None:
       return None
     return gallery.hits([identifier], [0.0], self._gallery, top_k=1)[0]
+
+  def capabilities(self) -> Capabilities:
+    """What the signatures of the model allow."""
+    names = self._signatures()
+    return Capabilities(
+      explain='explain' in names,
+      suggest='explain' in names,
+      like='search_concepts' in names,
+      upload='search_images' in names,
+      narrow=False,
+    )
+
+  def pinned(self) -> ExportedModel:
+    """This model: a version that was exported does not change."""
+    return self
+
+  def newer(self) -> None:
+    """None: what was loaded stays."""
+    return None
 
   def info(self) -> dict[str, Any]:
     """Facts of the model as plain JSON types: assets.extra/model.json, and what was loaded."""

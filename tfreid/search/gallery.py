@@ -1,4 +1,4 @@
-"""What is known of the crops of a gallery beside their concepts, and ranked rows of it. Floor 2."""
+"""What is known of the crops of a gallery beside their concepts, and ranked rows of it. Floor 5."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfreid.search.answer import Hit
+from tfreid.source.answer import Hit
+from tfreid.source.protocol import SearchOptions
 
-# What an index can do and a gallery inside a model cannot.
-_OPTIONS = ('where', 'must', 'must_not', 'exclude', 'min_score')
 # What of a row of gallery.jsonl has a place of its own in a hit.
 _OWN = ('id', 'path', 'attributes')
 
 
-def check(top_k: int, options: Mapping[str, Any]) -> None:
+def check(top_k: int, options: SearchOptions | None, narrowing: Mapping[str, Any]) -> None:
   """Refuses what the gallery inside a model cannot do.
 
   Raises:
@@ -24,12 +23,10 @@ def check(top_k: int, options: Mapping[str, Any]) -> None:
   """
   if top_k < 1:
     raise ValueError(f'The number of results must be at least 1, not {top_k}.')
-  unknown = [name for name in options if name not in _OPTIONS]
-  if unknown:
-    raise TypeError(f'search() got an unexpected keyword argument {unknown[0]!r}')
-  if options:
+  given = SearchOptions.joined(options, narrowing).given
+  if given:
     raise ValueError(
-      f'{", ".join(sorted(options))}: only an index can filter its answers. Make one of the crops '
+      f'{", ".join(sorted(given))}: only an index can filter its answers. Make one of the crops '
       'with tools/index.py.'
     )
 

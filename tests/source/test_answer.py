@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tfreid.search import page
-from tfreid.search.answer import CROSS, TICK, UNKNOWN, Answer, Hit, Suggestion, verdict
+from tfreid.source.answer import CROSS, TICK, UNKNOWN, Answer, Hit, Suggestion, verdict
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 
 from tfreid.data import words
 from tfreid.data.attributes import NONE, AttributeSchema
-from tfreid.search.answer import Suggestion
+from tfreid.source.answer import Suggestion
 
 
 class Question(NamedTuple):

@@ -7,8 +7,8 @@ import pytest
 
 from tfreid.data import market1501
 from tfreid.data.attributes import Attribute, AttributeSchema
-from tfreid.search import asking
-from tfreid.search.answer import Suggestion
+from tfreid.source import asking
+from tfreid.source.answer import Suggestion
 
 SCHEMA = AttributeSchema(
   'Depot',
