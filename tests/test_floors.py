@@ -37,6 +37,7 @@ FLOORS = {
   'tfreid.serving.search': 0,
   'tfreid.serving.errors': 0,
   'tfreid.serving.versions': 0,
+  'tfreid.serving.operations': 0,
   'tfreid.serving.loading': 1,
   'tfreid.networks': 1,
   'tfreid.data': 1,
@@ -289,6 +290,26 @@ def test_several_violations_are_each_named_with_file_and_line(house):
   ]
 
 
+def table() -> str:
+  """FLOORS as the lines of docs/architecture.md; `python tests/test_floors.py` prints it."""
+  lines = ['| floor | rooms |', '|---|---|']
+  for floor in sorted(set(FLOORS.values()), reverse=True):
+    rooms = sorted(name.removeprefix('tfreid.') for name, on in FLOORS.items() if on == floor)
+    lines.append(f'| F{floor} | {", ".join(f"`{room}`" for room in rooms)} |')
+  return '\n'.join(lines)
+
+
+def test_the_document_shows_the_floors_as_they_are():
+  text = (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8')
+  assert table() in text, 'print it with `python tests/test_floors.py`'
+
+
+def test_a_package_stands_on_one_floor():
+  split = {name.split('.')[1] for name in FLOORS if name.count('.') > 1}
+  # What is left to mend; no other may be added.
+  assert split <= {'evaluation', 'serving'}
+
+
 def test_the_folder_gin_does_not_shadow_gin_config():
   """A package beats a folder of the same name on the path, unless the folder is a package too."""
   assert (ROOT / 'gin').is_dir()
@@ -296,3 +317,7 @@ def test_the_folder_gin_does_not_shadow_gin_config():
   import gin
 
   assert callable(gin.parse_config_files_and_bindings)
+
+
+if __name__ == '__main__':
+  print(table())

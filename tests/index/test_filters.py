@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from tfreid.index import filters
+from tfreid.index import filters, milvus_filters
 from tfreid.index.filters import Column, Compare, Has, In, Missing
 
 ROWS = [
@@ -207,7 +207,7 @@ def test_fields_that_no_filter_could_name_are_refused(name):
 
 
 def test_milvus_expressions_quote_what_people_write():
-  text = filters.to_milvus(filters.parse("site == 'a\"b\\\\' or camera in [1, 2.5, 'x']"))
+  text = milvus_filters.to_milvus(filters.parse("site == 'a\"b\\\\' or camera in [1, 2.5, 'x']"))
   assert text == (
     '(fields["site"] == "a\\"b\\\\") or '
     '(fields["camera"] in [1] or fields["camera"] in [2.5] or fields["camera"] in ["x"])'

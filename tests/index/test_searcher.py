@@ -15,6 +15,7 @@ import tfreid.index
 import tfreid.search
 from tfreid.index import building, manifest
 from tfreid.index.embedder import Embedder
+from tfreid.search import SearchOptions, ask
 from tfreid.search.exported import ExportedModel
 
 ROOT = Path(__file__).parents[2]
@@ -225,3 +226,19 @@ def test_the_examples_of_the_documentation_run(models, crops, tmp_path, monkeypa
   (tmp_path / 'saved_models' / 'demo').symlink_to(models / 'people')
   for example in examples:
     exec(compile(example, 'docs/search.md', 'exec'), {})
+
+
+def test_reasons_and_suggestions_come_with_the_answer(depot):
+  with tfreid.index.open(depot) as index:
+    check_composed(index)
+
+
+def check_composed(index):
+  answer = ask(index, 'red top', top_k=5, options=SearchOptions(where='camera is None'))
+  assert [hit.id for hit in answer.hits] == [
+    hit.id for hit in index.search('red top', top_k=5, where='camera is None').hits
+  ]
+  assert all(hit.reasons for hit in answer.hits)
+  assert list(answer.suggestions) == index.suggest('red top', where='camera is None')
+  plain = ask(index, 'red top', top_k=5, explain=False, suggest=False)
+  assert not plain.suggestions and not any(hit.reasons for hit in plain.hits)

@@ -38,6 +38,13 @@ _NAMED = 5  # corrupt files that a message names
 Finished = Callable[[int, int, int], None]
 
 
+class Known(Protocol):
+  """What is known of a model without loading it."""
+
+  directory: str
+  fingerprint: str
+
+
 class Model(Protocol):
   """What makes concepts of crops; `Embedder` is one."""
 
@@ -353,7 +360,7 @@ def _attempt(index: Engine, fingerprint: str, generation: int) -> dict[str, Any]
   return {'generation': generation, 'fingerprint': fingerprint, **index.attempt()}
 
 
-def check_model(state: Mapping[str, Any], model: Model) -> None:
+def check_model(state: Mapping[str, Any], model: Known) -> None:
   """Refuses a model that an index was not built with.
 
   Raises:
@@ -501,7 +508,7 @@ def _embedded(
 
   workers = concurrent.futures.ThreadPoolExecutor(in_flight)
   try:
-    waiting = collections.deque()
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     for read in _read(rows, batch_size):
       waiting.append(workers.submit(embed, *read))
       if len(waiting) > in_flight:
@@ -558,7 +565,8 @@ def _embed(model, contents) -> tuple[np.ndarray, list[int], list[tuple[int, str]
 
   A model refuses a batch for one bad image and does not say which, so halves are tried.
   """
-  vectors, good, bad = [np.empty((0, model.size), np.float32)], [], []
+  vectors, bad = [np.empty((0, model.size), np.float32)], []
+  good: list[int] = []
   open_ = [(0, len(contents))] if contents else []
   while open_:
     start, stop = open_.pop()

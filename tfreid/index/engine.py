@@ -255,7 +255,8 @@ class Engine(abc.ABC):
       f"'{self.ledger.directory}' changed while it was merged. Merge again when nobody writes to "
       'it.'
     )
-    parts, rest = self.parts(), []
+    parts = self.parts()
+    rest: list[tuple[np.ndarray, list[Row]]] = []
 
     def take(count):
       while count:

@@ -37,10 +37,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tfreid import storage
-from tfreid.index import engine, filters, segment, trust
+from tfreid.index import engine, filters, milvus_filters, segment, trust
 from tfreid.index.engine import Engine, Match
 from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row, Segment, id_hash
+from tfreid.printable import control_character
 
 _Answer = TypeVar('_Answer')
 
@@ -154,9 +155,13 @@ class MilvusIndex(Engine):
         return [[] for _ in checked]
       parts = [_visible(state)]
       if where is not None:
-        parts.append(filters.to_milvus(where))
-      if exclude:
-        parts.append(f'id not in {_list(exclude)}')
+        milvus_filters.check(where)
+        parts.append(milvus_filters.to_milvus(where))
+      odd = {name for name in exclude if control_character(name)}
+      if set(exclude) - odd:
+        parts.append(f'id not in {_list(set(exclude) - odd)}')
+      if positions := self._positions_of(state, odd):
+        parts.append(f'position not in {positions}')
       expression = ' and '.join(f'({part})' for part in parts)
       epsilon = engine.rounding(checked, state['greatest_norm'])
       return [self._best(state, q, top_k, expression, eps) for q, eps in zip(checked, epsilon)]
@@ -565,7 +570,7 @@ class MilvusIndex(Engine):
             'generation': state['generation'],
             'id': row.id,
             'fields': fields,
-            'marks': filters.marks(row.fields, row.attributes),
+            'marks': milvus_filters.marks(row.fields, row.attributes),
             'row': whole,
             'concept': concept.tolist(),
           }
@@ -577,10 +582,24 @@ class MilvusIndex(Engine):
   def _find(self, state, ids, *output):
     """Entities of the rows with these ids."""
     ids = sorted(set(ids))
-    found = []
+    odd = {name for name in ids if control_character(name)}
+    ids = [name for name in ids if name not in odd]
+    found = self._at(state, self._positions_of(state, odd), *output) if odd else []
     for start in range(0, len(ids), _BATCH):
       found += self._query(state, f'id in {_list(ids[start : start + _BATCH])}', *output)
     return found
+
+  def _positions_of(self, state, ids: set[str]) -> list[int]:
+    """Positions of rows with these ids, compared here: earlier releases took such ids.
+
+    In Milvus' expressions a text with a control character equals nothing, itself included.
+    """
+    positions = []
+    for start in range(0, state.get('next_position', 0) if ids else 0, _BATCH):
+      window = f'position >= {start} and position < {start + _BATCH}'
+      rows = self._query(state, window, 'id', 'position')
+      positions += [row['position'] for row in rows if row['id'] in ids]
+    return positions
 
   def _at(self, state, positions, *output):
     """Entities of the rows at these positions."""
@@ -685,7 +704,7 @@ def _visible(state: Mapping[str, Any]) -> str:
 def _within(positions: np.ndarray, position: int) -> bool:
   """Whether a position is among these, which ascend."""
   place = np.searchsorted(positions, position)
-  return place < len(positions) and positions[place] == position
+  return bool(place < len(positions) and positions[place] == position)
 
 
 def _list(texts: Iterable[str]) -> str:

@@ -99,6 +99,7 @@ class Searcher:
         self._model = Embedder(directory)
       else:
         check_model(self.engine.state, _Described(directory))
+    assert self._model is not None  # else `check_model` has refused it
     return self._model
 
   @property

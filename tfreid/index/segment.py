@@ -93,8 +93,7 @@ def check_row(row: Row) -> None:
   """
   texts = {'id': row.id, **row.fields, **row.attributes}
   for name, value in texts.items():
-    character = control_character(value) if isinstance(value, str) else ''
-    if character:
+    if isinstance(value, str) and (character := control_character(value)):
       what = 'the id' if name == 'id' else f"the field '{name}'"
       raise ValueError(
         f"{what}, '{printable(value[:80], lines=False)}', holds the control character {character}. "

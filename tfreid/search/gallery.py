@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfreid import storage
 from tfreid.source.answer import Hit
 from tfreid.source.protocol import SearchOptions
 
@@ -34,25 +35,46 @@ def check(top_k: int, options: SearchOptions | None, narrowing: Mapping[str, Any
 def read(path: str) -> dict[str, dict[str, Any]]:
   """What is known of each crop, by id; {} where nothing was kept.
 
+  Where model.json lies beside the file, as in an export, the checksum in it is compared.
+
   Args:
     path: of an export's `assets.extra/gallery.jsonl`: a JSON object per line, with the key id.
 
   Raises:
-    ValueError: a line is none.
+    ValueError: it is not what was exported, or a line is no such object.
   """
   if not os.path.isfile(path):
     return {}
+  content = storage.read_bytes(path)
+  checksum = _exported_checksum(path)
+  if checksum and storage.checksum(content) != checksum:
+    raise ValueError(
+      f"'{path}' is not what was exported: its checksum differs. Copy it again, or export again."
+    )
   rows = {}
-  with open(path, encoding='utf-8') as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line)
-        rows[row['id']] = row
-      except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path}, line {number}: no JSON object with an id: {error!r}.') from error
+  for number, line in enumerate(content.split(b'\n'), start=1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+      if not isinstance(row['id'], str):
+        raise TypeError(f'the id {row["id"]!r} is no text')
+      rows[row['id']] = row
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+      raise ValueError(f'{path}, line {number}: no JSON object with an id: {error!r}.') from error
   return rows
+
+
+def _exported_checksum(path: str) -> str:
+  """What model.json beside a gallery file says of it; '' of an earlier export, or a copy."""
+  beside = os.path.join(os.path.dirname(path), 'model.json')
+  if not os.path.isfile(beside):
+    return ''
+  try:
+    about = json.loads(storage.read_bytes(beside))
+    return str(about.get('gallery_checksum', ''))
+  except (ValueError, AttributeError, RecursionError) as error:
+    raise ValueError(f"'{beside}' is damaged: {error}. Export the model again.") from error
 
 
 def hits(
