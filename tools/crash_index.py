@@ -166,6 +166,26 @@ def _contents(engine):
   return found
 
 
+def check_nothing_is_left(index: str) -> None:
+  """Cleans up as the next writer would, and looks whether a killed one left anything.
+
+  Raises:
+    AssertionError: it did.
+  """
+  from tfreid.index.ledger import Ledger
+
+  ledger = Ledger(index)
+  if not ledger.exists:
+    return
+  with ledger.lock():
+    ledger.clean()
+    shards = ledger.read_pending().get('shards', {}).values()
+    entries = [*ledger.read()['segments'], *(shard['segment'] for shard in shards)]
+  left = set(os.listdir(ledger.segments)) - {entry['name'] for entry in entries if entry}
+  if left:
+    raise AssertionError(f'Of killed writers is left: {sorted(left)}.')
+
+
 def run(folder: str, kills: int, seed: int, longest: float, engine: str) -> dict[str, int]:
   """Kills `kills` children; returns what was under way, and how it came out.
 
@@ -226,6 +246,8 @@ def run(folder: str, kills: int, seed: int, longest: float, engine: str) -> dict
           f'After kill {kill} in {under_way and under_way["begin"]} the index has {known}; '
           f'expected {before} or {under_way and under_way["after"]}.'
         )
+    if kill % 10 == 9 or kill == kills - 1:
+      check_nothing_is_left(index)
     name = f'killed in {under_way["begin"]}: {outcome}' if under_way else 'killed between'
     counts[name] = counts.get(name, 0) + 1
   return counts

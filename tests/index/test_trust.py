@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -314,3 +315,33 @@ def test_names_that_mean_something_to_others_are_only_names(tmp_path, files, dig
   building.compact(directory)
   assert building.merge(str(tmp_path / f'{name} 2'), [directory]) == 5
   assert tfreid.index.open(directory).problems(files=False) == []
+
+
+def stopping(count):
+  """`os.remove`, at which the process is stopped after so many files."""
+  remove, left = os.remove, [count]
+
+  def stops(path):
+    if not left[0]:
+      raise KeyboardInterrupt
+    left[0] -= 1
+    remove(path)
+
+  return stops
+
+
+@pytest.mark.parametrize('marked', [True, False])
+def test_a_removal_that_was_killed_is_finished_by_the_next_writer(built, monkeypatch, marked):
+  (first, second) = (entry['name'] for entry in Ledger(built).read()['segments'])
+  folder, copy = built / 'segments' / first, built / 'segments' / ('c' * 16)
+  for kept in range(9):
+    shutil.copytree(built / 'segments' / second, copy)
+    (copy / segment.MARK).write_text(json.dumps(storage.with_checksum({'segment': 'c' * 16})))
+    if not marked:
+      (copy / segment.MARK).unlink()
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+      patched.setattr(os, 'remove', stopping(kept))
+      segment.remove(str(copy))
+    building.compact(str(built))
+    assert not copy.exists()
+  assert folder.exists()

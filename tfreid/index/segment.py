@@ -152,8 +152,7 @@ def new_folder(folder: str, name: str) -> Iterator[str]:
   os.mkdir(partial)
   try:
     # First of all: whatever else a kill leaves in it, it is known to be a writer's.
-    with open(os.path.join(partial, MARK), 'w', encoding='utf-8') as file:
-      json.dump(storage.with_checksum({'segment': name}), file)
+    _write_mark(partial)
     yield partial
     storage.sync_directory(partial)
     os.rename(partial, os.path.join(folder, name))
@@ -161,6 +160,12 @@ def new_folder(folder: str, name: str) -> Iterator[str]:
   except BaseException:
     remove(partial)
     raise
+
+
+def _write_mark(folder: str) -> None:
+  name = os.path.basename(folder).removesuffix(_PARTIAL)
+  with open(os.path.join(folder, MARK), 'w', encoding='utf-8') as file:
+    json.dump(storage.with_checksum({'segment': name}), file)
 
 
 def remove(folder: str) -> bool:
@@ -175,16 +180,23 @@ def remove(folder: str) -> bool:
   """
   if not _is_written(folder):
     return False
-  for file in os.listdir(folder):
+  files = set(os.listdir(folder))
+  if files and MARK not in files:
+    # Of an earlier release: a kill may leave a part of it, which must be known as well. Where the
+    # disk is full, removing comes first.
+    with contextlib.suppress(OSError):
+      _write_mark(folder)
+  for file in sorted(files - {MARK}):
     with contextlib.suppress(FileNotFoundError):
       os.remove(os.path.join(folder, file))
+  with contextlib.suppress(FileNotFoundError):
+    os.remove(os.path.join(folder, MARK))
   os.rmdir(folder)
   return True
 
 
 def _is_written(folder: str) -> bool:
-  name = os.path.basename(folder)
-  plain = name[: -len(_PARTIAL)] if name.endswith(_PARTIAL) else name
+  plain = os.path.basename(folder).removesuffix(_PARTIAL)
   if not NAME.fullmatch(plain) or os.path.islink(folder) or not os.path.isdir(folder):
     return False
   files = set(os.listdir(folder))
