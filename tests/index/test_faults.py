@@ -465,7 +465,7 @@ def test_a_damaged_segment_is_found(tmp_path, files, digest_model, file, harm):
     'missing': 'is missing.',
   }[harm]
   assert Ledger(directory).damage() == [f'{path} {said}']
-  if harm == 'flipped':
+  if harm == 'flipped' and file != 'offsets.npy':
     # As an index is opened that is too large to be read whole each time.
     unread = engines.open_engine(Ledger(directory), check=False)
     assert unread.problems() == [f'{path} {said}']

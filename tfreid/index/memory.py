@@ -72,6 +72,19 @@ class MemoryIndex(Engine):
     """Name, and the key by which this process knows the crops."""
     return {**super().describe(uri), 'key': f'{os.getpid()}-{secrets.token_hex(8)}'}
 
+  @classmethod
+  def begin(
+    cls,
+    ledger: Ledger,
+    state: Mapping[str, Any],
+    *,
+    before: Mapping[str, Any],
+    pending: Mapping[str, Any],
+  ) -> dict[str, Any]:
+    """The state from which a build starts; it goes on with what it replaces until it commits."""
+    state = super().begin(ledger, state, before=before, pending=pending)
+    return {**state, 'engine': dict(before.get('engine', state['engine']))}
+
   @property
   def size(self) -> int:
     """Number of crops."""
