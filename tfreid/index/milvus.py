@@ -628,7 +628,8 @@ class MilvusIndex(Engine):
     """Turns Milvus' errors into OSErrors that say where they come from."""
     try:
       yield
-    except self._exceptions as error:
+    except (self._exceptions, json.JSONDecodeError) as error:
+      # The second is what a damaged file of Milvus Lite looks like.
       raise OSError(f"Milvus at '{self.uri}': {error}") from error
 
 

@@ -90,9 +90,9 @@ class Searcher:
         this user has not.
     """
     if self._model is None:
+      path = self._path or trust.model_path(self.engine.state, self.directory)
       from tfreid.index.embedder import Embedder, description, version
 
-      path = self._path or trust.model_path(self.engine.state, self.directory)
       # Before loading, which takes long: is it the right one?
       directory = version(path)
       if description(directory)['fingerprint'] == self.engine.state['model']['fingerprint']:
