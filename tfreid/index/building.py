@@ -177,9 +177,9 @@ def add(
   check_model(state, model)
   with ledger.lock():
     ledger.clean()
-    found = engines.open_engine(ledger)
+    index = engines.open_engine(ledger)
     try:
-      there = found.rows([row.id for row in rows])
+      there = index.rows([row.id for row in rows])
       if there and existing == 'refuse':
         raise ValueError(
           f"The index has {len(there)} of these ids already, '{next(iter(there))}' first. Use "
@@ -188,11 +188,11 @@ def add(
       if existing == 'skip':
         rows = [row for row in rows if row.id not in there]
       report = _fill(
-        found,
+        index,
         rows,
         model,
         remove=list(there) if existing == 'replace' else (),
-        shard=found.state.get('shard'),
+        shard=index.state.get('shard'),
         shard_rows=shard_rows,
         batch_size=batch_size,
         in_flight=in_flight,
@@ -201,7 +201,7 @@ def add(
         finished=finished,
       )
     finally:
-      found.close()
+      index.close()
   return dataclasses.replace(report, skipped=len(there) if existing == 'skip' else 0)
 
 
@@ -225,10 +225,10 @@ def remove(directory: str, ids: Iterable[str], *, missing_ok: bool = False) -> i
   ledger.read()
   with ledger.lock():
     ledger.clean()
-    found = engines.open_engine(ledger)
+    index = engines.open_engine(ledger)
     try:
       ids = list(dict.fromkeys(ids))
-      there = found.rows(ids)
+      there = index.rows(ids)
       missing = [name for name in ids if name not in there]
       if missing and not missing_ok:
         raise ValueError(
@@ -236,10 +236,10 @@ def remove(directory: str, ids: Iterable[str], *, missing_ok: bool = False) -> i
           'Nothing was removed.'
         )
       if there:
-        found.commit([], remove=list(there), shard=found.state.get('shard'))
+        index.commit([], remove=list(there), shard=index.state.get('shard'))
       return len(there)
     finally:
-      found.close()
+      index.close()
 
 
 def compact(directory: str) -> None:
@@ -383,15 +383,15 @@ def _order(sources: list[Engine]) -> None:
   counts = {shard[1] for shard in shards if shard}
   numbers = sorted(shard[0] for shard in shards if shard)
   if not all(shards) or len(counts) > 1 or numbers != list(range(1, min(counts) + 1)):
-    said = ', '.join(f'{shard[0]}/{shard[1]}' if shard else 'no part' for shard in shards)
+    listed = ', '.join(f'{shard[0]}/{shard[1]}' if shard else 'no part' for shard in shards)
     raise ValueError(
-      f'These are not all the parts of one manifest: {said}. Give each of its parts once.'
+      f'These are not all the parts of one manifest: {listed}. Give each of its parts once.'
     )
   sources.sort(key=lambda source: source.state['shard'][0])
 
 
 def _fill(
-  found: Engine,
+  index: Engine,
   rows: Sequence[Row],
   model: Model,
   *,
@@ -406,10 +406,10 @@ def _fill(
   finished: Finished | None = None,
 ) -> Report:
   """Embeds rows, shard by shard, and commits them; needs the lock."""
-  ledger = found.ledger
+  ledger = index.ledger
   _check_ids(rows)
   generation = ledger.read()['generation'] if ledger.exists else 0
-  about = _attempt(found, model.fingerprint, generation)
+  about = _attempt(index, model.fingerprint, generation)
   pending = ledger.read_pending()
   known = pending.pop('shards', {})
   same = all(pending.get(name) == about[name] for name in ('generation', 'fingerprint'))
@@ -439,7 +439,7 @@ def _fill(
   if rows and not done:
     raise ValueError(_complaint(corrupt, 'None of the files can be read.'))
   if done or remove or replace:
-    found.commit(entries, remove=remove, replace=replace, shard=shard)
+    index.commit(entries, remove=remove, replace=replace, shard=shard)
   return Report(added=done, resumed=resumed, corrupt=tuple(corrupt))
 
 

@@ -130,9 +130,9 @@ class EmbeddedIndex(Engine):
     """The fields and attributes that crops have: name to the kinds of their values."""
     kinds: dict[str, set[str]] = {}
     for part in self._segments:
-      for name, found in part.entry['fields'].items():
-        kinds.setdefault(name, set()).update(found)
-    return {name: sorted(found) for name, found in kinds.items()}
+      for name, values in part.entry['fields'].items():
+        kinds.setdefault(name, set()).update(values)
+    return {name: sorted(values) for name, values in kinds.items()}
 
   def search(
     self,
@@ -157,8 +157,8 @@ class EmbeddedIndex(Engine):
       for positions, scores in find(queries[start : start + _QUERIES], top_k, keep, min_score):
         if min_score is not None:
           positions, scores = positions[scores >= min_score], scores[scores >= min_score]
-        found = zip(self._rows_at(positions), scores, self._vectors_at(positions))
-        results.append([Match(row, float(score), concept) for row, score, concept in found])
+        ranked = zip(self._rows_at(positions), scores, self._vectors_at(positions))
+        results.append([Match(row, float(score), concept) for row, score, concept in ranked])
     return results
 
   def rows(self, ids: Sequence[str]) -> dict[str, Row]:
@@ -345,12 +345,12 @@ class EmbeddedIndex(Engine):
     if not wanted:
       return np.empty(0, np.int64)
     hashes = _hashes(id_hash(name) for name in wanted)
-    found = [np.empty(0, np.int64)]
+    positions = [np.empty(0, np.int64)]
     for start, part in zip(self._starts, self._segments):
       near = np.flatnonzero(part.live & np.isin(part.hashes, hashes))
       same = [row.id in wanted for row in part.rows(near.tolist())]
-      found.append(near[np.asarray(same, bool)] + start)
-    return np.concatenate(found)
+      positions.append(near[np.asarray(same, bool)] + start)
+    return np.concatenate(positions)
 
   def _owner(self, positions):
     """Which segment each position lies in."""
@@ -361,8 +361,8 @@ class EmbeddedIndex(Engine):
     owners = self._owner(positions)
     for i in np.unique(owners):
       places = np.flatnonzero(owners == i)
-      found = self._segments[i].rows((positions[places] - self._starts[i]).tolist())
-      for place, row in zip(places, found):
+      read = self._segments[i].rows((positions[places] - self._starts[i]).tolist())
+      for place, row in zip(places, read):
         rows[place] = row
     return rows
 
@@ -422,7 +422,7 @@ class EmbeddedIndex(Engine):
     epsilon = engine.rounding(queries, greatest)
     floor = -np.inf if min_score is None else min_score - epsilon
     bounds = np.maximum(np.full(len(queries), -np.inf), floor)
-    found = [_Candidates(top_k, 2 * eps) for eps in epsilon]
+    per_query = [_Candidates(top_k, 2 * eps) for eps in epsilon]
     for start, part in zip(self._starts, self._segments):
       for first in range(0, len(part), _BLOCK):
         cancellation.check()
@@ -434,10 +434,10 @@ class EmbeddedIndex(Engine):
         able = (scores >= bounds[:, np.newaxis]) & allowed
         for q in np.flatnonzero(able.any(axis=1)):
           places = np.flatnonzero(able[q])
-          found[q].add(scores[q, places], places + start + block.start)
-          bounds[q] = max(bounds[q], found[q].bound)
+          per_query[q].add(scores[q, places], places + start + block.start)
+          bounds[q] = max(bounds[q], per_query[q].bound)
     results = []
-    for query, candidates in zip(queries, found):
+    for query, candidates in zip(queries, per_query):
       positions = candidates.positions()
       order, scores = engine.best(self._vectors_at(positions), positions, query, top_k)
       results.append((positions[order], scores))

@@ -169,8 +169,8 @@ class MilvusIndex(Engine):
     if top_k > _MAX_RESULTS - _SPARE:
       raise ValueError(f'Milvus answers {_MAX_RESULTS - _SPARE} results at most, not {top_k}.')
     return [
-      [match for match in found if min_score is None or match.score >= min_score]
-      for found in self._answered(ask)
+      [match for match in matches if min_score is None or match.score >= min_score]
+      for matches in self._answered(ask)
     ]
 
   def _best(self, state, query, top_k, expression, epsilon):
@@ -182,7 +182,7 @@ class MilvusIndex(Engine):
     asked for; and where Milvus answers no more at once, the halves of the range, one by one.
     """
     ranges, limit = [(0, state['next_position'])], top_k + _SPARE
-    found: dict[int, Match] = {}
+    best: dict[int, Match] = {}
     while ranges:
       first, last = ranges.pop()
       # Rows take room, and of many results few are answered.
@@ -194,12 +194,12 @@ class MilvusIndex(Engine):
       concepts = concepts.reshape(len(alive), self.width)
       for i, score in zip(*engine.best(concepts, positions, query, top_k)):
         position = int(positions[i])
-        known = found[position].row if position in found else None
+        known = best[position].row if position in best else None
         row = Row.from_json(alive[i]['row']) if output else known
-        found[position] = Match(row, float(score), concepts[i])
-      order = sorted(found, key=lambda position: (-found[position].score, position))[:top_k]
-      found = {position: found[position] for position in order}
-      least = found[order[-1]].score if len(order) == top_k else -np.inf
+        best[position] = Match(row, float(score), concepts[i])
+      order = sorted(best, key=lambda position: (-best[position].score, position))[:top_k]
+      best = {position: best[position] for position in order}
+      least = best[order[-1]].score if len(order) == top_k else -np.inf
       if len(hits) < limit or hits[-1]['distance'] + epsilon < least:
         continue
       if limit < _MAX_RESULTS:
@@ -208,12 +208,12 @@ class MilvusIndex(Engine):
       else:
         middle = (first + last) // 2
         ranges += [(middle, last), (first, middle)]
-    unread = [position for position, match in found.items() if match.row is None]
+    unread = [position for position, match in best.items() if match.row is None]
     for entity in self._at(state, unread, 'row'):
       position = entity['position']
-      found[position] = found[position]._replace(row=Row.from_json(entity['row']))
+      best[position] = best[position]._replace(row=Row.from_json(entity['row']))
     # One that was removed since has no row.
-    return [match for match in found.values() if match.row is not None]
+    return [match for match in best.values() if match.row is not None]
 
   def _hits(self, state, query, expression, positions, limit, output):
     """Up to `limit` results with positions in a range, of falling `distance`, which is a(x)."""
@@ -235,17 +235,17 @@ class MilvusIndex(Engine):
 
   def rows(self, ids: Sequence[str]) -> dict[str, Row]:
     """The rows with these ids."""
-    found = self._answered(lambda state: self._find(state, ids, 'row'))
-    return {entity['row']['id']: Row.from_json(entity['row']) for entity in found}
+    entities = self._answered(lambda state: self._find(state, ids, 'row'))
+    return {entity['row']['id']: Row.from_json(entity['row']) for entity in entities}
 
   def concepts(self, ids: Sequence[str]) -> np.ndarray:
     """Concepts, float32 [M, E], of these ids."""
     entities = self._answered(lambda state: self._find(state, ids, 'id', 'concept'))
-    found = {entity['id']: entity['concept'] for entity in entities}
-    missing = [name for name in ids if name not in found]
+    by_id = {entity['id']: entity['concept'] for entity in entities}
+    missing = [name for name in ids if name not in by_id]
     if missing:
       raise KeyError(f"The index has no crop '{missing[0]}'.")
-    return np.asarray([found[name] for name in ids], np.float32).reshape(len(ids), self.width)
+    return np.asarray([by_id[name] for name in ids], np.float32).reshape(len(ids), self.width)
 
   def parts(self) -> Iterator[tuple[np.ndarray, list[Row]]]:
     """All concepts and rows in the order of adding.
@@ -257,17 +257,17 @@ class MilvusIndex(Engine):
     for start in range(0, state.get('next_position', 0), _BATCH):
       window = f'position >= {start} and position < {start + _BATCH}'
       try:
-        found = self._query(state, window, 'position', 'row', 'concept')
+        entities = self._query(state, window, 'position', 'row', 'concept')
       except OSError as error:
         if not self._is_replaced(state):
           raise
         raise OSError(
           f"The index '{self.ledger.directory}' was replaced while it was read. Read it again."
         ) from error
-      found.sort(key=lambda entity: entity['position'])
-      if found:
-        concepts = np.asarray([entity['concept'] for entity in found], np.float32)
-        yield concepts, [Row.from_json(entity['row']) for entity in found]
+      entities.sort(key=lambda entity: entity['position'])
+      if entities:
+        concepts = np.asarray([entity['concept'] for entity in entities], np.float32)
+        yield concepts, [Row.from_json(entity['row']) for entity in entities]
 
   def commit(
     self,
@@ -308,8 +308,8 @@ class MilvusIndex(Engine):
       state.update(size=0, next_position=0, greatest_norm=0.0, fields={})
       state['collection'] = self._create()
     else:
-      found = self._find(self.state, list(remove), 'position')
-      removing = sorted(entity['position'] for entity in found)
+      entities = self._find(self.state, list(remove), 'position')
+      removing = sorted(entity['position'] for entity in entities)
     added, total = 0, sum(entry['rows'] for entry in entries)
     for entry in entries:
       self._insert(Segment(self.ledger.segments, entry), state)
@@ -357,24 +357,24 @@ class MilvusIndex(Engine):
 
   def problems(self) -> list[str]:
     """What is wrong with the collection: its number of crops, their ids, their concepts."""
-    found, count, hashes = [], 0, []
+    sentences, count, hashes = [], 0, []
     for concepts, rows in self.parts():
       count += len(rows)
       hashes.append(np.fromiter((id_hash(row.id) for row in rows), np.uint64, len(rows)))
       for row, finite in zip(rows, np.isfinite(concepts).all(axis=1)):
         if not finite:
-          found.append(f"The concept of '{row.id}' is not finite.")
+          sentences.append(f"The concept of '{row.id}' is not finite.")
     suspects = set(segment.repeated(hashes).tolist())
     if suspects:
       names = collections.Counter(
         row.id for _, rows in self.parts() for row in rows if id_hash(row.id) in suspects
       )
-      found += [f"The id '{name}' occurs {n} times." for name, n in names.items() if n > 1]
+      sentences += [f"The id '{name}' occurs {n} times." for name, n in names.items() if n > 1]
     if count != self.size:
-      found.append(
+      sentences.append(
         f"The collection '{self._collection}' has {count} crops; index.json says {self.size}."
       )
-    return found
+    return sentences
 
   def refresh(self) -> bool:
     """Takes over what was committed since; returns whether that was anything."""
@@ -584,10 +584,10 @@ class MilvusIndex(Engine):
     ids = sorted(set(ids))
     odd = {name for name in ids if control_character(name)}
     ids = [name for name in ids if name not in odd]
-    found = self._at(state, self._positions_of(state, odd), *output) if odd else []
+    entities = self._at(state, self._positions_of(state, odd), *output) if odd else []
     for start in range(0, len(ids), _BATCH):
-      found += self._query(state, f'id in {_list(ids[start : start + _BATCH])}', *output)
-    return found
+      entities += self._query(state, f'id in {_list(ids[start : start + _BATCH])}', *output)
+    return entities
 
   def _positions_of(self, state, ids: set[str]) -> list[int]:
     """Positions of rows with these ids, compared here: earlier releases took such ids.
@@ -603,25 +603,25 @@ class MilvusIndex(Engine):
 
   def _at(self, state, positions, *output):
     """Entities of the rows at these positions."""
-    found = []
+    entities = []
     for start in range(0, len(positions), _BATCH):
       part = list(map(int, positions[start : start + _BATCH]))
-      found += self._query(state, f'position in {part}', 'position', *output)
-    return found
+      entities += self._query(state, f'position in {part}', 'position', *output)
+    return entities
 
   def _query(self, state, expression, *output):
     """Entities that fulfil an expression, are committed, and are not to be removed."""
     if not state.get('collection'):
       return []
     with self._clear():
-      found = self._client.query(
+      entities = self._client.query(
         state['collection'],
         filter=f'{_visible(state)} and {expression}',
         output_fields=list({*output, 'position'}),
         limit=_MAX_RESULTS,
         consistency_level='Strong',
       )
-    return [entity for entity in found if not _within(state['removing'], entity['position'])]
+    return [entity for entity in entities if not _within(state['removing'], entity['position'])]
 
   @contextlib.contextmanager
   def _clear(self):
@@ -655,11 +655,11 @@ def drop(ledger: Ledger, state: Mapping[str, Any]) -> None:
   Raises:
     OSError: the server does not answer.
   """
-  found = MilvusIndex(ledger, {**state, 'collection': '', 'removing': []})
+  index = MilvusIndex(ledger, {**state, 'collection': '', 'removing': []})
   try:
-    found.recover()
+    index.recover()
   finally:
-    found.close()
+    index.close()
 
 
 def _check_state(state: Mapping[str, Any], ledger: Ledger) -> None:

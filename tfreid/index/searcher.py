@@ -137,10 +137,10 @@ class Searcher:
     if isinstance(query, str):
       text = text or query
     if isinstance(query, (str, Mapping)):
-      said = asking.said(self.schema, query)
-      concept = self.model.embed_query(said)
+      statements = asking.said(self.schema, query)
+      concept = self.model.embed_query(statements)
     else:
-      said, concept = {}, np.asarray(query, np.float32)
+      statements, concept = {}, np.asarray(query, np.float32)
       if concept.shape != (self.engine.width,):
         raise ValueError(
           f'A concept has {self.engine.width} numbers; this one has the shape {concept.shape}.'
@@ -149,11 +149,13 @@ class Searcher:
     options = SearchOptions.joined(options, narrowing)
     matches = self._matches(concept, top_k=top_k, options=options)
     reasons: list[dict[str, float]] = [{} for _ in matches]
-    if explain and said and matches:
-      without = self._scores(matches, asking.withdrawals(self.schema, said))
-      reasons = asking.reasons(list(said), np.array([match.score for match in matches]), without)
+    if explain and statements and matches:
+      without = self._scores(matches, asking.withdrawals(self.schema, statements))
+      reasons = asking.reasons(
+        list(statements), np.array([match.score for match in matches]), without
+      )
     return Answer(
-      query=said,
+      query=statements,
       hits=[_hit(match, why) for match, why in zip(matches, reasons)],
       text=text,
       source=self.directory,
@@ -185,13 +187,13 @@ class Searcher:
       ValueError: words, attributes, values or fields that are not known.
     """
     options = SearchOptions.joined(options, narrowing)
-    said = asking.said(self.schema, query)
+    statements = asking.said(self.schema, query)
 
     def score(vectors):
-      matches = self._matches(self.model.embed_query(said), top_k=top_k, options=options)
+      matches = self._matches(self.model.embed_query(statements), top_k=top_k, options=options)
       return np.array([match.score for match in matches]), self._scores(matches, vectors)
 
-    return asking.suggest(self.schema, said, score)
+    return asking.suggest(self.schema, statements, score)
 
   def like(
     self,
@@ -291,22 +293,22 @@ class Searcher:
       files: also that each crop's file exists and is the one that was embedded, and that the model
         is the one that embedded it: some crops are embedded again.
     """
-    found = self.engine.problems()
-    if not files or found:
-      return found
+    sentences = self.engine.problems()
+    if not files or sentences:
+      return sentences
     whole: dict[str, bytes] = {}
     for _, rows in self.engine.parts():
       for row in rows:
         try:
           contents = storage.read_bytes(row.path, limit=_LARGEST_IMAGE)
         except OSError as error:
-          found.append(f"'{row.id}': {row.path}: {error.strerror or error}.")
+          sentences.append(f"'{row.id}': {row.path}: {error.strerror or error}.")
           continue
         if row.digest and segment.digest(contents) != row.digest:
-          found.append(f"'{row.id}': {row.path} has changed since it was embedded.")
+          sentences.append(f"'{row.id}': {row.path} has changed since it was embedded.")
         elif len(whole) < _EMBEDDED_AGAIN:
           whole[row.id] = contents
-    return found + self._problems_of_model(whole)
+    return sentences + self._problems_of_model(whole)
 
   def _problems_of_model(self, crops):
     """What is wrong with the model, which must make the concepts of these crops again."""

@@ -83,19 +83,21 @@ class ExportedModel:
     gallery.check(top_k, options, narrowing)
     if isinstance(query, str):
       text = text or query
-    said = asking.said(self.schema, query)
-    vector = tf.constant(self.schema.encode_query(said)[np.newaxis])
+    statements = asking.said(self.schema, query)
+    vector = tf.constant(self.schema.encode_query(statements)[np.newaxis])
     started = time.perf_counter()
     reasons: list[dict[str, float]] = []
     if explain:
-      variants = asking.withdrawals(self.schema, said)[np.newaxis]
-      found = self._ask('explain', attributes=vector, variants=tf.constant(variants))
-      scores, without = found['scores'].numpy()[0], found['variant_scores'].numpy()[0]
-      reasons = asking.reasons(list(said), scores, without)
+      variants = asking.withdrawals(self.schema, statements)[np.newaxis]
+      outputs = self._ask('explain', attributes=vector, variants=tf.constant(variants))
+      scores, without = outputs['scores'].numpy()[0], outputs['variant_scores'].numpy()[0]
+      reasons = asking.reasons(list(statements), scores, without)
     else:
-      found = self._ask('serving_default', attributes=vector)
+      outputs = self._ask('serving_default', attributes=vector)
     seconds = time.perf_counter() - started
-    return self._answer(found, top_k=top_k, query=said, text=text, seconds=seconds, reasons=reasons)
+    return self._answer(
+      outputs, top_k=top_k, query=statements, text=text, seconds=seconds, reasons=reasons
+    )
 
   def like(
     self,
@@ -122,20 +124,20 @@ class ExportedModel:
     text, left_out = '', ''
     started = time.perf_counter()
     if isinstance(crop, bytes):
-      found = self._ask('search_images', image_bytes=tf.constant([crop]))
+      outputs = self._ask('search_images', image_bytes=tf.constant([crop]))
     else:
       text = f'like {crop}'
       concept = self._concept(crop)
       if concept is not None:
         left_out = crop
-        found = self._ask('search_concepts', concepts=tf.constant(concept[np.newaxis]))
+        outputs = self._ask('search_concepts', concepts=tf.constant(concept[np.newaxis]))
       elif os.path.isfile(crop):
         contents = storage.read_bytes(crop)
-        found = self._ask('search_images', image_bytes=tf.constant([contents]))
+        outputs = self._ask('search_images', image_bytes=tf.constant([contents]))
       else:
         raise ValueError(f"'{crop}' is neither an id of the gallery nor an image file.")
     seconds = time.perf_counter() - started
-    return self._answer(found, top_k=top_k, text=text, seconds=seconds, left_out=left_out)
+    return self._answer(outputs, top_k=top_k, text=text, seconds=seconds, left_out=left_out)
 
   def suggest(
     self,
@@ -152,18 +154,18 @@ class ExportedModel:
         explain.
     """
     gallery.check(top_k, options, narrowing)
-    said = asking.said(self.schema, query)
-    vector = self.schema.encode_query(said)
+    statements = asking.said(self.schema, query)
+    vector = self.schema.encode_query(statements)
 
     def score(variants):
-      found = self._ask(
+      outputs = self._ask(
         'explain',
         attributes=tf.constant(vector[np.newaxis]),
         variants=tf.constant(variants[np.newaxis]),
       )
-      return found['scores'].numpy()[0, :top_k], found['variant_scores'].numpy()[0, :top_k]
+      return outputs['scores'].numpy()[0, :top_k], outputs['variant_scores'].numpy()[0, :top_k]
 
-    return asking.suggest(self.schema, said, score)
+    return asking.suggest(self.schema, statements, score)
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
     """The concepts of crops; see `Source`."""
@@ -177,8 +179,8 @@ class ExportedModel:
   def embed_query(self, query: Description) -> np.ndarray:
     """The concept of a description; see `Source`."""
     vector = self.schema.encode_query(asking.said(self.schema, query))
-    found = self._ask('embed_attributes', attributes=tf.constant(vector[np.newaxis]))
-    return found['concepts'].numpy()[0]
+    outputs = self._ask('embed_attributes', attributes=tf.constant(vector[np.newaxis]))
+    return outputs['concepts'].numpy()[0]
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
@@ -278,10 +280,12 @@ class ExportedModel:
     lower = tf.cast(stored.lower[row], tf.int32)
     return tf.bitcast(tf.bitwise.left_shift(upper, 16) + lower, tf.float32).numpy()
 
-  def _answer(self, found, *, top_k, seconds, query=(), text='', reasons=(), left_out='') -> Answer:
+  def _answer(
+    self, outputs, *, top_k, seconds, query=(), text='', reasons=(), left_out=''
+  ) -> Answer:
     hits = gallery.hits(
-      [value.decode() for value in found['ids'].numpy()[0]],
-      found['scores'].numpy()[0],
+      [value.decode() for value in outputs['ids'].numpy()[0]],
+      outputs['scores'].numpy()[0],
       self._gallery,
       top_k=top_k,
       reasons=reasons,

@@ -96,12 +96,12 @@ def hits(
     reasons: of each crop, or nothing.
     left_out: id of a crop that is not wanted.
   """
-  found = []
+  ranked = []
   for rank, (identifier, score) in enumerate(zip(ids, scores)):
     if identifier == left_out:
       continue
     about = known.get(identifier, {})
-    found.append(
+    ranked.append(
       Hit(
         id=identifier,
         score=float(score),
@@ -111,4 +111,4 @@ def hits(
         reasons=reasons[rank] if reasons else {},
       )
     )
-  return found[:top_k]
+  return ranked[:top_k]

@@ -166,20 +166,22 @@ class ServedModel:
     def ask(served: _Opened) -> Answer:
       started = time.perf_counter()
       if isinstance(query, str) and served.schema is None and not explain:
-        said, found = self._read_there(served, query)
-        return self._answer(served, found, started, top_k=top_k, query=said, text=text)
+        statements, outputs = self._read_there(served, query)
+        return self._answer(served, outputs, started, top_k=top_k, query=statements, text=text)
       schema = self._schema(served)
-      said = asking.said(schema, query)
-      vector = schema.encode_query(said)[np.newaxis]
+      statements = asking.said(schema, query)
+      vector = schema.encode_query(statements)[np.newaxis]
       reasons: list[dict[str, float]] = []
       if explain:
-        variants = asking.withdrawals(schema, said)[np.newaxis]
-        found = served.client.predict('explain', {'attributes': vector, 'variants': variants})
-        reasons = asking.reasons(list(said), found['scores'][0], found['variant_scores'][0])
+        variants = asking.withdrawals(schema, statements)[np.newaxis]
+        outputs = served.client.predict('explain', {'attributes': vector, 'variants': variants})
+        reasons = asking.reasons(
+          list(statements), outputs['scores'][0], outputs['variant_scores'][0]
+        )
       else:
-        found = served.client.predict('serving_default', {'attributes': vector})
+        outputs = served.client.predict('serving_default', {'attributes': vector})
       return self._answer(
-        served, found, started, top_k=top_k, query=said, text=text, reasons=reasons
+        served, outputs, started, top_k=top_k, query=statements, text=text, reasons=reasons
       )
 
     return self._asking(ask)
@@ -213,13 +215,13 @@ class ServedModel:
         return self._answer(served, self._look(served, crop), started, top_k=top_k)
       text = f'like {crop}'
       if 'search_ids' in served.signatures:
-        found = self._find(served, crop)
-        if found['ids'][0, 0]:
-          return self._answer(served, found, started, top_k=top_k, text=text, left_out=crop)
+        outputs = self._find(served, crop)
+        if outputs['ids'][0, 0]:
+          return self._answer(served, outputs, started, top_k=top_k, text=text, left_out=crop)
       if not os.path.isfile(crop):
         raise ValueError(f"'{crop}' is neither an id of the gallery nor an image file.")
-      found = self._look(served, storage.read_bytes(crop))
-      return self._answer(served, found, started, top_k=top_k, text=text)
+      outputs = self._look(served, storage.read_bytes(crop))
+      return self._answer(served, outputs, started, top_k=top_k, text=text)
 
     return self._asking(ask)
 
@@ -241,16 +243,16 @@ class ServedModel:
 
     def ask(served: _Opened) -> list[Suggestion]:
       schema = self._schema(served)
-      said = asking.said(schema, query)
-      vector = schema.encode_query(said)
+      statements = asking.said(schema, query)
+      vector = schema.encode_query(statements)
 
       def score(variants):
-        found = served.client.predict(
+        outputs = served.client.predict(
           'explain', {'attributes': vector[np.newaxis], 'variants': variants[np.newaxis]}
         )
-        return found['scores'][0, :top_k], found['variant_scores'][0, :top_k]
+        return outputs['scores'][0, :top_k], outputs['variant_scores'][0, :top_k]
 
-      return asking.suggest(schema, said, score)
+      return asking.suggest(schema, statements, score)
 
     return self._asking(ask)
 
@@ -297,8 +299,8 @@ class ServedModel:
     def ask(served: _Opened) -> Hit | None:
       there = identifier in served.known
       if 'search_ids' in served.signatures:
-        found = self._find(served, identifier)
-        there = bool(found['ids'][0, 0])
+        outputs = self._find(served, identifier)
+        there = bool(outputs['ids'][0, 0])
       return gallery.hits([identifier], [0.0], served.known, top_k=1)[0] if there else None
 
     return self._asking(ask)
@@ -434,20 +436,20 @@ class ServedModel:
 
   def _read_there(self, served, text):
     """A description that the model reads by itself: what it understood, and what it found."""
-    found = served.client.predict('search_words', {'words': client.strings([text])})
+    outputs = served.client.predict('search_words', {'words': client.strings([text])})
     for name, what in (
       ('unknown', 'Did not understand'),
       ('contradictory', 'The description contradicts itself about'),
     ):
-      if found[name][0]:
-        raise ValueError(f"{what} '{found[name][0]}'.")
-    said = {}
-    for setting in filter(None, found['understood'][0].split(', ')):
+      if outputs[name][0]:
+        raise ValueError(f"{what} '{outputs[name][0]}'.")
+    statements = {}
+    for setting in filter(None, outputs['understood'][0].split(', ')):
       name, statement = read_setting(setting)
-      said[name] = str(statement)
-    if not said:
+      statements[name] = str(statement)
+    if not statements:
       raise ValueError('The description says nothing about any attribute.')
-    return said, found
+    return statements, outputs
 
   def _look(self, served, contents):
     return served.client.predict('search_images', {'image_bytes': client.strings([contents])})
@@ -465,13 +467,13 @@ class ServedModel:
     return int(opened.facts.get('gallery_size') or len(opened.known))
 
   def _answer(
-    self, served, found, started, *, top_k, query=(), text='', reasons=(), left_out=''
+    self, served, outputs, started, *, top_k, query=(), text='', reasons=(), left_out=''
   ) -> Answer:
     return Answer(
       query=dict(query),
       hits=gallery.hits(
-        found['ids'][0],
-        found['scores'][0],
+        outputs['ids'][0],
+        outputs['scores'][0],
         served.known,
         top_k=top_k,
         reasons=reasons,

@@ -93,14 +93,14 @@ def questions(schema: AttributeSchema, query: Mapping[str, str]) -> list[Questio
     In the order of the schema; none when everything is said. 'none' is an answer for attributes
     that have a column per value.
   """
-  found = []
+  asked = []
   for attribute in schema.attributes:
     if attribute.name in query:
       continue
     values = tuple(attribute.values) + (() if attribute.is_binary else (NONE,))
     vectors = np.stack([schema.encode_query({**query, attribute.name: v}) for v in values])
-    found.append(Question(attribute.name, values, vectors))
-  return found
+    asked.append(Question(attribute.name, values, vectors))
+  return asked
 
 
 def suggest(
@@ -181,16 +181,16 @@ def suggestions(
   if not asked or not len(scores):
     return []
   unit = temperature(scores, answer_scores)
-  found, start = [], 0
+  ranked, start = [], 0
   for question in asked:
     stop = start + len(question.values)
     # Without any difference between candidates, no answer tells anything.
     gain = (
       information_gain(scores, answer_scores[:, start:stop], temperature=unit) if unit > 0 else 0.0
     )
-    found.append(Suggestion(question.attribute, gain))
+    ranked.append(Suggestion(question.attribute, gain))
     start = stop
-  return sorted(found, key=lambda suggestion: -suggestion.gain)
+  return sorted(ranked, key=lambda suggestion: -suggestion.gain)
 
 
 def embedded(
