@@ -93,11 +93,11 @@ def row_of(folder, number, version):
 def write(folder: str, seed: int, engine: str) -> None:
   """Writes to the index until it is killed."""
   from tfreid.index import building
-  from tfreid.index.ledger import Ledger
+  from tfreid.index.directory import IndexDirectory
 
   draw = random.Random(seed)
   index = os.path.join(folder, 'index')
-  known = contents(index) if Ledger(index).exists else {}
+  known = contents(index) if IndexDirectory(index).exists else {}
   print(json.dumps({'ready': known}), flush=True)
   while True:
     numbers = draw.sample(range(_CROPS), draw.randint(1, _CROPS // 2))
@@ -106,7 +106,7 @@ def write(folder: str, seed: int, engine: str) -> None:
     after = dict(known)
     version = draw.randint(0, 9)
     options = {'shard_rows': draw.choice([7, 20, 1000]), 'batch_size': 16}
-    if not Ledger(index).exists or choice < 0.1:
+    if not IndexDirectory(index).exists or choice < 0.1:
       operation, after = 'build', {f'crop {number}': version for number in numbers}
     elif choice < 0.6:
       operation = draw.choice(['skip', 'replace'])
@@ -141,9 +141,9 @@ def contents(index: str) -> dict[str, int]:
     AssertionError: something is not as it was written.
   """
   import tfreid.index.engines
-  from tfreid.index.ledger import Ledger
+  from tfreid.index.directory import IndexDirectory
 
-  with contextlib.closing(tfreid.index.engines.open_engine(Ledger(index))) as engine:
+  with contextlib.closing(tfreid.index.engines.open_engine(IndexDirectory(index))) as engine:
     return _contents(engine)
 
 
@@ -172,16 +172,16 @@ def check_nothing_is_left(index: str) -> None:
   Raises:
     AssertionError: it did.
   """
-  from tfreid.index.ledger import Ledger
+  from tfreid.index.directory import IndexDirectory
 
-  ledger = Ledger(index)
-  if not ledger.exists:
+  folder = IndexDirectory(index)
+  if not folder.exists:
     return
-  with ledger.lock():
-    ledger.clean()
-    shards = ledger.read_pending().get('shards', {}).values()
-    entries = [*ledger.read()['segments'], *(shard['segment'] for shard in shards)]
-  left = set(os.listdir(ledger.segments)) - {entry['name'] for entry in entries if entry}
+  with folder.lock():
+    folder.clean()
+    shards = folder.read_pending().get('shards', {}).values()
+    entries = [*folder.read()['segments'], *(shard['segment'] for shard in shards)]
+  left = set(os.listdir(folder.segments)) - {entry['name'] for entry in entries if entry}
   if left:
     raise AssertionError(f'Of killed writers is left: {sorted(left)}.')
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tfreid.index import engines, milvus, segment, trust
-from tfreid.index.ledger import Ledger
+from tfreid.index.directory import IndexDirectory
 
 WIDTH = 16  # E of the engines' tests
 
@@ -164,20 +164,20 @@ def any_engine(request, tmp_path):
   opened = []
 
   def commit(found, concepts, rows, **options):
-    with found.ledger.lock():
+    with found.folder.lock():
       entries = []
       if len(rows):
         parts = [(concepts, rows)]
         entries = [
-          segment.write(found.ledger.segments, parts, size=len(rows), width=concepts.shape[1])
+          segment.write(found.folder.segments, parts, size=len(rows), width=concepts.shape[1])
         ]
       found.commit(entries, **options)
 
   def make(concepts, rows):
-    ledger = Ledger(str(tmp_path / 'index'))
+    folder = IndexDirectory(str(tmp_path / 'index'))
     about = {'fingerprint': 'f', 'embedding_size': concepts.shape[1], 'path': '(none)'}
     state = engines.new_state(about, engine=engine_name, uri=uri)
-    found = engines.open_engine(ledger, state, resident=resident)
+    found = engines.open_engine(folder, state, resident=resident)
     opened.append(found)
     # In two commits, so that each search crosses a border.
     middle = len(rows) // 2
@@ -193,4 +193,4 @@ def any_engine(request, tmp_path):
     state = found.state
     found.close()
     if uri:
-      milvus.drop(found.ledger, state)
+      milvus.drop(found.folder, state)

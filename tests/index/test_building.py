@@ -13,7 +13,7 @@ import pytest
 
 from tfreid import storage
 from tfreid.index import building, engines, index, segment
-from tfreid.index.ledger import Ledger
+from tfreid.index.directory import IndexDirectory
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def directory(tmp_path):
 
 
 def opened(directory):
-  return engines.open_engine(Ledger(directory))
+  return engines.open_engine(IndexDirectory(directory))
 
 
 def held(directory):
@@ -205,10 +205,10 @@ def test_many_small_commits_end_up_in_few_segments(directory, files, digest_mode
   building.build(directory, rows[:1], digest_model)
   for row in rows[1:]:
     building.add(directory, [row], digest_model)
-  assert len(Ledger(directory).read()['segments']) <= index.MAX_SEGMENTS
+  assert len(IndexDirectory(directory).read()['segments']) <= index.MAX_SEGMENTS
   assert_holds(directory, rows, digest_model)
   assert len(os.listdir(os.path.join(directory, 'segments'))) == len(
-    Ledger(directory).read()['segments']
+    IndexDirectory(directory).read()['segments']
   )
 
 
@@ -250,7 +250,7 @@ def test_joining_refuses_other_models_and_doubled_ids(tmp_path, files, digest_mo
 def test_a_second_writer_is_told_to_wait(directory, files, digest_model):
   rows = files(4)
   building.build(directory, rows, digest_model)
-  with Ledger(directory).lock():
+  with IndexDirectory(directory).lock():
     with pytest.raises(BlockingIOError, match='Another process writes to the index'):
       building.remove(directory, ['id 1'])
   assert building.remove(directory, ['id 1']) == 1
@@ -288,13 +288,13 @@ def test_concepts_that_are_no_numbers_are_refused(directory, files, digest_model
 
 def test_verifying_finds_damage(directory, files, digest_model):
   building.build(directory, files(6), digest_model)
-  (entry,) = Ledger(directory).read()['segments']
+  (entry,) = IndexDirectory(directory).read()['segments']
   path = Path(directory, 'segments', entry['name'], 'embeddings.npy')
   whole = path.read_bytes()
   path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
   with pytest.raises(ValueError, match='is damaged: .* checksum differs'):
     opened(directory)
-  (problem,) = engines.open_engine(Ledger(directory), check=False).problems()
+  (problem,) = engines.open_engine(IndexDirectory(directory), check=False).problems()
   assert str(path) in problem
   assert 'checksum differs' in problem
   path.write_bytes(whole[:-8])

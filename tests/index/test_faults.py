@@ -18,7 +18,7 @@ import pytest
 
 import tfreid.index
 from tfreid.index import building, engines, manifest
-from tfreid.index.ledger import Ledger
+from tfreid.index.directory import IndexDirectory
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +70,7 @@ def tool(*arguments, **options):
 
 def held(directory):
   """Id to concept, as lists, of what an index holds; searched as well."""
-  found = engines.open_engine(Ledger(str(directory)))
+  found = engines.open_engine(IndexDirectory(str(directory)))
   assert found.problems() == []
   held = {row.id: vector for part, rows in found.parts() for vector, row in zip(part, rows)}
   name, vector = next(iter(held.items()))
@@ -170,7 +170,7 @@ def test_a_disk_that_is_full_at_any_byte(tmp_path, files, digest_model, operatio
       assert 'It is as it was before. Make room' in str(error)
       assert held(directory) == before
       # What is new are finished shards, and nothing is there that is not named.
-      shards = Ledger(str(directory)).read_pending().get('shards', {})
+      shards = IndexDirectory(str(directory)).read_pending().get('shards', {})
       kept = {shard['segment']['name'] for shard in shards.values()}
       left = tree(directory)
       assert {name: left[name] for name in on_disk} == on_disk
@@ -219,11 +219,11 @@ def test_a_merge_on_a_full_disk_leaves_the_parts_and_nothing_else(
 
 def test_parts_that_vanish_while_they_are_merged(tmp_path, files, digest_model):
   building.build(str(tmp_path / 'a'), files(5), digest_model)
-  part = engines.open_engine(Ledger(str(tmp_path / 'a')))
+  part = engines.open_engine(IndexDirectory(str(tmp_path / 'a')))
   shutil.rmtree(tmp_path / 'a')
-  ledger = Ledger(str(tmp_path / 'all'))
-  with pytest.raises(FileNotFoundError, match='vanished while it was merged'), ledger.lock():
-    part.stage(ledger)
+  folder = IndexDirectory(str(tmp_path / 'all'))
+  with pytest.raises(FileNotFoundError, match='vanished while it was merged'), folder.lock():
+    part.stage(folder)
   assert list(tree(tmp_path / 'all')) == ['lock']
 
 
@@ -411,7 +411,7 @@ def test_a_reader_stays_what_it_was_where_the_next_state_is_damaged(tmp_path, fi
   building.build(directory, files(10), digest_model)
   with tfreid.index.open(directory) as opened:
     building.add(directory, files(5, start=10), digest_model)
-    last = Ledger(directory).read()['segments'][-1]['name']
+    last = IndexDirectory(directory).read()['segments'][-1]['name']
     moved = shutil.move(os.path.join(directory, 'segments', last), tmp_path / 'elsewhere')
     for _ in range(2):
       with pytest.raises(FileNotFoundError, match='is missing. Run `tools/index.py verify`'):
@@ -444,7 +444,7 @@ def test_two_writers_at_once(tmp_path):
 def test_a_damaged_segment_is_found(tmp_path, files, digest_model, file, harm):
   directory = str(tmp_path / 'index')
   building.build(directory, files(10), digest_model, shard_rows=5)
-  entry = Ledger(directory).read()['segments'][1]
+  entry = IndexDirectory(directory).read()['segments'][1]
   path = Path(directory, 'segments', entry['name'], file)
   whole = path.read_bytes()
   if harm == 'missing':
@@ -464,20 +464,20 @@ def test_a_damaged_segment_is_found(tmp_path, files, digest_model, file, harm):
     'flipped': 'is not what was written: its checksum differs.',
     'missing': 'is missing.',
   }[harm]
-  assert Ledger(directory).damage() == [f'{path} {said}']
+  assert IndexDirectory(directory).damage() == [f'{path} {said}']
   if harm == 'flipped' and file != 'offsets.npy':
     # As an index is opened that is too large to be read whole each time.
-    unread = engines.open_engine(Ledger(directory), check=False)
+    unread = engines.open_engine(IndexDirectory(directory), check=False)
     assert unread.problems() == [f'{path} {said}']
   with pytest.raises((ValueError, FileNotFoundError), match='Run `tools/index.py verify`') as error:
-    engines.open_engine(Ledger(directory))
+    engines.open_engine(IndexDirectory(directory))
   assert f'The index is damaged: {path} {said}' in str(error.value)
 
 
 def test_the_tool_lists_all_damage_of_what_cannot_be_opened(tmp_path, files, digest_model):
   directory = tmp_path / 'index'
   building.build(str(directory), files(15), digest_model, shard_rows=5)
-  names = [entry['name'] for entry in Ledger(str(directory)).read()['segments']]
+  names = [entry['name'] for entry in IndexDirectory(str(directory)).read()['segments']]
   os.truncate(directory / 'segments' / names[0] / 'embeddings.npy', 200)
   shutil.rmtree(directory / 'segments' / names[2])
   done = tool('verify', f'--index={directory}', '--files')

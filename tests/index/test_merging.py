@@ -14,7 +14,7 @@ import pytest
 
 import tfreid.index
 from tfreid.index import building, engines, filters, milvus, segment
-from tfreid.index.ledger import Ledger
+from tfreid.index.directory import IndexDirectory
 
 ROOT = Path(__file__).parents[2]
 CONDITIONS = (
@@ -104,7 +104,7 @@ def test_an_index_moves_to_milvus_and_back(tmp_path, depot, digest_model):
   moved, back = str(tmp_path / 'moved'), str(tmp_path / 'back')
   assert building.merge(moved, [depot], engine_name='milvus') == 37
   assert facts(moved) == before
-  assert Ledger(moved).read()['engine']['name'] == 'milvus'
+  assert IndexDirectory(moved).read()['engine']['name'] == 'milvus'
   # Nothing of it is left in segments.
   assert names_in(moved) == {'index.json', 'lock', 'milvus.db', 'segments'}
   assert building.merge(back, [moved]) == 37
@@ -128,7 +128,7 @@ def test_what_milvus_holds_comes_back_in_segments_of_a_bounded_size(
   building.merge(moved, [depot], engine_name='milvus', uri=milvus_server)
   building.remove(moved, ['id 0', 'id 15'])
   building.merge(back, [moved])
-  assert [entry['rows'] for entry in Ledger(back).read()['segments']] == [14, 14, 7]
+  assert [entry['rows'] for entry in IndexDirectory(back).read()['segments']] == [14, 14, 7]
   assert facts(back) == facts(moved)
 
 
@@ -200,7 +200,7 @@ def test_a_merge_that_is_killed_leaves_no_index_and_begins_again(
   assert facts(directory) == before
   assert len(collections(milvus_server)) == len(known) + (goal == 'milvus')
   assert not os.path.exists(Path(directory, 'pending.json'))
-  segments = {entry['name'] for entry in Ledger(directory).read()['segments']}
+  segments = {entry['name'] for entry in IndexDirectory(directory).read()['segments']}
   assert set(os.listdir(Path(directory, 'segments'))) == segments
 
 
@@ -269,7 +269,7 @@ def test_a_part_that_changes_or_is_damaged_is_not_merged(
   assert building.merge(directory, [source]) == 35
   # Of files that are linked, and of those that are written anew without what was removed.
   for number in (2, 0):
-    entry = Ledger(depot).read()['segments'][number]
+    entry = IndexDirectory(depot).read()['segments'][number]
     path = Path(depot, 'segments', entry['name'], 'embeddings.npy')
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -303,7 +303,7 @@ def test_an_index_that_is_built_at_another_address_is_dropped_at_the_first(
 ):
   directory, known = str(tmp_path / 'index'), collections(milvus_server)
   building.build(directory, files(6), digest_model, engine_name='milvus', uri=milvus_server)
-  first = Ledger(directory).read()
+  first = IndexDirectory(directory).read()
   options, new = {'engine_name': 'milvus', 'overwrite': True}, files(4)
   # Where that goes wrong, the first is as it was, also if both addresses are one server.
   other = milvus_server.replace('127.0.0.1', 'localhost')
@@ -313,17 +313,17 @@ def test_an_index_that_is_built_at_another_address_is_dropped_at_the_first(
     )
     with pytest.raises(OSError, match='full'):
       building.build(directory, new, digest_model, uri=other, **options)
-  assert Ledger(directory).read() == first
+  assert IndexDirectory(directory).read() == first
   assert len(collections(milvus_server)) == len(known) + 1
   assert building.build(directory, new, digest_model, uri=other, **options).resumed == 4
-  state = Ledger(directory).read()
+  state = IndexDirectory(directory).read()
   assert {*known, state['collection']} == set(collections(milvus_server))
   # Where the first does not answer, that is told.
   monkeypatch.setattr(building.milvus, 'drop', lambda *_: (_ for _ in ()).throw(OSError('no way')))
   with pytest.raises(OSError, match='The index was built.* it is left at .*no way') as error:
     building.build(directory, files(3), digest_model, **options)
   assert state['collection'] in str(error.value) and other in str(error.value)
-  with contextlib.closing(engines.open_engine(Ledger(directory))) as found:
+  with contextlib.closing(engines.open_engine(IndexDirectory(directory))) as found:
     assert found.size == 3
     assert found.rows(['id 2'])['id 2'].digest == segment.digest(b'crop 2')
 
@@ -334,6 +334,6 @@ def test_a_milvus_file_is_found_from_another_folder(tmp_path, files, digest_mode
   building.build('index', files(3), digest_model, engine_name='milvus', uri='crops.db')
   (tmp_path / 'elsewhere').mkdir()
   monkeypatch.chdir(tmp_path / 'elsewhere')
-  with contextlib.closing(engines.open_engine(Ledger('../index'))) as found:
+  with contextlib.closing(engines.open_engine(IndexDirectory('../index'))) as found:
     assert found.size == len(list(found.rows([f'id {i}' for i in range(3)]))) == 3
   assert os.listdir(tmp_path / 'elsewhere') == []

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tfreid.index import building, engines, manifest
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.embedder import Embedder
-from tfreid.index.ledger import Ledger
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def stopped(directory, files, digest_model):
 
 
 def held(directory):
-  found = engines.open_engine(Ledger(directory))
+  found = engines.open_engine(IndexDirectory(directory))
   assert found.problems() == []
   return {row.id: vector for part, rows in found.parts() for vector, row in zip(part, rows)}
 
@@ -48,7 +48,7 @@ def size_of(directory):
 
 def test_a_finished_shard_writes_its_own_line_only(directory, files, digest_model, monkeypatch):
   written = []
-  add, write = Ledger.add_pending, Ledger.write_pending
+  add, write = IndexDirectory.add_pending, IndexDirectory.write_pending
 
   def adding(self, key, shard):
     before = open(shard_file(directory), 'rb').read() if written else b''
@@ -58,9 +58,11 @@ def test_a_finished_shard_writes_its_own_line_only(directory, files, digest_mode
     written.append(len(after) - len(before))
 
   heads = []
-  monkeypatch.setattr(Ledger, 'add_pending', adding)
+  monkeypatch.setattr(IndexDirectory, 'add_pending', adding)
   monkeypatch.setattr(
-    Ledger, 'write_pending', lambda *args, **kwargs: heads.append(1) or write(*args, **kwargs)
+    IndexDirectory,
+    'write_pending',
+    lambda *args, **kwargs: heads.append(1) or write(*args, **kwargs),
   )
   building.build(directory, files(60), digest_model, shard_rows=2)
   assert (len(written), len(heads)) == (30, 1)
@@ -117,18 +119,18 @@ def test_shards_of_another_model_are_forgotten(directory, stopped, digest_model)
   with pytest.raises(ValueError, match='None of the files'):
     os.rename(stopped[0].path, f'{stopped[0].path}.away')
     building.build(directory, stopped[:1], digest_model, skip_corrupt=True)
-  pending = Ledger(directory).read_pending()
+  pending = IndexDirectory(directory).read_pending()
   assert pending['fingerprint'] == 'another'
   assert [shard['segment'] for shard in pending['shards'].values()] == [None]
 
 
 def test_an_unfinished_build_of_the_version_before_is_taken_up(directory, stopped, digest_model):
   """It kept the shards in pending.json itself."""
-  ledger = Ledger(directory)
-  pending = ledger.read_pending()
+  folder = IndexDirectory(directory)
+  pending = folder.read_pending()
   assert len(pending['shards']) == 2
-  with ledger.lock():
-    ledger.write_pending(pending, keep_shards=False)
+  with folder.lock():
+    folder.write_pending(pending, keep_shards=False)
   assert not os.path.exists(shard_file(directory))
   report = building.build(directory, stopped, digest_model, shard_rows=4)
   assert (report.added, report.resumed) == (12, 8)

@@ -15,7 +15,7 @@ import pytest
 import tfreid.index
 from tfreid import storage
 from tfreid.index import building, engines, segment, trust
-from tfreid.index.ledger import Ledger
+from tfreid.index.directory import IndexDirectory
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,7 +76,7 @@ def test_a_part_that_is_a_link_is_refused_and_nothing_is_touched(
 
 
 def test_a_segment_or_a_file_of_it_that_is_a_link_is_refused(tmp_path, built):
-  first, second = (entry['name'] for entry in Ledger(built).read()['segments'])
+  first, second = (entry['name'] for entry in IndexDirectory(built).read()['segments'])
   for path in (built / 'segments' / first, built / 'segments' / second / 'rows.jsonl'):
     moved = tmp_path / f'{path.name} moved'
     shutil.move(path, moved)
@@ -109,7 +109,7 @@ def test_writers_remove_only_what_a_writer_has_made(tmp_path, built, files, dige
   (segments / foreign).symlink_to(next(elsewhere.iterdir()))
   (segments / 'a file').write_text('mine')
   # As a segment, and with something of somebody else in it.
-  (kept,) = segments.glob(Ledger(built).read()['segments'][0]['name'])
+  (kept,) = segments.glob(IndexDirectory(built).read()['segments'][0]['name'])
   (kept / 'photo.jpg').write_bytes(b'mine')
   for name in ('my.json.partial', 'removing-list.npy', 'index.json.partial-of-mine'):
     (built / name).write_text('mine')
@@ -176,9 +176,11 @@ def test_collections_of_others_are_not_dropped(tmp_path):
   state = engines.new_state(about, engine='milvus')
   for change in ({'prefix': 'tfreid'}, {'prefix': ''}, {'prefix': None}):
     with pytest.raises(ValueError, match='damaged, or no index'):
-      engines.open_engine(Ledger(str(tmp_path)), {**state, 'engine': {**state['engine'], **change}})
+      engines.open_engine(
+        IndexDirectory(str(tmp_path)), {**state, 'engine': {**state['engine'], **change}}
+      )
   with pytest.raises(ValueError, match='damaged, or no index'):
-    engines.open_engine(Ledger(str(tmp_path)), {**state, 'collection': 'somebody_elses'})
+    engines.open_engine(IndexDirectory(str(tmp_path)), {**state, 'collection': 'somebody_elses'})
 
 
 def test_the_generation_is_compared_where_locks_do_nothing(built, files, digest_model):
@@ -187,7 +189,7 @@ def test_the_generation_is_compared_where_locks_do_nothing(built, files, digest_
 
   def meanwhile(contents):
     digest_model.embed_images = embed
-    state = Ledger(built).read()
+    state = IndexDirectory(built).read()
     entries = state['segments'][:1]
     changed = {**state, 'generation': state['generation'] + 1, 'segments': entries, 'commit': 'x'}
     storage.write_json(built / 'index.json', changed)
@@ -206,7 +208,7 @@ def test_segments_that_another_machine_cleaned_up_are_not_committed(built, files
 
   def meanwhile(contents):
     for folder in (built / 'segments').iterdir():
-      if folder.name not in {entry['name'] for entry in Ledger(built).read()['segments']}:
+      if folder.name not in {entry['name'] for entry in IndexDirectory(built).read()['segments']}:
         segment.remove(str(folder))
     return embed(contents)
 
@@ -240,7 +242,7 @@ def test_a_model_is_loaded_only_if_this_user_has_named_it(tmp_path, models, crop
   trust.remember_model({'path': str(models / 'other' / '1'), 'fingerprint': 'seed 1'})
   with pytest.raises(ValueError, match='which this user has not used'):
     tfreid.index.open(directory).search('hat')
-  trust.remember(Ledger(directory).read())
+  trust.remember(IndexDirectory(directory).read())
   with tfreid.index.open(directory) as opened:
     assert opened.search('hat', top_k=1).hits
   assert os.stat(tmp_path / 'nobody').st_mode & 0o777 == 0o700
@@ -251,7 +253,7 @@ def test_a_place_of_milvus_is_opened_only_if_this_user_has_named_it(tmp_path, mo
   for uri in ('http://127.0.0.1:1', str(tmp_path / 'somewhere' / 'milvus.db')):
     state = engines.new_state(about, engine='milvus', uri=uri)
     with pytest.raises(ValueError, match='which this user has not named .*MILVUS_TOKEN'):
-      engines.open_engine(Ledger(str(tmp_path)), state)
+      engines.open_engine(IndexDirectory(str(tmp_path)), state)
   assert not (tmp_path / 'somewhere').exists()
 
 
@@ -335,7 +337,7 @@ def test_a_removal_that_was_killed_is_finished_by_the_next_writer(
   tmp_path, built, monkeypatch, marked
 ):
   copy, whole = built / 'segments' / ('c' * 16), tmp_path / 'whole'
-  shutil.copytree(built / 'segments' / Ledger(built).read()['segments'][0]['name'], whole)
+  shutil.copytree(built / 'segments' / IndexDirectory(built).read()['segments'][0]['name'], whole)
   for kept in range(9):
     shutil.copytree(whole, copy)
     (copy / segment.MARK).write_text(json.dumps(storage.with_checksum({'segment': 'c' * 16})))

@@ -147,11 +147,11 @@ def main(argv):
 
 
 def _build(_):
-  from tfreid.index import building, ledger, manifest
+  from tfreid.index import building, directory, manifest
 
   shard = _read_shard()
   _check_engine()
-  if ledger.Ledger(_INDEX.value).exists and not _OVERWRITE.value:
+  if directory.IndexDirectory(_INDEX.value).exists and not _OVERWRITE.value:
     # Before the model is loaded and the source read.
     raise FileExistsError(
       f"'{_INDEX.value}' holds an index already. Use `tools/index.py add` to add crops, or "
@@ -176,9 +176,9 @@ def _build(_):
 
 
 def _add(_):
-  from tfreid.index import building, ledger, manifest, trust
+  from tfreid.index import building, directory, manifest, trust
 
-  state = ledger.Ledger(_INDEX.value).read()
+  state = directory.IndexDirectory(_INDEX.value).read()
   manifest.check(_SOURCE.value)
   model = _embedder(_MODEL.value or trust.model_path(state, _INDEX.value))
   rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
@@ -232,14 +232,14 @@ def _info(_):
 
 def _verify(_):
   import tfreid.index
-  from tfreid.index.ledger import Ledger
+  from tfreid.index.directory import IndexDirectory
 
   try:
     with tfreid.index.open(_INDEX.value, check=False) as index:
       problems, size = index.problems(files=_FILES.value), len(index)
   except (ValueError, OSError):
     # Too damaged to be opened, or no index at all: then this fails, too.
-    problems, size = Ledger(_INDEX.value).damage(), None
+    problems, size = IndexDirectory(_INDEX.value).damage(), None
     if not problems:
       raise
   if _JSON.value:
@@ -276,9 +276,9 @@ def _merge(parts):
 
 
 def _trust(_):
-  from tfreid.index import ledger, trust
+  from tfreid.index import directory, trust
 
-  state = ledger.Ledger(_INDEX.value).read()
+  state = directory.IndexDirectory(_INDEX.value).read()
   trust.remember(state)
   named = {'model': state['model']['path'], 'fingerprint': state['model']['fingerprint']}
   if state['engine'].get('uri'):

@@ -22,8 +22,8 @@ import numpy as np
 
 from tfreid import storage
 from tfreid.index import engines, manifest, segment, trust
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Engine, Progress
-from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row
 
 # What to do with ids that the index has already.
@@ -103,32 +103,32 @@ def build(
     FileExistsError: there is an index already.
     ValueError: as `add`.
   """
-  ledger = Ledger(directory)
-  with ledger.lock():
-    before = ledger.read() if ledger.exists else {}
+  folder = IndexDirectory(directory)
+  with folder.lock():
+    before = folder.read() if folder.exists else {}
     if before and not overwrite:
       raise FileExistsError(
-        f"'{ledger.directory}' holds an index already. Use `tools/index.py add` to add crops, or "
+        f"'{folder.directory}' holds an index already. Use `tools/index.py add` to add crops, or "
         '--overwrite to replace it.'
       )
     if before and before['engine']['name'] != engine_name:
       raise FileExistsError(
-        f"'{ledger.directory}' is an index of the engine '{before['engine']['name']}'; give "
+        f"'{folder.directory}' is an index of the engine '{before['engine']['name']}'; give "
         f"the one of '{engine_name}' a folder of its own."
       )
-    ledger.clean()
+    folder.clean()
     about = {'fingerprint': model.fingerprint, 'embedding_size': model.size}
     new = engines.new_state({**about, 'path': model.directory}, engine=engine_name, uri=uri)
     trust.remember_place(new['engine'].get('uri', ''))
     kind = engines.engine_class(engine_name)
-    state = kind.begin(ledger, new, before=before, pending=ledger.read_pending())
-    index = kind(ledger, state)
+    state = kind.begin(folder, new, before=before, pending=folder.read_pending())
+    index = kind(folder, state)
     try:
       report = _fill(index, rows, model, replace=True, shard=shard, **options)
     finally:
       index.close()
     trust.remember_model(state['model'])
-  kind.settle(ledger, before=before, state=state)
+  kind.settle(folder, before=before, state=state)
   return report
 
 
@@ -172,12 +172,12 @@ def add(
   """
   if existing not in EXISTING:
     raise ValueError(f"Unknown choice '{existing}'; choose from {', '.join(EXISTING)}.")
-  ledger = Ledger(directory)
-  state = ledger.read()
+  folder = IndexDirectory(directory)
+  state = folder.read()
   check_model(state, model)
-  with ledger.lock():
-    ledger.clean()
-    index = engines.open_engine(ledger)
+  with folder.lock():
+    folder.clean()
+    index = engines.open_engine(folder)
     try:
       there = index.rows([row.id for row in rows])
       if there and existing == 'refuse':
@@ -221,11 +221,11 @@ def remove(directory: str, ids: Iterable[str], *, missing_ok: bool = False) -> i
   Raises:
     ValueError: the index does not have an id; nothing is removed.
   """
-  ledger = Ledger(directory)
-  ledger.read()
-  with ledger.lock():
-    ledger.clean()
-    index = engines.open_engine(ledger)
+  folder = IndexDirectory(directory)
+  folder.read()
+  with folder.lock():
+    folder.clean()
+    index = engines.open_engine(folder)
     try:
       ids = list(dict.fromkeys(ids))
       there = index.rows(ids)
@@ -248,16 +248,16 @@ def compact(directory: str) -> None:
   Raises:
     ValueError: the engine erases by itself what was removed.
   """
-  ledger = Ledger(directory)
-  state = ledger.read()
+  folder = IndexDirectory(directory)
+  state = folder.read()
   if not engines.engine_class(state['engine']['name']).can_compact:
     raise ValueError(
       f"The engine '{state['engine']['name']}' is not compacted: it erases by itself what was "
       'removed.'
     )
-  with ledger.lock():
-    ledger.clean()
-    with contextlib.closing(engines.open_engine(ledger)) as index:
+  with folder.lock():
+    folder.clean()
+    with contextlib.closing(engines.open_engine(folder)) as index:
       index.compact()
 
 
@@ -296,11 +296,13 @@ def merge(
   """
   if not parts:
     raise ValueError('Name the indexes to merge.')
-  ledger = Ledger(directory)
+  folder = IndexDirectory(directory)
   with contextlib.ExitStack() as opened:
     sources = [
       # Looked at below, when they are here.
-      opened.enter_context(contextlib.closing(engines.open_engine(Ledger(part), check=False)))
+      opened.enter_context(
+        contextlib.closing(engines.open_engine(IndexDirectory(part), check=False))
+      )
       for part in parts
     ]
     models = {source.state['model']['fingerprint'] for source in sources}
@@ -312,29 +314,29 @@ def merge(
     _order(sources)
     new = engines.new_state(sources[0].state['model'], engine=engine_name, uri=uri)
     trust.remember_place(new['engine'].get('uri', ''))
-    with ledger.lock():
-      if ledger.exists:
-        raise FileExistsError(f"'{ledger.directory}' holds an index already. Name another folder.")
-      pending = ledger.read_pending()
+    with folder.lock():
+      if folder.exists:
+        raise FileExistsError(f"'{folder.directory}' holds an index already. Name another folder.")
+      pending = folder.read_pending()
       if pending.get('shards'):
         raise FileExistsError(
-          f"'{ledger.directory}' holds crops of a build that is not finished. Finish it, or name "
+          f"'{folder.directory}' holds crops of a build that is not finished. Finish it, or name "
           'another folder.'
         )
-      ledger.clean()
-      entries = _staged(ledger, sources, progress or (lambda *_: None))
+      folder.clean()
+      entries = _staged(folder, sources, progress or (lambda *_: None))
       kind = engines.engine_class(engine_name)
-      state = kind.begin(ledger, new, before={}, pending=pending)
-      target = opened.enter_context(contextlib.closing(kind(ledger, state)))
+      state = kind.begin(folder, new, before={}, pending=pending)
+      target = opened.enter_context(contextlib.closing(kind(folder, state)))
       if target.attempt():
-        ledger.write_pending(_attempt(target, state['model']['fingerprint'], 0), keep_shards=False)
+        folder.write_pending(_attempt(target, state['model']['fingerprint'], 0), keep_shards=False)
       filling = f'Filling {engine_name.capitalize()}'
       target.commit(entries, progress=progress and functools.partial(progress, filling))
       return target.size
 
 
 def _staged(
-  ledger: Ledger, sources: Sequence[Engine], progress: Callable[[str, int, int], None]
+  folder: IndexDirectory, sources: Sequence[Engine], progress: Callable[[str, int, int], None]
 ) -> list[dict[str, Any]]:
   """Entries of all crops of some indexes, brought below the folder of another and looked at.
 
@@ -345,10 +347,10 @@ def _staged(
   total = sum(source.size for source in sources)
   progress('Reading', 0, total)
   for source in sources:
-    entries += source.stage(ledger)
+    entries += source.stage(folder)
     progress('Reading', sum(entry['rows'] for entry in entries), total)
   progress('Checking', 0, total)
-  problems = segment.problems([segment.Segment(ledger.segments, entry) for entry in entries])
+  problems = segment.problems([segment.Segment(folder.segments, entry) for entry in entries])
   if problems:
     advice = ' Remove all but one.' if problems[0].startswith('The id') else ''
     raise ValueError(f'The parts cannot be joined. {problems[0]}{advice}')
@@ -406,11 +408,11 @@ def _fill(
   finished: Finished | None = None,
 ) -> Report:
   """Embeds rows, shard by shard, and commits them; needs the lock."""
-  ledger = index.ledger
+  folder = index.folder
   _check_ids(rows)
-  generation = ledger.read()['generation'] if ledger.exists else 0
+  generation = folder.read()['generation'] if folder.exists else 0
   about = _attempt(index, model.fingerprint, generation)
-  pending = ledger.read_pending()
+  pending = folder.read_pending()
   known = pending.pop('shards', {})
   same = all(pending.get(name) == about[name] for name in ('generation', 'fingerprint'))
   known = known if same else {}
@@ -421,11 +423,11 @@ def _fill(
     kept = known.get(key)
     if kept is None or (kept['corrupt'] and not skip_corrupt):
       report = None if progress is None else _shifted(progress, start, len(rows))
-      kept = _embed_shard(ledger, part, model, batch_size, in_flight, skip_corrupt, report)
+      kept = _embed_shard(folder, part, model, batch_size, in_flight, skip_corrupt, report)
       if pending != about:
-        ledger.write_pending(about, keep_shards=same)
+        folder.write_pending(about, keep_shards=same)
         pending, same = about, True
-      ledger.add_pending(key, kept)
+      folder.add_pending(key, kept)
     else:
       resumed += kept['segment']['rows'] if kept['segment'] else 0
       if progress:
@@ -470,9 +472,9 @@ def _key(rows: Sequence[Row]) -> str:
 
 
 def _embed_shard(
-  ledger, rows, model, batch_size, in_flight, skip_corrupt, progress
+  folder, rows, model, batch_size, in_flight, skip_corrupt, progress
 ) -> dict[str, Any]:
-  """Writes a segment of a shard; returns what `Ledger.add_pending` keeps of it."""
+  """Writes a segment of a shard; returns what `IndexDirectory.add_pending` keeps of it."""
   concepts, kept, corrupt = [np.empty((0, model.size), np.float32)], [], []
   for vectors, good, bad in _embedded(model, rows, batch_size, in_flight):
     concepts.append(vectors)
@@ -485,7 +487,7 @@ def _embed_shard(
   entry = None
   if kept:
     parts = [(np.concatenate(concepts), kept)]
-    entry = segment.write(ledger.segments, parts, size=len(kept), width=model.size)
+    entry = segment.write(folder.segments, parts, size=len(kept), width=model.size)
   return {'segment': entry, 'corrupt': corrupt}
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from tfreid.index import filters, segment
-from tfreid.index.ledger import Ledger
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.segment import Row
 
 # Rows whose last scores are computed together.
@@ -49,7 +49,7 @@ class Engine(abc.ABC):
     name: what index.json and the command line call the engine.
     outlives_process: the crops are there when the process that wrote them has ended.
     can_compact: `compact` erases what was removed; otherwise the engine does so by itself.
-    ledger: the folder of the index.
+    folder: of the index.
     state: what index.json said.
   """
 
@@ -59,7 +59,7 @@ class Engine(abc.ABC):
 
   def __init__(
     self,
-    ledger: Ledger,
+    folder: IndexDirectory,
     state: Mapping[str, Any],
     *,
     resident: bool | str = False,
@@ -68,13 +68,13 @@ class Engine(abc.ABC):
     """Opens a state.
 
     Args:
-      ledger: the folder of the index.
-      state: from `ledger.read()`, or from `engines.new_state` for an index that is not written yet.
+      folder: of the index.
+      state: from `folder.read()`, or from `engines.new_state` for an index that is not written yet.
       resident: keep all concepts in memory, for engines that have the choice; see `EmbeddedIndex`.
       check: compare checksums of files, for engines that have any; see `EmbeddedIndex`.
     """
     del resident, check
-    self.ledger = ledger
+    self.folder = folder
     self.state = dict(state)
 
   @property
@@ -142,10 +142,10 @@ class Engine(abc.ABC):
     shard: Sequence[int] | None = None,
     progress: Progress | None = None,
   ) -> None:
-    """Adds the rows of segments and removes others, all at once; needs the ledger's lock.
+    """Adds the rows of segments and removes others, all at once; needs the folder's lock.
 
     Args:
-      entries: of segments below `ledger.segments`, from `segment.write`.
+      entries: of segments below `folder.segments`, from `segment.write`.
       remove: ids to remove; applies to what was there before.
       replace: remove all that was there before.
       shard: (i, n) where this is one of n parts of a manifest.
@@ -183,21 +183,21 @@ class Engine(abc.ABC):
   @classmethod
   def begin(
     cls,
-    ledger: Ledger,
+    folder: IndexDirectory,
     state: Mapping[str, Any],
     *,
     before: Mapping[str, Any],
     pending: Mapping[str, Any],
   ) -> dict[str, Any]:
-    """The state from which a build or a merge starts; needs the ledger's lock.
+    """The state from which a build or a merge starts; needs the folder's lock.
 
     Args:
-      ledger: the folder of the index.
+      folder: of the index.
       state: of the new index, without crops.
       before: of the index that it replaces; {} if there is none.
       pending: what an attempt that did not come to its end noted of `attempt`; {} if there is none.
     """
-    del ledger, pending
+    del folder, pending
     known = {'generation': before.get('generation', 0), 'commit': before.get('commit', '')}
     return {**state, **known}
 
@@ -206,11 +206,13 @@ class Engine(abc.ABC):
     return {}
 
   @classmethod  # noqa: B027 - not every engine keeps something elsewhere
-  def settle(cls, ledger: Ledger, *, before: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+  def settle(
+    cls, folder: IndexDirectory, *, before: Mapping[str, Any], state: Mapping[str, Any]
+  ) -> None:
     """Removes what a replaced index kept elsewhere, after the build that replaced it.
 
     Args:
-      ledger: the folder of the index.
+      folder: of the index.
       before: the replaced state; {} if there was none.
       state: from `begin`.
 
@@ -219,7 +221,7 @@ class Engine(abc.ABC):
     """
 
   def compact(self) -> None:
-    """Erases what was removed; needs the ledger's lock.
+    """Erases what was removed; needs the folder's lock.
 
     Raises:
       ValueError: the engine does so by itself.
@@ -238,11 +240,11 @@ class Engine(abc.ABC):
     """
     return self if self.refresh() else None
 
-  def stage(self, ledger: Ledger) -> list[dict[str, Any]]:
+  def stage(self, folder: IndexDirectory) -> list[dict[str, Any]]:
     """Writes all crops as segments below the folder of another index, for its `commit`.
 
     Args:
-      ledger: of the other index, with its lock.
+      folder: of the other index, with its lock.
 
     Returns:
       The entries.
@@ -252,7 +254,7 @@ class Engine(abc.ABC):
       ValueError: the crops changed meanwhile.
     """
     changed = (
-      f"'{self.ledger.directory}' changed while it was merged. Merge again when nobody writes to "
+      f"'{self.folder.directory}' changed while it was merged. Merge again when nobody writes to "
       'it.'
     )
     parts = self.parts()
@@ -271,8 +273,8 @@ class Engine(abc.ABC):
     entries = []
     for start in range(0, self.size, segment.MAX_ROWS):
       size = min(segment.MAX_ROWS, self.size - start)
-      entries.append(segment.write(ledger.segments, take(size), size=size, width=self.width))
-    if rest or self.ledger.read()['generation'] != self.state['generation']:
+      entries.append(segment.write(folder.segments, take(size), size=size, width=self.width))
+    if rest or self.folder.read()['generation'] != self.state['generation']:
       raise ValueError(changed)
     return entries
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from tfreid.index.directory import IndexDirectory
   from tfreid.index.engine import Engine
-  from tfreid.index.ledger import Ledger
 
 # Name -> class. A new engine is a file and a line here.
 _CLASSES = {
@@ -54,7 +54,7 @@ def new_state(
 
 
 def open_engine(
-  ledger: Ledger,
+  folder: IndexDirectory,
   state: Mapping[str, Any] | None = None,
   *,
   resident: bool | str = False,
@@ -63,7 +63,7 @@ def open_engine(
   """The engine of an index.
 
   Args:
-    ledger: the folder of the index.
+    folder: of the index.
     state: of an index that is not written yet; read if not given.
     resident: see `Engine`.
     check: see `Engine`.
@@ -73,6 +73,6 @@ def open_engine(
     ValueError: it is damaged, or of an engine that this version does not have.
     OSError: the place where its crops are kept does not answer.
   """
-  state = ledger.read() if state is None else state
+  state = folder.read() if state is None else state
   kind = engine_class(state['engine']['name'])
-  return kind(ledger, state, resident=resident, check=check)
+  return kind(folder, state, resident=resident, check=check)

@@ -19,8 +19,8 @@ import numpy as np
 
 from tfreid import cancellation, storage
 from tfreid.index import engine, filters, segment
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Engine, Match
-from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row, Segment, id_hash
 
 # More segments than this are joined at a commit.
@@ -50,7 +50,7 @@ class EmbeddedIndex(Engine):
 
   def __init__(
     self,
-    ledger: Ledger,
+    folder: IndexDirectory,
     state: Mapping[str, Any],
     *,
     resident: bool | str = False,
@@ -60,8 +60,8 @@ class EmbeddedIndex(Engine):
     """Opens the segments.
 
     Args:
-      ledger: the folder of the index.
-      state: from `ledger.read()`, or a new one.
+      folder: of the index.
+      state: from `folder.read()`, or a new one.
       resident: keep all concepts in memory; 'bfloat16' to scan them in half the bytes, True or
         'float32' to scan them as they are.
       check: compare the checksums of all files, which reads every byte; False to compare only their
@@ -71,7 +71,7 @@ class EmbeddedIndex(Engine):
     Raises:
       ValueError: another word, or a damaged segment.
     """
-    super().__init__(ledger, state)
+    super().__init__(folder, state)
     if resident not in _RESIDENT:
       raise ValueError(
         f"An index is resident in 'float32' (or True), in 'bfloat16', or not (False); not in "
@@ -86,9 +86,9 @@ class EmbeddedIndex(Engine):
         break
       except FileNotFoundError:
         # A commit came between reading index.json and opening what it named.
-        if attempt == _ATTEMPTS - 1 or not ledger.exists or ledger.read() == self.state:
+        if attempt == _ATTEMPTS - 1 or not folder.exists or folder.read() == self.state:
           raise
-        self.state = ledger.read()
+        self.state = folder.read()
 
   def _open(self):
     entries = self.state['segments']
@@ -97,7 +97,7 @@ class EmbeddedIndex(Engine):
       check = sum(size for entry in entries for size, _ in entry['files'].values()) <= CHECKED_BYTES
     self._segments = [
       Segment(
-        self.ledger.segments,
+        self.folder.segments,
         entry,
         content=check and entry['name'] not in self._checked_segments,
       )
@@ -222,7 +222,7 @@ class EmbeddedIndex(Engine):
       'bytes': sum(size for entry in entries for size, _ in entry['files'].values()),
     }
 
-  def stage(self, ledger: Ledger) -> list[dict[str, Any]]:
+  def stage(self, folder: IndexDirectory) -> list[dict[str, Any]]:
     """Brings all crops below the folder of another index; see `Engine.stage`.
 
     Files are linked where the file system can, else copied.
@@ -230,25 +230,25 @@ class EmbeddedIndex(Engine):
     entries = []
     for part in self._segments:
       name = part.entry['name']
-      if len(part.removed) or os.path.exists(os.path.join(ledger.segments, name)):
+      if len(part.removed) or os.path.exists(os.path.join(folder.segments, name)):
         # Linked files are looked at when they are there; what is written anew would be whole.
         damaged = part.problems()
         if damaged:
           raise ValueError(f'The parts cannot be joined. {damaged[0]}')
         size = int(part.live.sum())
         entries.append(
-          segment.write(ledger.segments, part.live_parts(), size=size, width=self.width)
+          segment.write(folder.segments, part.live_parts(), size=size, width=self.width)
         )
         continue
       try:
-        with segment.new_folder(ledger.segments, name) as partial:
+        with segment.new_folder(folder.segments, name) as partial:
           for file in part.entry['files']:
             if file != segment.MARK:
               _link(os.path.join(part.directory, file), os.path.join(partial, file))
       except FileNotFoundError as error:
         raise FileNotFoundError(
           f"'{error.filename}' vanished while it was merged. Merge again when nobody writes to "
-          f"'{self.ledger.directory}'."
+          f"'{self.folder.directory}'."
         ) from error
       entries.append(part.entry)
     return entries
@@ -259,11 +259,11 @@ class EmbeddedIndex(Engine):
 
   def newer(self) -> EmbeddedIndex | None:
     """What was committed since, opened beside this one; see `Engine.newer`."""
-    state = self.ledger.read()
+    state = self.folder.read()
     if state['generation'] == self.state['generation']:
       return None
     return EmbeddedIndex(
-      self.ledger,
+      self.folder,
       state,
       resident=self.resident,
       check=self.check,
@@ -283,10 +283,10 @@ class EmbeddedIndex(Engine):
     state.pop('shard', None)
     if shard:
       state['shard'] = list(shard)
-    self.ledger.write(state)
-    self.state = self.ledger.read()
+    self.folder.write(state)
+    self.state = self.folder.read()
     self._open()
-    self.ledger.clean()
+    self.folder.clean()
 
   def _joined(self, entries):
     """The rows of these segments in fewer ones, in the same order, without removed rows."""
@@ -306,10 +306,10 @@ class EmbeddedIndex(Engine):
         joined += group
         continue
       # Looked at whole: written anew, what is damaged would have a checksum that is right.
-      sources = [Segment(self.ledger.segments, entry, content=True) for entry in group]
+      sources = [Segment(self.folder.segments, entry, content=True) for entry in group]
       joined.append(
         segment.write(
-          self.ledger.segments,
+          self.folder.segments,
           (part for source in sources for part in source.live_parts()),
           size=sum(map(_live_rows, group)),
           width=self.width,

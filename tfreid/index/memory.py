@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfreid.index import engine, filters
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Engine, Match
-from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row, Segment
 
 
@@ -53,7 +53,7 @@ class MemoryIndex(Engine):
 
   def __init__(
     self,
-    ledger: Ledger,
+    folder: IndexDirectory,
     state: Mapping[str, Any],
     *,
     resident: bool | str = False,
@@ -64,7 +64,7 @@ class MemoryIndex(Engine):
     Raises:
       ValueError: another process holds them, or held them.
     """
-    super().__init__(ledger, state, resident=resident, check=check)
+    super().__init__(folder, state, resident=resident, check=check)
     self._crops = self._of(self.state)
 
   @classmethod
@@ -75,14 +75,14 @@ class MemoryIndex(Engine):
   @classmethod
   def begin(
     cls,
-    ledger: Ledger,
+    folder: IndexDirectory,
     state: Mapping[str, Any],
     *,
     before: Mapping[str, Any],
     pending: Mapping[str, Any],
   ) -> dict[str, Any]:
     """The state from which a build starts; it goes on with what it replaces until it commits."""
-    state = super().begin(ledger, state, before=before, pending=pending)
+    state = super().begin(folder, state, before=before, pending=pending)
     return {**state, 'engine': dict(before.get('engine', state['engine']))}
 
   @property
@@ -163,7 +163,7 @@ class MemoryIndex(Engine):
     concepts = [self._crops.concepts[np.asarray(kept, np.int64)]]
     rows = [self._crops.rows[i] for i in kept]
     for entry in entries:
-      for vectors, more in Segment(self.ledger.segments, entry).live_parts():
+      for vectors, more in Segment(self.folder.segments, entry).live_parts():
         concepts.append(vectors)
         rows += more
     generation = self.state['generation'] + 1
@@ -177,12 +177,12 @@ class MemoryIndex(Engine):
     with _storing:
       versions[generation] = crops
     # A reader finds the new crops as soon as it can read of them.
-    self.ledger.write(state)
-    self.state, self._crops = self.ledger.read(), crops
+    self.folder.write(state)
+    self.state, self._crops = self.folder.read(), crops
     with _storing:
       for other in set(versions) - {generation}:
         del versions[other]
-    self.ledger.clean()
+    self.folder.clean()
 
   def problems(self) -> list[str]:
     """Ids that occur twice; memory is not looked after."""
@@ -192,7 +192,7 @@ class MemoryIndex(Engine):
 
   def refresh(self) -> bool:
     """Takes over what was committed since; returns whether that was anything."""
-    state = self.ledger.read()
+    state = self.folder.read()
     if state['generation'] == self.state['generation']:
       return False
     crops = self._of(state)
@@ -213,7 +213,7 @@ class MemoryIndex(Engine):
       crops = versions.get(state['generation'])
     if crops is None:
       raise ValueError(
-        f"The crops of the index '{self.ledger.directory}' are, or were, in the memory of another "
+        f"The crops of the index '{self.folder.directory}' are, or were, in the memory of another "
         'process. Build it again, with another engine if it is to stay.'
       )
     return crops

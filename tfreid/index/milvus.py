@@ -38,8 +38,8 @@ import numpy as np
 
 from tfreid import storage
 from tfreid.index import engine, filters, milvus_filters, segment, trust
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Engine, Match
-from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row, Segment, id_hash
 from tfreid.printable import control_character
 
@@ -81,7 +81,7 @@ class MilvusIndex(Engine):
 
   def __init__(
     self,
-    ledger: Ledger,
+    folder: IndexDirectory,
     state: Mapping[str, Any],
     *,
     resident: bool | str = False,
@@ -90,8 +90,8 @@ class MilvusIndex(Engine):
     """Connects.
 
     Args:
-      ledger: the folder of the index.
-      state: from `ledger.read()`, or a new one.
+      folder: of the index.
+      state: from `folder.read()`, or a new one.
       resident: of no use; Milvus has memory of its own.
       check: of no use; `problems` looks at the collection.
 
@@ -100,13 +100,13 @@ class MilvusIndex(Engine):
       OSError: there is no connection.
       ValueError: the state is damaged, or names a place that this user has not.
     """
-    super().__init__(ledger, state, resident=resident, check=check)
-    _check_state(state, ledger)
+    super().__init__(folder, state, resident=resident, check=check)
+    _check_state(state, folder)
     self.state = self._loaded(state)
     client, self._exceptions = _library()
     about = self.state['engine']
-    trust.check_place(about['uri'], ledger.directory)
-    self.uri = about['uri'] or os.path.join(ledger.directory, 'milvus.db')
+    trust.check_place(about['uri'], folder.directory)
+    self.uri = about['uri'] or os.path.join(folder.directory, 'milvus.db')
     if '://' not in self.uri:
       os.makedirs(os.path.dirname(os.path.abspath(self.uri)), exist_ok=True)
     self._closed = False
@@ -262,7 +262,7 @@ class MilvusIndex(Engine):
         if not self._is_replaced(state):
           raise
         raise OSError(
-          f"The index '{self.ledger.directory}' was replaced while it was read. Read it again."
+          f"The index '{self.folder.directory}' was replaced while it was read. Read it again."
         ) from error
       entities.sort(key=lambda entity: entity['position'])
       if entities:
@@ -290,13 +290,13 @@ class MilvusIndex(Engine):
       # Whatever is wrong here as well, the first error is the one to be told.
       with contextlib.suppress(OSError, ValueError):
         # The error may have come when index.json was replaced already.
-        committed = self.ledger.read() if self.ledger.exists else {}
+        committed = self.folder.read() if self.folder.exists else {}
         if committed.get('engine') == self.state['engine']:
           self.state = self._loaded(committed)
         self.recover()
       raise
     self.recover()
-    self.ledger.clean()
+    self.folder.clean()
 
   def _commit(self, entries, remove, replace, shard, progress):
     state = {**self.state, 'generation': self.state['generation'] + 1}
@@ -312,7 +312,7 @@ class MilvusIndex(Engine):
       removing = sorted(entity['position'] for entity in entities)
     added, total = 0, sum(entry['rows'] for entry in entries)
     for entry in entries:
-      self._insert(Segment(self.ledger.segments, entry), state)
+      self._insert(Segment(self.folder.segments, entry), state)
       added += entry['rows']
       if progress:
         progress(added, total)
@@ -328,8 +328,8 @@ class MilvusIndex(Engine):
       self._client.flush(state['collection'])
     state['removing'] = removing if len(removing) <= _LISTED else self._written(removing)
     state['size'] -= len(removing)
-    self.ledger.write(state)
-    self.state = self._loaded(self.ledger.read())
+    self.folder.write(state)
+    self.state = self._loaded(self.folder.read())
 
   def recover(self) -> None:
     """Brings the collection to the state of index.json; needs the lock."""
@@ -349,11 +349,11 @@ class MilvusIndex(Engine):
           self._collection, filter=f'position in {removing[start : start + _BATCH]}'
         )
     if removing:
-      self.ledger.write({**self.state, 'removing': []})
-      self.state = self._loaded(self.ledger.read())
-    for name in os.listdir(self.ledger.directory):
+      self.folder.write({**self.state, 'removing': []})
+      self.state = self._loaded(self.folder.read())
+    for name in os.listdir(self.folder.directory):
       if _REMOVING.fullmatch(name):
-        os.remove(os.path.join(self.ledger.directory, name))
+        os.remove(os.path.join(self.folder.directory, name))
 
   def problems(self) -> list[str]:
     """What is wrong with the collection: its number of crops, their ids, their concepts."""
@@ -378,7 +378,7 @@ class MilvusIndex(Engine):
 
   def refresh(self) -> bool:
     """Takes over what was committed since; returns whether that was anything."""
-    state = self._loaded(self.ledger.read())
+    state = self._loaded(self.folder.read())
     changed = state['generation'] != self.state['generation']
     # Exchanged whole, for threads that are asking.
     self.state = state
@@ -418,7 +418,7 @@ class MilvusIndex(Engine):
   @classmethod
   def begin(
     cls,
-    ledger: Ledger,
+    folder: IndexDirectory,
     state: Mapping[str, Any],
     *,
     before: Mapping[str, Any],
@@ -430,11 +430,11 @@ class MilvusIndex(Engine):
     an attempt before this one did not finish: they are removed by the commit of this one. One that
     moves to another address has another prefix there: it may be the same server by another name.
     """
-    state = super().begin(ledger, state, before=before, pending=pending)
+    state = super().begin(folder, state, before=before, pending=pending)
     about = dict(state['engine'])
     kept, tried = before.get('engine', {}).get('prefix'), pending.get('prefix')
     if tried and tried != kept and pending.get('uri', about['uri']) != about['uri']:
-      drop(ledger, {**state, 'engine': {**about, 'uri': pending['uri'], 'prefix': tried}})
+      drop(folder, {**state, 'engine': {**about, 'uri': pending['uri'], 'prefix': tried}})
       tried = None
     moves = bool(before) and before['engine'].get('uri') != about['uri']
     about['prefix'] = ((tried if tried != kept else None) if moves else kept or tried) or about[
@@ -451,15 +451,17 @@ class MilvusIndex(Engine):
     return {'prefix': about['prefix'], 'uri': about['uri']}
 
   @classmethod
-  def settle(cls, ledger: Ledger, *, before: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+  def settle(
+    cls, folder: IndexDirectory, *, before: Mapping[str, Any], state: Mapping[str, Any]
+  ) -> None:
     """Drops what an index that moved to another Milvus left on the one before."""
     if not before or before['engine'].get('uri') == state['engine']['uri']:
       return
     try:
-      drop(ledger, before)
+      drop(folder, before)
     except OSError as error:
       raise OSError(
-        f"The index was built, and is kept at '{state['engine']['uri'] or ledger.directory}' now. "
+        f"The index was built, and is kept at '{state['engine']['uri'] or folder.directory}' now. "
         f"What it replaced could not be dropped: it is left at '{before['engine']['uri']}', in the "
         f"collection '{before['collection']}'. {error}"
       ) from error
@@ -482,9 +484,9 @@ class MilvusIndex(Engine):
         return {**state, 'removing': np.asarray(removing, np.int64)}
       except FileNotFoundError:
         # It was removed, and the file with it, since index.json was read.
-        if attempt == _READS - 1 or not self.ledger.exists:
+        if attempt == _READS - 1 or not self.folder.exists:
           raise
-        state = self.ledger.read()
+        state = self.folder.read()
     raise AssertionError('not reached')
 
   def _read_removing(self, removing: str | Mapping[str, str]) -> np.ndarray:
@@ -493,7 +495,7 @@ class MilvusIndex(Engine):
     name = about.get('file')
     if not isinstance(name, str) or not _REMOVING.fullmatch(name):
       raise ValueError(f'{name!r} is no name of a list of removed crops; index.json is damaged.')
-    path = os.path.join(self.ledger.directory, name)
+    path = os.path.join(self.folder.directory, name)
     content = storage.read_bytes(path)
     try:
       if about.get('checksum', storage.checksum(content)) != storage.checksum(content):
@@ -507,7 +509,7 @@ class MilvusIndex(Engine):
     name = f'removing-{secrets.token_hex(8)}.npy'
     content = io.BytesIO()
     np.save(content, np.asarray(removing, np.int64))
-    storage.write_bytes(os.path.join(self.ledger.directory, name), content.getvalue())
+    storage.write_bytes(os.path.join(self.folder.directory, name), content.getvalue())
     return {'file': name, 'checksum': storage.checksum(content.getvalue())}
 
   def _answered(self, ask: Callable[[Mapping[str, Any]], _Answer]) -> _Answer:
@@ -523,15 +525,15 @@ class MilvusIndex(Engine):
 
   def _is_replaced(self, state):
     """Whether the index has another collection now."""
-    if not self.ledger.exists:
+    if not self.folder.exists:
       return False
-    return self.ledger.read().get('collection') != state.get('collection')
+    return self.folder.read().get('collection') != state.get('collection')
 
   def _check_collection(self):
     if self._collection and not self._client.has_collection(self._collection):
       raise FileNotFoundError(
         f"Milvus at '{self.uri}' has no collection '{self._collection}', which the index "
-        f"'{self.ledger.directory}' speaks of. Is it the right server?"
+        f"'{self.folder.directory}' speaks of. Is it the right server?"
       )
 
   def _create(self):
@@ -645,24 +647,24 @@ def _library():
   return MilvusClient, MilvusException
 
 
-def drop(ledger: Ledger, state: Mapping[str, Any]) -> None:
+def drop(folder: IndexDirectory, state: Mapping[str, Any]) -> None:
   """Drops all collections of an index that is kept elsewhere now.
 
   Args:
-    ledger: the folder of the index.
+    folder: of the index.
     state: that it had.
 
   Raises:
     OSError: the server does not answer.
   """
-  index = MilvusIndex(ledger, {**state, 'collection': '', 'removing': []})
+  index = MilvusIndex(folder, {**state, 'collection': '', 'removing': []})
   try:
     index.recover()
   finally:
     index.close()
 
 
-def _check_state(state: Mapping[str, Any], ledger: Ledger) -> None:
+def _check_state(state: Mapping[str, Any], folder: IndexDirectory) -> None:
   """Refuses a state in which something stands that the engine would not have written.
 
   Raises:
@@ -689,7 +691,7 @@ def _check_state(state: Mapping[str, Any], ledger: Ledger) -> None:
   )
   if wrong:
     raise ValueError(
-      f"The state of the index '{ledger.directory}' is damaged, or no index of tfreid: it speaks "
+      f"The state of the index '{folder.directory}' is damaged, or no index of tfreid: it speaks "
       f'of the collection {collection!r:.80} of {dict(about)!s:.200}. Restore it from a copy.'
     )
 

@@ -14,8 +14,8 @@ import numpy as np
 from tfreid import storage
 from tfreid.index import engines, filters, segment, trust
 from tfreid.index.building import check_model
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Match
-from tfreid.index.ledger import Ledger
 from tfreid.source import asking
 from tfreid.source.answer import Answer, Hit, Suggestion
 from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
@@ -69,9 +69,9 @@ class Searcher:
       ValueError: a part of it is damaged, the model is not the one it was built with, or `resident`
         is another word.
     """
-    ledger = Ledger(directory)
-    self.directory = ledger.directory
-    self.engine = engines.open_engine(ledger, resident=resident, check=check)
+    folder = IndexDirectory(directory)
+    self.directory = folder.directory
+    self.engine = engines.open_engine(folder, resident=resident, check=check)
     self._path = model if isinstance(model, str) else ''
     self._model = None if isinstance(model, str) else model
     if self._model is not None:

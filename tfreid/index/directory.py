@@ -45,7 +45,7 @@ _LEFT = re.compile(r'(index|pending)\.json\.partial(-[0-9]+-[0-9a-f]{8})?')
 _log = logging.getLogger(__name__)
 
 
-class Ledger:
+class IndexDirectory:
   """The folder of an index.
 
   Attributes:
