@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tfreid.data.synthetic import SyntheticPeople
-from tfreid.index import building, engines, filters, manifest, segment
+from tfreid.index import engines, filters, manifest, segment, writer
 from tfreid.index.directory import IndexDirectory
 from tfreid.index.segment import Row
 
@@ -142,7 +142,7 @@ def _contestants(encode, pixels, images, model, rows, in_flight):
 
   def build(number):
     with tempfile.TemporaryDirectory() as folder:
-      report = building.build(
+      report = writer.build(
         os.path.join(folder, 'index'), rows, model, batch_size=batch, in_flight=number
       )
     if report.added != images:

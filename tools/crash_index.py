@@ -92,7 +92,7 @@ def row_of(folder, number, version):
 
 def write(folder: str, seed: int, engine: str) -> None:
   """Writes to the index until it is killed."""
-  from tfreid.index import building
+  from tfreid.index import writer
   from tfreid.index.directory import IndexDirectory
 
   draw = random.Random(seed)
@@ -123,13 +123,13 @@ def write(folder: str, seed: int, engine: str) -> None:
     print(json.dumps({'begin': operation, 'after': after}), flush=True)
     rows = [row_of(folder, number, version) for number in numbers]
     if operation == 'build':
-      building.build(index, rows, DigestModel(), engine_name=engine, overwrite=True, **options)
+      writer.build(index, rows, DigestModel(), engine_name=engine, overwrite=True, **options)
     elif operation == 'remove':
-      building.remove(index, [f'crop {number}' for number in there])
+      writer.remove(index, [f'crop {number}' for number in there])
     elif operation == 'compact':
-      building.compact(index)
+      writer.compact(index)
     else:
-      building.add(index, rows, DigestModel(), existing=operation, **options)
+      writer.add(index, rows, DigestModel(), existing=operation, **options)
     known = after
     print(json.dumps({'done': operation}), flush=True)
 

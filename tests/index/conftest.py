@@ -135,7 +135,7 @@ def milvus_server(tmp_path_factory):
 
 @pytest.fixture(scope='session', params=['embedded', 'memory', 'milvus'])
 def place(request):
-  """Where an index is built: options of `building.build` and `building.merge`."""
+  """Where an index is built: options of `writer.build` and `writer.merge`."""
   if request.param != 'milvus':
     return {'engine_name': request.param}
   return {'engine_name': 'milvus', 'uri': request.getfixturevalue('milvus_server')}

@@ -12,7 +12,7 @@ import pytest
 
 import tfreid.index
 from tfreid import storage
-from tfreid.index import building
+from tfreid.index import writer
 from tfreid.index.directory import IndexDirectory
 
 
@@ -42,12 +42,12 @@ def answers(folder):
 def whole(tmp_path, files, digest_model):
   """An index with removed crops, and an unfinished build beside it."""
   folder = tmp_path / 'index'
-  building.build(str(folder), files(12), digest_model, shard_rows=6)
-  building.remove(str(folder), ['id 3'])
+  writer.build(str(folder), files(12), digest_model, shard_rows=6)
+  writer.remove(str(folder), ['id 3'])
   rows = files(8, start=40)
   Path(rows[-1].path).write_text('broken')
   with pytest.raises(ValueError, match='1 file cannot be read'):
-    building.add(str(folder), rows, digest_model, shard_rows=2)
+    writer.add(str(folder), rows, digest_model, shard_rows=2)
   assert len(IndexDirectory(folder).read_pending()['shards']) == 3
   return folder, rows[:6]
 
@@ -92,7 +92,7 @@ def test_no_damaged_file_is_answered_from_or_a_traceback(whole, tmp_path, digest
 def told_to_a_writer(folder, rows, model):
   """Whether a writer refuses; if not, it must have come to the right end."""
   try:
-    building.add(str(folder), rows, model, shard_rows=2)
+    writer.add(str(folder), rows, model, shard_rows=2)
   except (ValueError, OSError) as error:
     assert 'damaged' in str(error), error
     return True
@@ -135,9 +135,9 @@ def test_an_index_of_an_earlier_release_is_read_and_written(whole, digest_model)
   lines = [json.loads(line)[:2] for line in (whole / 'pending.jsonl').read_text().splitlines()]
   (whole / 'pending.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   assert answers(whole) == expected
-  report = building.add(str(whole), rows, digest_model, shard_rows=2)
+  report = writer.add(str(whole), rows, digest_model, shard_rows=2)
   assert (report.added, report.resumed) == (6, 6)
-  building.compact(str(whole))
+  writer.compact(str(whole))
   names = {entry['name'] for entry in IndexDirectory(whole).read()['segments']}
   assert {path.name for path in (whole / 'segments').iterdir()} == names
   assert storage.read_json(whole / 'index.json')['format'] == 2

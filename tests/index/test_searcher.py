@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import tfreid.index
 import tfreid.search
-from tfreid.index import building, manifest
+from tfreid.index import manifest, writer
 from tfreid.index.embedder import Embedder
 from tfreid.search import SearchOptions, ask
 from tfreid.search.exported import ExportedModel
@@ -45,7 +45,7 @@ def rows(crops):
 def depot(tmp_path_factory, rows, embedder, place):
   """Folder of an index of all crops, of either engine. Not to be written to."""
   directory = str(tmp_path_factory.mktemp('indexes') / 'depot')
-  building.build(directory, rows, embedder, shard_rows=7, batch_size=4, **place)
+  writer.build(directory, rows, embedder, shard_rows=7, batch_size=4, **place)
   return directory
 
 
@@ -129,7 +129,7 @@ def test_reasons_and_suggestions_ask_the_engine_once(depot, embedder, monkeypatc
 
 
 def test_a_word_that_is_no_precision_is_refused(tmp_path, rows, embedder):
-  building.build(str(tmp_path / 'index'), rows[:3], embedder)
+  writer.build(str(tmp_path / 'index'), rows[:3], embedder)
   with pytest.raises(ValueError, match="in 'bfloat16', or not .False.; not in 'float16'"):
     tfreid.index.open(str(tmp_path / 'index'), resident='float16')
 
@@ -152,9 +152,9 @@ def test_an_undecodable_file_is_found_among_good_ones(crops, embedder, tmp_path)
   bad.write_bytes(bad.read_bytes()[:50])
   rows = manifest.read(str(folder))
   with pytest.raises(ValueError, match='1 file cannot be read or decoded') as error:
-    building.build(str(tmp_path / 'index'), rows, embedder, batch_size=8)
+    writer.build(str(tmp_path / 'index'), rows, embedder, batch_size=8)
   assert str(bad) in str(error.value)
-  report = building.build(str(tmp_path / 'index'), rows, embedder, batch_size=8, skip_corrupt=True)
+  report = writer.build(str(tmp_path / 'index'), rows, embedder, batch_size=8, skip_corrupt=True)
   assert report.added == 29
   assert [path for path, _ in report.corrupt] == [str(bad)]
 
@@ -162,7 +162,7 @@ def test_an_undecodable_file_is_found_among_good_ones(crops, embedder, tmp_path)
 def test_changed_and_missing_files_are_found_on_request(crops, embedder, tmp_path):
   folder = shutil.copytree(crops, tmp_path / 'crops')
   rows = manifest.read(str(folder))
-  building.build(str(tmp_path / 'index'), rows, embedder)
+  writer.build(str(tmp_path / 'index'), rows, embedder)
   with tfreid.index.open(str(tmp_path / 'index')) as index:
     assert index.problems(files=True) == []
     (folder / 'c0' / '000.png').unlink()
@@ -221,7 +221,7 @@ def test_the_examples_of_the_documentation_run(models, crops, tmp_path, monkeypa
   attributes = {attribute.name: attribute.values for attribute in embedder.schema.attributes}
   rows = manifest.read(str(tmp_path / 'crops.csv'), attributes=attributes)
   monkeypatch.chdir(tmp_path)
-  building.build('indexes/depot', rows, embedder)
+  writer.build('indexes/depot', rows, embedder)
   (tmp_path / 'saved_models').mkdir()
   (tmp_path / 'saved_models' / 'demo').symlink_to(models / 'people')
   for example in examples:

@@ -14,7 +14,7 @@ import pytest
 
 import tfreid.index
 from tfreid import storage
-from tfreid.index import building, engines, segment, trust
+from tfreid.index import engines, segment, trust, writer
 from tfreid.index.directory import IndexDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def snapshot(folder):
 def built(tmp_path, files, digest_model):
   """The folder of an index of ten crops in two segments."""
   folder = tmp_path / 'index'
-  building.build(str(folder), files(10), digest_model, shard_rows=5)
+  writer.build(str(folder), files(10), digest_model, shard_rows=5)
   return folder
 
 
@@ -41,11 +41,11 @@ def writers(folder, files, model):
   directory = str(folder)
   more = files(3, start=50)
   return [
-    lambda: building.build(directory, more, model, overwrite=True),
-    lambda: building.add(directory, more, model),
-    lambda: building.remove(directory, ['id 1']),
-    lambda: building.compact(directory),
-    lambda: building.merge(directory, [directory]),
+    lambda: writer.build(directory, more, model, overwrite=True),
+    lambda: writer.add(directory, more, model),
+    lambda: writer.remove(directory, ['id 1']),
+    lambda: writer.compact(directory),
+    lambda: writer.merge(directory, [directory]),
   ]
 
 
@@ -56,7 +56,7 @@ def test_a_part_that_is_a_link_is_refused_and_nothing_is_touched(
   tmp_path, built, files, digest_model, part
 ):
   other = tmp_path / 'other'
-  building.build(str(other), files(10), digest_model, shard_rows=5)
+  writer.build(str(other), files(10), digest_model, shard_rows=5)
   (other / 'pending.json').write_text('{}')
   (other / 'pending.jsonl').write_text('')
   before = snapshot(other)
@@ -84,7 +84,7 @@ def test_a_segment_or_a_file_of_it_that_is_a_link_is_refused(tmp_path, built):
     with pytest.raises(ValueError, match='is damaged: .* is (a link|no regular file)'):
       tfreid.index.open(built)
     with pytest.raises(ValueError, match='is damaged'):
-      building.remove(str(built), ['id 1'])
+      writer.remove(str(built), ['id 1'])
     path.unlink()
     shutil.move(moved, path)
   assert len(tfreid.index.open(built)) == 10
@@ -93,7 +93,7 @@ def test_a_segment_or_a_file_of_it_that_is_a_link_is_refused(tmp_path, built):
 def test_a_link_to_the_folder_of_the_index_is_followed(tmp_path, built):
   link = tmp_path / 'link'
   link.symlink_to(built)
-  assert building.remove(str(link), ['id 1']) == 1
+  assert writer.remove(str(link), ['id 1']) == 1
   assert len(tfreid.index.open(link)) == 9
 
 
@@ -124,8 +124,8 @@ def test_writers_remove_only_what_a_writer_has_made(tmp_path, built, files, dige
   (old / segment.MARK).unlink()
   (built / 'index.json.partial-17-00000000').write_text('half')
   before = {name: data for name, data in snapshot(tmp_path).items() if data in (b'mine',)}
-  building.compact(str(built))
-  building.build(str(built), files(3), digest_model, overwrite=True)
+  writer.compact(str(built))
+  writer.build(str(built), files(3), digest_model, overwrite=True)
   after = snapshot(tmp_path)
   assert {name: after[name] for name in before} == before
   assert snapshot(elsewhere)
@@ -167,7 +167,7 @@ def test_a_state_that_leads_elsewhere_or_is_of_another_kind_is_refused(built, ha
   with pytest.raises(ValueError):
     tfreid.index.open(built)
   with pytest.raises(ValueError):
-    building.remove(str(built), ['id 1'])
+    writer.remove(str(built), ['id 1'])
 
 
 def test_collections_of_others_are_not_dropped(tmp_path):
@@ -197,9 +197,9 @@ def test_the_generation_is_compared_where_locks_do_nothing(built, files, digest_
 
   digest_model.embed_images = meanwhile
   with pytest.raises(OSError, match='Another process has changed the index .* one machine only'):
-    building.add(str(built), files(3, start=20), digest_model)
+    writer.add(str(built), files(3, start=20), digest_model)
   assert len(tfreid.index.open(built)) == 5
-  assert building.add(str(built), files(3, start=20), digest_model).added == 3
+  assert writer.add(str(built), files(3, start=20), digest_model).added == 3
   assert len(tfreid.index.open(built)) == 8
 
 
@@ -214,7 +214,7 @@ def test_segments_that_another_machine_cleaned_up_are_not_committed(built, files
 
   digest_model.embed_images = meanwhile
   with pytest.raises(OSError, match='has vanished: another process has cleaned up'):
-    building.add(str(built), files(6, start=20), digest_model, shard_rows=3, batch_size=3)
+    writer.add(str(built), files(6, start=20), digest_model, shard_rows=3, batch_size=3)
   assert len(tfreid.index.open(built)) == 10
 
 
@@ -224,7 +224,7 @@ def test_a_model_is_loaded_only_if_this_user_has_named_it(tmp_path, models, crop
 
   directory = tmp_path / 'index'
   model = Embedder(str(models / 'people'))
-  building.build(str(directory), manifest.read(str(crops)), model)
+  writer.build(str(directory), manifest.read(str(crops)), model)
   with tfreid.index.open(directory) as opened:
     assert opened.model.fingerprint == 'seed 1'
   # The same on another machine, or by another user.
@@ -262,14 +262,14 @@ def test_where_nothing_can_be_noted_the_index_is_built_all_the_same(
 ):
   (tmp_path / 'file').write_text('')
   monkeypatch.setenv('TFREID_TRUST_FILE', str(tmp_path / 'file' / 'trusted.jsonl'))
-  assert building.build(str(tmp_path / 'index'), files(3), digest_model).added == 3
+  assert writer.build(str(tmp_path / 'index'), files(3), digest_model).added == 3
   assert 'must be named with --model' in caplog.text
 
 
 def test_verifying_waits_for_no_pipe_and_reads_no_device(tmp_path, files, digest_model):
   """In a process of its own, which they would stop for good."""
   rows = files(4)
-  building.build(str(tmp_path / 'index'), rows, digest_model)
+  writer.build(str(tmp_path / 'index'), rows, digest_model)
   for row, make in ((rows[1], os.mkfifo), (rows[2], os.mkdir), (rows[3], None)):
     os.remove(row.path)
     if make:
@@ -302,7 +302,7 @@ def test_control_characters_are_refused_at_the_door(tmp_path, files, digest_mode
     segment.Row('id', rows[1].path, {}, {'color': text}),
   ):
     with pytest.raises(ValueError, match='holds the control character') as error:
-      building.build(str(tmp_path / 'index'), [rows[0], bad], digest_model, **place)
+      writer.build(str(tmp_path / 'index'), [rows[0], bad], digest_model, **place)
     assert rows[1].path in str(error.value)
     assert text not in str(error.value)
   assert digest_model.embedded == []
@@ -311,11 +311,11 @@ def test_control_characters_are_refused_at_the_door(tmp_path, files, digest_mode
 @pytest.mark.parametrize('name', ['a[b]', 'a*b', 'what?', 'per%20cent #1', "it's"])
 def test_names_that_mean_something_to_others_are_only_names(tmp_path, files, digest_model, name):
   directory = str(tmp_path / name / 'index')
-  building.build(directory, files(4), digest_model, shard_rows=2)
-  building.add(directory, files(2, start=4), digest_model)
-  building.remove(directory, ['id 1'])
-  building.compact(directory)
-  assert building.merge(str(tmp_path / f'{name} 2'), [directory]) == 5
+  writer.build(directory, files(4), digest_model, shard_rows=2)
+  writer.add(directory, files(2, start=4), digest_model)
+  writer.remove(directory, ['id 1'])
+  writer.compact(directory)
+  assert writer.merge(str(tmp_path / f'{name} 2'), [directory]) == 5
   assert tfreid.index.open(directory).problems(files=False) == []
 
 
@@ -346,5 +346,5 @@ def test_a_removal_that_was_killed_is_finished_by_the_next_writer(
     with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
       patched.setattr(os, 'remove', stopping(kept))
       segment.remove(str(copy))
-    building.compact(str(built))
+    writer.compact(str(built))
     assert not copy.exists()

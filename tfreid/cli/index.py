@@ -147,7 +147,7 @@ def main(argv):
 
 
 def _build(_):
-  from tfreid.index import building, directory, manifest
+  from tfreid.index import directory, manifest, writer
 
   shard = _read_shard()
   _check_engine()
@@ -161,7 +161,7 @@ def _build(_):
   model = _embedder(_MODEL.value)
   rows = manifest.read(_SOURCE.value, attributes=_attributes(model), part=shard)
   with _shown(len(rows)) as shown:
-    report = building.build(
+    report = writer.build(
       _INDEX.value,
       rows,
       model,
@@ -176,21 +176,21 @@ def _build(_):
 
 
 def _add(_):
-  from tfreid.index import building, directory, manifest, trust
+  from tfreid.index import directory, manifest, trust, writer
 
   state = directory.IndexDirectory(_INDEX.value).read()
   manifest.check(_SOURCE.value)
   model = _embedder(_MODEL.value or trust.model_path(state, _INDEX.value))
   rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
   with _shown(len(rows)) as shown:
-    report = building.add(
+    report = writer.add(
       _INDEX.value, rows, model, existing=_EXISTING.value, **_pace(model), **shown
     )
   _say(report)
 
 
 def _remove(ids):
-  from tfreid.index import building
+  from tfreid.index import writer
 
   ids = list(ids)
   if _IDS.value == '-':
@@ -200,7 +200,7 @@ def _remove(ids):
       ids += [line.rstrip('\n') for line in file if line.strip()]
   if not ids:
     raise ValueError('Name the ids to remove, or give --ids=FILE with one per line.')
-  count = building.remove(_INDEX.value, ids, missing_ok=_MISSING_OK.value)
+  count = writer.remove(_INDEX.value, ids, missing_ok=_MISSING_OK.value)
   _print({'removed': count}, f'{count} crops removed.')
 
 
@@ -255,20 +255,20 @@ def _verify(_):
 
 
 def _compact(_):
-  from tfreid.index import building
+  from tfreid.index import writer
 
-  building.compact(_INDEX.value)
+  writer.compact(_INDEX.value)
   _print({}, 'Compacted: nothing of what was removed is left in the files of the index.')
 
 
 def _merge(parts):
-  from tfreid.index import building
+  from tfreid.index import writer
 
   _check_engine()
   if not parts:
     raise ValueError('Name the indexes to merge: tools/index.py merge --index=all part1 part2')
   with _shown_stages() as progress:
-    size = building.merge(
+    size = writer.merge(
       _INDEX.value, parts, engine_name=_ENGINE.value, uri=_URI.value, progress=progress
     )
   count = f'{len(parts)} index{"es" if len(parts) > 1 else ""}'
@@ -320,7 +320,7 @@ def _attributes(model):
 
 
 def _pace(model):
-  """How `building` goes through the crops, for a model."""
+  """How `writer` goes through the crops, for a model."""
   return {
     'shard_rows': _SHARD_ROWS.value,
     'batch_size': _BATCH_SIZE.value * model.num_devices,
@@ -331,7 +331,7 @@ def _pace(model):
 
 @contextlib.contextmanager
 def _shown(count):
-  """The options of `building` that show how far it is."""
+  """The options of `writer` that show how far it is."""
   if not _PROGRESS.value or _JSON.value:
     yield {}
     return
@@ -346,7 +346,7 @@ def _shown(count):
 
 @contextlib.contextmanager
 def _shown_stages():
-  """What `building.merge` tells how far it is; None where nobody wants to know."""
+  """What `writer.merge` tells how far it is; None where nobody wants to know."""
   if not _PROGRESS.value or _JSON.value:
     yield None
     return

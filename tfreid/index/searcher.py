@@ -13,9 +13,9 @@ import numpy as np
 
 from tfreid import storage
 from tfreid.index import engines, filters, segment, trust
-from tfreid.index.building import check_model
 from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Match
+from tfreid.index.writer import check_model
 from tfreid.source import asking
 from tfreid.source.answer import Answer, Hit, Suggestion
 from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
