@@ -216,7 +216,7 @@ def test_no_import_of_the_package_breaks_the_floors():
     ('training/trainer.py', 'from tfreid.evaluation.retrieval import evaluate'),
     ('evaluation/retrieval.py', 'from tfreid.training import trainer'),
     ('serving/retriever.py', 'from tfreid.evaluation.retrieval import similarity'),
-    ('index/index.py', 'from tfreid.search.page import as_html'),
+    ('index/embedded.py', 'from tfreid.search.page import as_html'),
     ('source/protocol.py', 'from tfreid.index import engine'),
     ('source/protocol.py', 'def load():\n  from tfreid.search import remote'),
     # Past the waist.
@@ -270,7 +270,7 @@ def test_a_forbidden_import_is_found(house, file, source):
     ('networks/__init__.py', 'from tfreid.networks.image import resnet50'),
     ('search/__init__.py', 'def load():\n  from tfreid.serving import retriever'),
     ('search/__init__.py', 'if TYPE_CHECKING:\n  from tfreid.serving import retriever'),
-    ('index/index.py', 'from tfreid.source.answer import Answer'),
+    ('index/embedded.py', 'from tfreid.source.answer import Answer'),
     ('joint_space.py', 'from tfreid import __version__'),
     ('experiment.py', 'from tfreid import reporting\nfrom tfreid.methods import mmd'),
     ('data/pipeline.py', 'import tensorflow_addons as tfa\nimport pandas'),

@@ -92,7 +92,7 @@ def test_after_a_line_that_was_cut_off_the_next_stands_by_itself(
 ):
   os.truncate(shard_file(directory), size_of(directory) - 40)
   with monkeypatch.context() as patched:
-    patched.setattr('tfreid.index.index.EmbeddedIndex.commit', stop)
+    patched.setattr('tfreid.index.embedded.EmbeddedIndex.commit', stop)
     with pytest.raises(KeyboardInterrupt):
       writer.build(directory, stopped, digest_model, shard_rows=4)
   digest_model.embedded.clear()

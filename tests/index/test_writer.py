@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tfreid import storage
-from tfreid.index import engines, index, segment, writer
+from tfreid.index import embedded, engines, segment, writer
 from tfreid.index.directory import IndexDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -201,11 +201,11 @@ def test_compacting_leaves_nothing_of_what_was_removed(directory, files, digest_
 
 
 def test_many_small_commits_end_up_in_few_segments(directory, files, digest_model):
-  rows = files(index.MAX_SEGMENTS + 3)
+  rows = files(embedded.MAX_SEGMENTS + 3)
   writer.build(directory, rows[:1], digest_model)
   for row in rows[1:]:
     writer.add(directory, [row], digest_model)
-  assert len(IndexDirectory(directory).read()['segments']) <= index.MAX_SEGMENTS
+  assert len(IndexDirectory(directory).read()['segments']) <= embedded.MAX_SEGMENTS
   assert_holds(directory, rows, digest_model)
   assert len(os.listdir(os.path.join(directory, 'segments'))) == len(
     IndexDirectory(directory).read()['segments']

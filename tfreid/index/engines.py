@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Name -> class. A new engine is a file and a line here.
 _CLASSES = {
-  'embedded': 'tfreid.index.index.EmbeddedIndex',
+  'embedded': 'tfreid.index.embedded.EmbeddedIndex',
   'milvus': 'tfreid.index.milvus.MilvusIndex',
   'memory': 'tfreid.index.memory.MemoryIndex',
 }
