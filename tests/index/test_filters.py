@@ -352,3 +352,11 @@ def test_parsing_gives_plain_values():
   assert filters.parse('a not in {"x"}') == In('a', ('x',), negated=True)
   assert filters.negated(Missing('a')) == Missing('a', negated=True)
   assert filters.negated(Has('a', 'b')) == Has('a', 'b', negated=True)
+
+
+@pytest.mark.parametrize('negated', [False, True])
+def test_a_value_that_no_crop_of_a_part_has_is_had_by_none_of_them(negated):
+  column = Column(['no', 'red+blue'], np.array([0, -1, 1], np.int32))
+  for value, has in (('yes', [False] * 3), ('blue', [False, False, True])):
+    mask = filters.evaluate(Has('hat', value, negated), lambda _: column, 3)
+    assert mask.tolist() == [answer != negated for answer in has]

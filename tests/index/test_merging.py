@@ -319,7 +319,7 @@ def test_an_index_that_is_built_at_another_address_is_dropped_at_the_first(
   state = IndexDirectory(directory).read()
   assert {*known, state['collection']} == set(collections(milvus_server))
   # Where the first does not answer, that is told.
-  monkeypatch.setattr(writer.milvus, 'drop', lambda *_: (_ for _ in ()).throw(OSError('no way')))
+  monkeypatch.setattr(milvus, 'drop', lambda *_: (_ for _ in ()).throw(OSError('no way')))
   with pytest.raises(OSError, match='The index was built.* it is left at .*no way') as error:
     writer.build(directory, files(3), digest_model, **options)
   assert state['collection'] in str(error.value) and other in str(error.value)
