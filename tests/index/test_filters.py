@@ -183,6 +183,10 @@ def test_required_attributes():
   assert chosen(filters.required(None, {'color': 'red'}), rows) == [2, 3, 4]
   assert chosen(filters.required(None, {'color': '!red'}), rows) == [0, 1, 4]
   assert chosen(filters.required({'color': 'red'}, {'color': 'blue'}), rows) == [0]
+  assert chosen(filters.required({'color': 'green'}), rows) == []
+  assert chosen(filters.required(None, {'color': 'green'}), rows) == [0, 1, 2, 3, 4]
+  assert chosen(filters.required({'color': 'red+blue'}), rows) == [1]
+  assert chosen(filters.required(None, {'color': 'red+blue'}), rows) == [0, 2, 3, 4]
   assert filters.required() is None
 
 

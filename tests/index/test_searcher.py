@@ -15,6 +15,7 @@ import tfreid.index
 import tfreid.search
 from tfreid.index import manifest, writer
 from tfreid.index.embedder import Embedder
+from tfreid.index.segment import Row
 from tfreid.search import SearchOptions, ask
 from tfreid.search.exported import ExportedModel
 
@@ -242,3 +243,20 @@ def check_composed(index):
   assert list(answer.suggestions) == index.suggest('red top', where='camera is None')
   plain = ask(index, 'red top', top_k=5, explain=False, suggest=False)
   assert not plain.suggestions and not any(hit.reasons for hit in plain.hits)
+
+
+def test_an_id_is_found_however_its_accents_are_composed(tmp_path, embedder, crops):
+  """A Mac lists 'e' and an accent for what a keyboard types as 'é'."""
+  ids = ['cafe\u0301.png', 'été.png', 'c.png']
+  rows = [Row(name, str(path)) for name, path in zip(ids, sorted(crops.rglob('*.png')))]
+  directory = str(tmp_path / 'index')
+  writer.build(directory, rows, embedder)
+  with tfreid.index.open(directory, model=embedder) as index:
+    assert index.crop('café.png').id == 'cafe\u0301.png'
+    assert index.crop('e\u0301te\u0301.png').id == 'été.png'
+    assert len(index.like('café.png').hits) == 2
+    left = index.search({'hat': 'yes'}, exclude=['café.png', 'e\u0301te\u0301.png']).hits
+    assert [hit.id for hit in left] == ['c.png']
+  with pytest.raises(ValueError, match="no crop 'd.png'"):
+    writer.remove(directory, ['café.png', 'd.png'])
+  assert writer.remove(directory, ['café.png', 'e\u0301te\u0301.png']) == 2

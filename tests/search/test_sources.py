@@ -15,7 +15,7 @@ import tfreid.search
 from tfreid.index import writer
 from tfreid.search import gallery
 from tfreid.search.exported import ExportedModel
-from tfreid.source import asking
+from tfreid.source import query as queries
 
 QUERIES = (
   {'hat': 'yes'},
@@ -259,7 +259,7 @@ def test_many_crops_are_embedded_some_at_a_time():
     sizes.append(len(contents))
     return np.array([[float(text)] for text in contents])
 
-  found = asking.embedded([str(i).encode() for i in range(70)], embed, batch=32)
+  found = queries.embedded([str(i).encode() for i in range(70)], embed, batch=32)
   assert sizes == [32, 32, 6]
   np.testing.assert_array_equal(found[:, 0], np.arange(70))
 

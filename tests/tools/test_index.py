@@ -87,10 +87,12 @@ def test_build_search_remove_verify(world):
   done = run('index', 'info', index)
   assert done.returncode == 0, done.stderr
   assert 'index[/1]' in ''.join(done.stdout.split())
-  done = run('search', index, '--json', '--filter=camera == 0', '--exclude_ids=2.png', 'hat')
+  done = run('search', index, '--json', '--filter=camera == 0', '--exclude_ids=2.png,2.jpg', 'hat')
   assert done.returncode == 0, done.stderr
+  assert "An id of --exclude_ids: the index has no crop '2.jpg'." in done.stderr
   assert [hit['id'] for hit in json.loads(done.stdout)['hits']] == ['4.png', '0.png']
-  done = run('index', 'remove', index, '4.png')
+  (world / 'gone.txt').write_bytes(b'\xef\xbb\xbf4.png\r\n')
+  done = run('index', 'remove', index, f'--ids={world / "gone.txt"}')
   assert done.stdout == '1 crops removed.\n'
   # As somebody else, or on another machine: nobody has named the model yet.
   elsewhere = {**os.environ, 'TFREID_TRUST_FILE': str(world / 'trusted.jsonl')}

@@ -27,9 +27,10 @@ def test_without_rules_everything_is_allowed():
 
 def test_rules_are_read(tmp_path):
   path = tmp_path / 'policy.json'
+  # With a byte order mark, as Windows' editors write it.
   path.write_text(
-    '{"disabled_attributes": ["gender"], "require_purpose": ["lost property"], "max_results": 5,'
-    ' "blur_thumbnails": 2.5, "uploads": false}'
+    '\ufeff{"disabled_attributes": ["gender"], "require_purpose": ["lost property"],'
+    ' "max_results": 5, "blur_thumbnails": 2.5, "uploads": false}'
   )
   assert policy.read(str(path)) == policy.Policy(
     disabled_attributes=frozenset({'gender'}),

@@ -6,6 +6,7 @@ import logging as logging_
 import os
 import re
 from collections.abc import Sequence
+from typing import TextIO
 
 from tfreid.cli import startup
 
@@ -52,6 +53,10 @@ def configure(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
   """
   import gin
 
+  readers = gin.config._FILE_READERS
+  if readers[0][0] is not _open_text:
+    # gin's public way adds a reader behind `open`, which then reads every file.
+    readers.insert(0, (_open_text, os.path.isfile))
   here = os.getcwd()
   gin.add_config_file_search_path(here)
   paths = [gin_path(name) for name in files]
@@ -102,6 +107,11 @@ def root(name: str):
   return call
 
 
+def _open_text(path: str) -> TextIO:
+  """Opens a gin file: UTF-8, with or without a byte order mark."""
+  return open(path, encoding='utf-8-sig')
+
+
 def _left_open(message: str) -> str:
   """Advice, if gin's TypeError means that something was left open; '' if it means anything else."""
   macro = re.search(r"call to configurable 'macro' .* in scope '([^']+)'", message)
@@ -126,7 +136,7 @@ def _collect_imports(path: str, imports: dict[str, None], seen: set[str]):
   if path in seen:
     return
   seen.add(path)
-  with open(path, encoding='utf-8') as file:
+  with _open_text(path) as file:
     for line in file:
       if match := _IMPORT.match(line):
         imports[match.group(1)] = None

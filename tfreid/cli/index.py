@@ -194,9 +194,11 @@ def _remove(ids):
 
   ids = list(ids)
   if _IDS.value == '-':
-    ids += [line.rstrip('\n') for line in sys.stdin if line.strip()]
+    # Some programs begin what they pipe with a byte order mark, as they do files.
+    lines = sys.stdin.read().removeprefix('\ufeff').split('\n')
+    ids += [line for line in lines if line.strip()]
   elif _IDS.value:
-    with open(_IDS.value, encoding='utf-8') as file:
+    with open(_IDS.value, encoding='utf-8-sig') as file:
       ids += [line.rstrip('\n') for line in file if line.strip()]
   if not ids:
     raise ValueError('Name the ids to remove, or give --ids=FILE with one per line.')

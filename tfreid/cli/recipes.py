@@ -131,7 +131,7 @@ class Recipe:
         return used, scopes, macros
 
   def _read_file(self, path: str):
-    with open(path, encoding='utf-8') as file:
+    with open(path, encoding='utf-8-sig') as file:
       self._read(file.read(), path)
 
   def _read(self, text: str, path: str = 'the bindings'):

@@ -237,7 +237,7 @@ def _tokens():
   if _TOKEN_FILE.value:
     if os.stat(_TOKEN_FILE.value).st_mode & 0o077:
       logging.warning('Others can read %s: chmod 600 it.', _TOKEN_FILE.value)
-    with open(_TOKEN_FILE.value, encoding='utf-8') as file:
+    with open(_TOKEN_FILE.value, encoding='utf-8-sig') as file:
       for number, line in enumerate(file, start=1):
         if line.strip() and not line.startswith('#'):
           lines.append((f'{_TOKEN_FILE.value}, line {number}', line.strip()))

@@ -481,7 +481,9 @@ def _answers(condition: Condition, column: Column) -> np.ndarray:
     answers[:-1], answers[-1] = condition.negated, not condition.negated
     return answers
   if isinstance(condition, Has):
-    answers[column.holders.get(normalized(condition.value), ())] = True
+    holders = column.holders.get(normalized(condition.value))
+    if holders is not None:
+      answers[holders] = True
     return ~answers if condition.negated else answers
   if isinstance(condition, In):
     _mark(answers, column, '==', condition.values)

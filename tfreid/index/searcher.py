@@ -16,15 +16,18 @@ from tfreid.index import engines, filters, segment, trust
 from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Match
 from tfreid.index.writer import check_model
-from tfreid.source import asking
+from tfreid.source import attribution, suggestion
+from tfreid.source import query as queries
 from tfreid.source.answer import Answer, Hit, Suggestion
 from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
+from tfreid.text import spellings
 
 if TYPE_CHECKING:
   from typing_extensions import Unpack
 
   from tfreid.data.attributes import AttributeSchema
   from tfreid.index.embedder import Embedder
+  from tfreid.index.segment import Row
   from tfreid.query import Query
   from tfreid.source.protocol import Narrowing
 
@@ -137,7 +140,7 @@ class Searcher:
     if isinstance(query, str):
       text = text or query
     if isinstance(query, (str, Mapping)):
-      statements = asking.said(self.schema, query)
+      statements = queries.parsed(self.schema, query)
       concept = self.model.embed_query(statements)
     else:
       statements, concept = {}, np.asarray(query, np.float32)
@@ -150,8 +153,8 @@ class Searcher:
     matches = self._matches(concept, top_k=top_k, options=options)
     reasons: list[dict[str, float]] = [{} for _ in matches]
     if explain and statements and matches:
-      without = self._scores(matches, asking.withdrawals(self.schema, statements))
-      reasons = asking.reasons(
+      without = self._scores(matches, attribution.leave_one_out(self.schema, statements))
+      reasons = attribution.reasons(
         list(statements), np.array([match.score for match in matches]), without
       )
     return Answer(
@@ -181,19 +184,19 @@ class Searcher:
 
     Returns:
       For each attribute of which nothing is said, the bits that its answer is expected to give
-      about which of these crops is meant; see `asking.suggestions`.
+      about which of these crops is meant; see `suggestion.suggestions`.
 
     Raises:
       ValueError: words, attributes, values or fields that are not known.
     """
     options = SearchOptions.joined(options, narrowing)
-    statements = asking.said(self.schema, query)
+    statements = queries.parsed(self.schema, query)
 
     def score(vectors):
       matches = self._matches(self.model.embed_query(statements), top_k=top_k, options=options)
       return np.array([match.score for match in matches]), self._scores(matches, vectors)
 
-    return asking.suggest(self.schema, statements, score)
+    return suggestion.suggest(self.schema, statements, score)
 
   def like(
     self,
@@ -217,9 +220,10 @@ class Searcher:
     """
     options = SearchOptions.joined(options, narrowing)
     text = '' if isinstance(crop, bytes) else f'like {crop}'
-    if isinstance(crop, str) and self.engine.rows([crop]):
-      options = dataclasses.replace(options, exclude=[*options.exclude, crop])
-      concept = self.engine.concepts([crop])[0]
+    row = self._row(crop) if isinstance(crop, str) else None
+    if row is not None:
+      options = dataclasses.replace(options, exclude=[*options.exclude, row.id])
+      concept = self.engine.concepts([row.id])[0]
     else:
       if isinstance(crop, str):
         if not os.path.isfile(crop):
@@ -230,15 +234,15 @@ class Searcher:
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
     """The concepts of crops; see `Source`."""
-    return asking.embedded(crops, self.model.embed_images)
+    return queries.embedded(crops, self.model.embed_images)
 
   def embed_query(self, query: Description) -> np.ndarray:
     """The concept of a description; see `Source`."""
-    return self.model.embed_query(asking.said(self.schema, query))
+    return self.model.embed_query(queries.parsed(self.schema, query))
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
-    row = self.engine.rows([identifier]).get(identifier)
+    row = self._row(identifier)
     return None if row is None else _hit(Match(row, 0.0), {})
 
   def refresh(self) -> bool:
@@ -337,6 +341,12 @@ class Searcher:
   def __exit__(self, *exception: Any) -> None:
     self.close()
 
+  def _row(self, identifier: str) -> Row | None:
+    """The row of that id, however its accents are composed; None if there is none."""
+    forms = spellings(identifier)
+    rows = self.engine.rows(forms)
+    return next((rows[form] for form in forms if form in rows), None)
+
   def _matches(self, concept: np.ndarray, *, top_k: int, options: SearchOptions) -> list[Match]:
     """The best crops for a concept, float32 [E]."""
     condition = filters.joined(
@@ -347,7 +357,7 @@ class Searcher:
       concept[np.newaxis],
       top_k=top_k,
       where=condition,
-      exclude=options.exclude,
+      exclude=[form for identifier in options.exclude for form in spellings(identifier)],
       min_score=options.min_score,
     )
     return matches
@@ -359,7 +369,7 @@ class Searcher:
 
   def _attributes(self, asked: Mapping[str, str] | str | None) -> Query:
     """What is asked of attributes, checked."""
-    return self.schema.read_query(asking.said(self.schema, asked)) if asked else {}
+    return self.schema.read_query(queries.parsed(self.schema, asked)) if asked else {}
 
 
 class _Described:

@@ -25,6 +25,7 @@ from tfreid.index import engines, manifest, segment, trust
 from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Engine, Progress
 from tfreid.index.segment import Row
+from tfreid.text import spellings
 
 # What to do with ids that the index has already.
 EXISTING = ('refuse', 'skip', 'replace')
@@ -228,8 +229,8 @@ def remove(directory: str, ids: Iterable[str], *, missing_ok: bool = False) -> i
     index = engines.open_engine(folder)
     try:
       ids = list(dict.fromkeys(ids))
-      there = index.rows(ids)
-      missing = [name for name in ids if name not in there]
+      there = index.rows([form for name in ids for form in spellings(name)])
+      missing = [name for name in ids if not any(form in there for form in spellings(name))]
       if missing and not missing_ok:
         raise ValueError(
           f"The index has no crop '{missing[0]}' ({len(missing)} of {len(ids)} ids are not there). "

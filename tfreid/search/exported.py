@@ -16,9 +16,11 @@ from tfreid import storage
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search import gallery
 from tfreid.serving import errors, loading, versions
-from tfreid.source import asking
+from tfreid.source import attribution, suggestion
+from tfreid.source import query as queries
 from tfreid.source.answer import Answer, Hit, Suggestion
 from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
+from tfreid.text import spellings
 
 if TYPE_CHECKING:
   from typing_extensions import Unpack
@@ -83,15 +85,15 @@ class ExportedModel:
     gallery.check(top_k, options, narrowing)
     if isinstance(query, str):
       text = text or query
-    statements = asking.said(self.schema, query)
+    statements = queries.parsed(self.schema, query)
     vector = tf.constant(self.schema.encode_query(statements)[np.newaxis])
     started = time.perf_counter()
     reasons: list[dict[str, float]] = []
     if explain:
-      variants = asking.withdrawals(self.schema, statements)[np.newaxis]
+      variants = attribution.leave_one_out(self.schema, statements)[np.newaxis]
       outputs = self._ask('explain', attributes=vector, variants=tf.constant(variants))
       scores, without = outputs['scores'].numpy()[0], outputs['variant_scores'].numpy()[0]
-      reasons = asking.reasons(list(statements), scores, without)
+      reasons = attribution.reasons(list(statements), scores, without)
     else:
       outputs = self._ask('serving_default', attributes=vector)
     seconds = time.perf_counter() - started
@@ -127,9 +129,10 @@ class ExportedModel:
       outputs = self._ask('search_images', image_bytes=tf.constant([crop]))
     else:
       text = f'like {crop}'
-      concept = self._concept(crop)
-      if concept is not None:
-        left_out = crop
+      name = self._known(crop)
+      if name is not None:
+        left_out = name
+        concept = self._concept(name)
         outputs = self._ask('search_concepts', concepts=tf.constant(concept[np.newaxis]))
       elif os.path.isfile(crop):
         contents = storage.read_bytes(crop)
@@ -154,7 +157,7 @@ class ExportedModel:
         explain.
     """
     gallery.check(top_k, options, narrowing)
-    statements = asking.said(self.schema, query)
+    statements = queries.parsed(self.schema, query)
     vector = self.schema.encode_query(statements)
 
     def score(variants):
@@ -165,11 +168,11 @@ class ExportedModel:
       )
       return outputs['scores'].numpy()[0, :top_k], outputs['variant_scores'].numpy()[0, :top_k]
 
-    return asking.suggest(self.schema, statements, score)
+    return suggestion.suggest(self.schema, statements, score)
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
     """The concepts of crops; see `Source`."""
-    return asking.embedded(
+    return queries.embedded(
       crops,
       lambda contents: self._ask('embed_images', image_bytes=tf.constant(contents))[
         'concepts'
@@ -178,15 +181,16 @@ class ExportedModel:
 
   def embed_query(self, query: Description) -> np.ndarray:
     """The concept of a description; see `Source`."""
-    vector = self.schema.encode_query(asking.said(self.schema, query))
+    vector = self.schema.encode_query(queries.parsed(self.schema, query))
     outputs = self._ask('embed_attributes', attributes=tf.constant(vector[np.newaxis]))
     return outputs['concepts'].numpy()[0]
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
-    if self._row(identifier) is None:
+    name = self._known(identifier)
+    if name is None:
       return None
-    return gallery.hits([identifier], [0.0], self._gallery, top_k=1)[0]
+    return gallery.hits([name], [0.0], self._gallery, top_k=1)[0]
 
   def capabilities(self) -> Capabilities:
     """What the signatures of the model allow."""
@@ -242,6 +246,10 @@ class ExportedModel:
   def _row(self, identifier: str) -> int | None:
     return self._rows.get(identifier.encode('utf-8', 'surrogatepass'))
 
+  def _known(self, identifier: str) -> str | None:
+    """The id as the gallery has it, however its accents are composed; None if there is none."""
+    return next((form for form in spellings(identifier) if self._row(form) is not None), None)
+
   def _signatures(self):
     if self._model is None:
       raise ValueError(f"The model '{self.directory}' is closed. Load it again to ask it.")
@@ -265,12 +273,10 @@ class ExportedModel:
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
       raise ValueError(errors.plain(error.message)) from error
 
-  def _concept(self, identifier: str) -> np.ndarray | None:
-    """The concept, float32 [E], of a crop of the gallery; None if there is none of that id."""
+  def _concept(self, identifier: str) -> np.ndarray:
+    """The concept, float32 [E], of a crop of the gallery."""
     self._signatures()
     row = self._row(identifier)
-    if row is None:
-      return None
     stored = self._model.gallery
     if hasattr(stored, 'vectors'):
       return stored.vectors[row].numpy()

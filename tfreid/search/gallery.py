@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,8 @@ def read(path: str) -> dict[str, dict[str, Any]]:
       f"'{path}' is not what was exported: its checksum differs. Copy it again, or export again."
     )
   rows = {}
-  for number, line in enumerate(content.split(b'\n'), start=1):
+  # With a byte order mark, which some programs write, the first line would be no JSON.
+  for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b'\n'), start=1):
     if not line.strip():
       continue
     try:

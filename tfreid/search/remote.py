@@ -19,7 +19,8 @@ from tfreid.data.attributes import AttributeSchema
 from tfreid.query import read_setting
 from tfreid.search import client, gallery
 from tfreid.search.client import ServingError
-from tfreid.source import asking
+from tfreid.source import attribution, suggestion
+from tfreid.source import query as queries
 from tfreid.source.answer import Answer, Hit, Suggestion
 from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
 
@@ -103,7 +104,7 @@ class ServedModel:
       if isinstance(path, str) and path and not os.path.isfile(path):
         raise FileNotFoundError(f"There is no file '{path}'.")
     if isinstance(schema, str):
-      with open(schema, encoding='utf-8') as file:
+      with open(schema, encoding='utf-8-sig') as file:
         schema = AttributeSchema.from_json(file.read())
     self._given_schema = schema
     self._gallery_file = gallery_file
@@ -169,13 +170,13 @@ class ServedModel:
         statements, outputs = self._read_there(served, query)
         return self._answer(served, outputs, started, top_k=top_k, query=statements, text=text)
       schema = self._schema(served)
-      statements = asking.said(schema, query)
+      statements = queries.parsed(schema, query)
       vector = schema.encode_query(statements)[np.newaxis]
       reasons: list[dict[str, float]] = []
       if explain:
-        variants = asking.withdrawals(schema, statements)[np.newaxis]
+        variants = attribution.leave_one_out(schema, statements)[np.newaxis]
         outputs = served.client.predict('explain', {'attributes': vector, 'variants': variants})
-        reasons = asking.reasons(
+        reasons = attribution.reasons(
           list(statements), outputs['scores'][0], outputs['variant_scores'][0]
         )
       else:
@@ -243,7 +244,7 @@ class ServedModel:
 
     def ask(served: _Opened) -> list[Suggestion]:
       schema = self._schema(served)
-      statements = asking.said(schema, query)
+      statements = queries.parsed(schema, query)
       vector = schema.encode_query(statements)
 
       def score(variants):
@@ -252,7 +253,7 @@ class ServedModel:
         )
         return outputs['scores'][0, :top_k], outputs['variant_scores'][0, :top_k]
 
-      return asking.suggest(schema, statements, score)
+      return suggestion.suggest(schema, statements, score)
 
     return self._asking(ask)
 
@@ -264,7 +265,7 @@ class ServedModel:
     """
 
     def ask(served: _Opened) -> np.ndarray:
-      return asking.embedded(
+      return queries.embedded(
         crops,
         lambda contents: served.client.predict(
           'embed_images', {'image_bytes': client.strings(contents)}
@@ -282,7 +283,7 @@ class ServedModel:
 
     def ask(served: _Opened) -> np.ndarray:
       schema = self._schema(served)
-      vector = schema.encode_query(asking.said(schema, query))[np.newaxis]
+      vector = schema.encode_query(queries.parsed(schema, query))[np.newaxis]
       return served.client.predict('embed_attributes', {'attributes': vector})['concepts'][0]
 
     return self._asking(ask)

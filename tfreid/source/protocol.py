@@ -170,7 +170,7 @@ class Source(Protocol):
       **narrowing: as in `search`.
 
     Returns:
-      Best first; see `source.asking`.
+      Best first; see `source.suggestion`.
     """
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:

@@ -168,7 +168,7 @@ def read(path: str) -> Policy:
     FileNotFoundError: there is no such file.
     ValueError: it is not a policy; the message says what was expected.
   """
-  with open(path, encoding='utf-8') as file:
+  with open(path, encoding='utf-8-sig') as file:
     try:
       data = json.load(file, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:
