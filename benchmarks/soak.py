@@ -204,9 +204,9 @@ def _make(folder: str, crops: int) -> None:
 
   from tfreid.data import market1501
   from tfreid.data.synthetic import SyntheticPeople
-  from tfreid.index import engine, engines, segment
+  from tfreid.index import engines, segment
+  from tfreid.index.directory import IndexDirectory
   from tfreid.index.embedder import Embedder
-  from tfreid.index.ledger import Ledger
   from tfreid.joint_space import JointSpace
   from tfreid.serving import export
 
@@ -266,15 +266,15 @@ def _make(folder: str, crops: int) -> None:
       {'gender': 'female' if i % 2 else 'male', 'hat': 'no'} if i % 3 else {},
     )
 
-  ledger = Ledger(f'{folder}/index')
+  opened = IndexDirectory(f'{folder}/index')
   about = {
     'fingerprint': model.fingerprint,
     'embedding_size': model.size,
     'path': model.directory,
   }
-  found = engines.open_engine(ledger, engine.new_state(about))
-  with ledger.lock():
-    found.commit([segment.write(ledger.segments, parts(), size=crops, width=WIDTH)])
+  found = engines.open_engine(opened, engines.new_state(about))
+  with opened.lock():
+    found.commit([segment.write(opened.segments, parts(), size=crops, width=WIDTH)])
 
 
 if __name__ == '__main__':

@@ -12,10 +12,10 @@ import pytest
 import tensorflow as tf
 
 import tfreid.search
-from tfreid.index import building
+from tfreid.index import writer
 from tfreid.search import gallery
-from tfreid.search import query as queries
 from tfreid.search.exported import ExportedModel
+from tfreid.source import query as queries
 
 QUERIES = (
   {'hat': 'yes'},
@@ -30,7 +30,7 @@ def sources(people, tmp_path_factory):
   """An exported model, an index of the embedded engine, and the same one moved to Milvus."""
   pytest.importorskip('pymilvus', reason="needs the extra 'milvus'")
   moved = str(tmp_path_factory.mktemp('moved') / 'index')
-  building.merge(moved, [people.index], engine_name='milvus')
+  writer.merge(moved, [people.index], engine_name='milvus')
   with contextlib.ExitStack() as opened:
     loaded = [tfreid.search.load(path) for path in (people.model, people.index, moved)]
     yield tuple(opened.enter_context(source) for source in loaded)

@@ -386,13 +386,13 @@ def _from_index(export, index):
   """What to export of an index, whose concepts are taken as they are."""
   import types
 
-  from tfreid.index import building, trust
+  from tfreid.index import trust, writer
 
   state = index.engine.state
   space, make_encoders, origin, schema = _original(trust.model_path(state, index.directory))
   encoders = make_encoders()
   where = _SPACE.value or space.directory
-  building.check_model(
+  writer.check_model(
     state, types.SimpleNamespace(fingerprint=encoders.fingerprint, directory=where)
   )
   gallery, ids, rows = index_gallery(index)

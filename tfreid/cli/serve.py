@@ -114,7 +114,7 @@ def _serve(listening, rules, tokens):
   standard_logging.getLogger('tfreid').setLevel(standard_logging.INFO)
   log = audit.AuditLog(_AUDIT_LOG.value) if _AUDIT_LOG.value else None
   application = web.create(
-    source_flags.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value),
+    source_flags.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value, check=True),
     policy=rules,
     audit=log,
     access=access.Access(
@@ -131,7 +131,6 @@ def _serve(listening, rules, tokens):
       seconds=_TIMEOUT.value,
       refresh_seconds=_REFRESH.value,
     ),
-    resident=_RESIDENT.value,
   )
   server = uvicorn.Server(
     uvicorn.Config(

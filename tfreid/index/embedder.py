@@ -33,7 +33,7 @@ class Embedder:
     size: E, the number of dimensions of the joint space.
     schema: of the attributes, None if the model was exported without.
     num_devices: on how many devices crops are embedded.
-    in_flight: batches to embed at the same time, from several threads, see `building.add`. A call
+    in_flight: batches to embed at the same time, from several threads, see `writer.add`. A call
       decodes 4 images at a time and only then computes; on more cores, or beside a GPU, several
       calls keep both busy. More than 4 would cost more memory than they gain.
   """

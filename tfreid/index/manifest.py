@@ -31,7 +31,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from tfreid.data import tables
-from tfreid.index import engine, filters, segment
+from tfreid.index import filters, segment
 from tfreid.index.segment import Row
 from tfreid.text import normalized, shortened
 
@@ -110,7 +110,7 @@ def check(source: str) -> None:
 def doubled(rows: Sequence[Row]) -> tuple[int, int] | None:
   """Positions of two rows with the same id, None if all ids differ; takes some 20 bytes per row."""
   hashes = np.fromiter((hash(row.id) for row in rows), np.int64, len(rows)).view(np.uint64)
-  suspects = engine.repeated([hashes])
+  suspects = segment.repeated([hashes])
   if not len(suspects):
     return None
   first: dict[str, int] = {}

@@ -9,7 +9,7 @@ import os
 
 from PIL import Image, UnidentifiedImageError
 
-from tfreid.search.answer import CROSS, TICK, UNKNOWN, Answer, Hit, describe, verdict
+from tfreid.source.answer import CROSS, TICK, UNKNOWN, Answer, Hit, describe, verdict
 
 _THUMBNAIL = (128, 256)  # width, height in pixels, at most
 

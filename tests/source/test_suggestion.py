@@ -7,8 +7,8 @@ import pytest
 
 from tfreid.data import market1501
 from tfreid.data.attributes import Attribute, AttributeSchema
-from tfreid.search import attribution, suggestion
-from tfreid.search.answer import Suggestion
+from tfreid.source import attribution, suggestion
+from tfreid.source.answer import Suggestion
 
 SCHEMA = AttributeSchema(
   'Depot',

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tfreid import storage
 from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.query import Query
@@ -50,8 +51,7 @@ def embedded(
     contents = []
     for crop in crops[start : start + batch]:
       if isinstance(crop, str):
-        with open(crop, 'rb') as file:
-          crop = file.read()
+        crop = storage.read_bytes(crop)
       contents.append(crop)
     parts.append(np.asarray(embed(contents), np.float32))
   return np.concatenate(parts)

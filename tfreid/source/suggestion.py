@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfreid.data.attributes import NONE, AttributeSchema
-from tfreid.search.answer import Suggestion
+from tfreid.source.answer import Suggestion
 
 
 class Question(NamedTuple):
