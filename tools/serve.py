@@ -13,6 +13,7 @@ no encryption: for other machines, put it behind a proxy that encrypts (docs/web
 import ipaddress
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -182,16 +183,15 @@ def _serve(listening, rules, tokens):
 
 
 def _most_connections():
-  """How many connections there may be at a time: as many as there may be open files, less some."""
-  import resource
+  """How many connections there may be at a time, by the files that this process may open."""
+  from tfreid.web import connections
 
-  _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-  wanted = 4096 if most == resource.RLIM_INFINITY else min(most, 4096)
-  before, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-  if before < wanted:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
+  if soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
   # An index has some files for each of its parts.
-  return max(16, min(1000, max(before, wanted) - 500))
+  return max(16, min(connections.ConnectionLimits.total, max(soft, wanted) - 500))
 
 
 def _check_public_url():
