@@ -18,8 +18,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -27,6 +30,12 @@ CHECKSUM = 'checksum'
 SEAL = 'seal.json'
 
 _PARTIAL = '.partial-'
+_CHECKED = (
+  '# The last line is the checksum of the others; written by a program, not to be changed.\n'
+)
+_CHECKSUM_LINE = '# checksum '
+# What TensorFlow's file functions take for patterns.
+_PATTERN = re.compile(r'[\[\]*?\\{}]')
 # Some file systems (network shares, some FUSE ones) cannot sync a folder, and say so like this.
 _CANNOT_SYNC_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
 
@@ -148,6 +157,35 @@ def remove_partial_files(folder: str | os.PathLike) -> None:
         os.remove(os.path.join(folder, name))
 
 
+@contextlib.contextmanager
+def without_patterns(path: str | os.PathLike) -> Iterator[str]:
+  """The path, or while the block lasts one through a link, without characters of patterns in it.
+
+  TensorFlow takes some names for patterns when it reads: a checkpoint below a folder called 'a[1]'
+  is not found.
+
+  Args:
+    path: of a file or folder, or the prefix of several files; the folder above it must exist.
+
+  Raises:
+    OSError: no link can be made.
+  """
+  path = os.path.abspath(path)
+  if not _PATTERN.search(path):
+    yield path
+    return
+  folder, name = os.path.split(path)
+  if _PATTERN.search(name):
+    raise ValueError(f"'{name}' in '{folder}' has a character of {_PATTERN.pattern}; rename it.")
+  temporary = tempfile.gettempdir()
+  if _PATTERN.search(temporary):
+    temporary = '/tmp'
+  with tempfile.TemporaryDirectory(prefix='tfreid-', dir=temporary) as place:
+    link = os.path.join(place, 'link')
+    os.symlink(folder, link)
+    yield os.path.join(link, name)
+
+
 def put_directory(partial: str | os.PathLike, final: str | os.PathLike) -> None:
   """Renames a finished folder to its name, after all of its files are on the disk.
 
@@ -207,7 +245,10 @@ def append_line(path: str | os.PathLike, line: bytes) -> None:
     content = (b'\n' if torn else b'') + line + b'\n'
     try:
       written = os.write(descriptor, content)
-      if written != len(content):
+      if written < len(content):
+        # For the system's own reason why the rest had no room.
+        written += os.write(descriptor, content[written:])
+      if written < len(content):
         raise OSError(
           errno.ENOSPC,
           f'only {written} of {len(content)} bytes of a line could be written; is the disk full?',
@@ -225,6 +266,55 @@ def append_line(path: str | os.PathLike, line: bytes) -> None:
     sync_directory(os.path.dirname(os.fspath(path)) or '.')
 
 
+def open_regular(path: str | os.PathLike) -> IO[bytes]:
+  """Opens a regular file for reading, and nothing else.
+
+  Opening a pipe waits for somebody who writes to it, and opening a device may do anything; both can
+  stand under a name that a list of files gives.
+
+  Args:
+    path: the file; a link to a regular file is one.
+
+  Raises:
+    FileNotFoundError: there is none.
+    OSError: it is a folder, a pipe, a device or a socket, or it cannot be read.
+  """
+  path = os.fspath(path)
+  _check_regular(os.stat(path), path)
+  # Another thing may have taken the name meanwhile: a pipe must not be waited for.
+  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+  try:
+    _check_regular(os.fstat(descriptor), path)
+    return os.fdopen(descriptor, 'rb')
+  except BaseException:
+    os.close(descriptor)
+    raise
+
+
+def _check_regular(status: os.stat_result, path: str) -> None:
+  if stat.S_ISDIR(status.st_mode):
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+  if not stat.S_ISREG(status.st_mode):
+    raise OSError(errno.EINVAL, 'it is a pipe, a device or a socket, and no file', path)
+
+
+def read_bytes(path: str | os.PathLike, *, limit: int | None = None) -> bytes:
+  """The content of a regular file; see `open_regular`.
+
+  Args:
+    path: the file.
+    limit: how many bytes it may have at most.
+
+  Raises:
+    OSError: as `open_regular`, or the file is larger than the limit.
+  """
+  with open_regular(path) as file:
+    content = file.read() if limit is None else file.read(limit + 1)
+  if limit is not None and len(content) > limit:
+    raise OSError(errno.EFBIG, f'it has more than {limit} bytes', os.fspath(path))
+  return content
+
+
 def checksum(content: bytes) -> str:
   """The checksum of some bytes: BLAKE2b of 128 bits, as 32 hexadecimal digits."""
   return hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -239,7 +329,7 @@ def checksum_of_file(path: str | os.PathLike) -> str:
   if not os.path.isfile(path):
     raise FileNotFoundError(errno.ENOENT, 'there is no such regular file', os.fspath(path))
   state = hashlib.blake2b(digest_size=16)
-  with open(path, 'rb') as file:
+  with open_regular(path) as file:
     while block := file.read(1 << 20):
       state.update(block)
   return state.hexdigest()
@@ -290,8 +380,7 @@ def read_json(
     FileNotFoundError: there is none.
     ValueError: it is damaged; the message names the file.
   """
-  with open(path, 'rb') as file:
-    content = file.read()
+  content = read_bytes(path)
   damaged = f"The {what} '{os.fspath(path)}' is damaged"
   try:
     document = json.loads(content.decode('utf-8'))
@@ -306,6 +395,49 @@ def read_json(
     reason = 'it has no checksum' if stored is None else 'its content does not fit its checksum'
     raise ValueError(f'{damaged}: {reason}. Restore it from a copy.')
   return document
+
+
+def write_checked_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a text whose comments begin with '#', with its checksum, as `replacing` does.
+
+  The first line says that the last one holds the checksum, so that a text that was cut off is
+  noticed too.
+  """
+  text = text if text.endswith('\n') or not text else f'{text}\n'
+  body = f'{_CHECKED}{text}'
+  write_text(path, f'{body}{_CHECKSUM_LINE}{checksum(body.encode())}\n')
+
+
+def read_checked_text(path: str | os.PathLike, *, what: str = 'file') -> str:
+  """The text of a file that `write_checked_text` wrote, without the two lines that it added.
+
+  A text without them is returned as it stands: earlier releases wrote such.
+
+  Args:
+    path: the file.
+    what: what it is, for the message.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is damaged; the message names the file.
+  """
+  with open(path, 'rb') as file:
+    content = file.read()
+  damaged = f"The {what} '{os.fspath(path)}' is damaged"
+  advice = 'Restore it from a copy.'
+  try:
+    text = content.decode('utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{damaged}: {error}. {advice}') from error
+  end = re.search(rf'^{re.escape(_CHECKSUM_LINE)}([0-9a-f]+)\n\Z', text, re.MULTILINE)
+  # Cut off within its first line it is the beginning of that line.
+  begins = text.startswith(_CHECKED) or _CHECKED.startswith(text)
+  if not end and not begins and _CHECKSUM_LINE not in text:
+    return text
+  body = text[: end.start()] if end else ''
+  if not end or end.group(1) != checksum(body.encode()) or not body.startswith(_CHECKED):
+    raise ValueError(f'{damaged}: its content does not fit its checksum. {advice}')
+  return body[len(_CHECKED) :]
 
 
 def seal(folder: str | os.PathLike) -> None:
@@ -389,21 +521,28 @@ def exclusive_lock(path: str | os.PathLike, *, message: str) -> Iterator[None]:
   files of one name. On network file systems such a lock may do nothing between machines.
 
   Args:
-    path: the lock's file; made if there is none.
+    path: the lock's file; made if there is none. A link is not followed: it would make, and lock,
+      a file elsewhere.
     message: what to tell whoever comes second.
 
   Raises:
     BlockingIOError: another process holds it; with `message`.
-    OSError: the file cannot be made.
+    OSError: the file cannot be made, or something else has its name.
   """
   import fcntl
 
-  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+  path = os.fspath(path)
+  if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+    raise OSError(errno.EINVAL, 'the file of a lock is a link, or no file', path)
+  descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
   try:
     try:
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-      raise BlockingIOError(error.errno, message) from error
+      # Only with the message: with a number it would begin with '[Errno 11]'.
+      refused = BlockingIOError(message)
+      refused.errno = error.errno
+      raise refused from error
     except OSError as error:
       # Without locks nothing is protected, but refusing to work there would protect nothing either.
       if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):

@@ -20,6 +20,7 @@ MAX_ID = 1000
 # Settings of a query; schemas with more attributes exist, but no person has so many.
 MAX_SETTINGS = 1000
 MAX_NAME = 200
+MAX_VALUE = 500
 MAX_TOKEN = 1000
 _MAX_SCORE = 1e9
 _MAX_DEPTH = 8
@@ -42,7 +43,8 @@ class ApiError(Exception):
 
 
 Name = Annotated[str, StringConstraints(max_length=MAX_NAME)]
-Settings = Annotated[dict[Name, Name], Field(max_length=MAX_SETTINGS)]
+Value = Annotated[str, StringConstraints(max_length=MAX_VALUE)]
+Settings = Annotated[dict[Name, Value], Field(max_length=MAX_SETTINGS)]
 Words = Annotated[str, StringConstraints(max_length=MAX_WORDS)]
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
 

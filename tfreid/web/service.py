@@ -427,11 +427,7 @@ def _names(source: Source, facts: Mapping[str, Any], name: str) -> list[tuple[st
 def _said(capabilities: Capabilities, settings: Mapping[str, str], text: str) -> dict[str, str]:
   """Attribute name to value of settings and words together, checked."""
   capabilities.policy.check_attributes(settings)
-  said = {}
-  for name, value in settings.items():
-    negated = value.startswith('!')
-    checked = capabilities.visible.check_value(name, value[1:] if negated else value)
-    said[name] = f'!{checked}' if negated else checked
+  said = {name: str(wanted) for name, wanted in capabilities.visible.read_query(settings).items()}
   if text.strip():
     for name, value in capabilities.policy.read_words(text, capabilities.schema).items():
       if said.setdefault(name, value) != value:
