@@ -34,6 +34,7 @@ FLOORS = {
   'tfreid.search.answer': 0,
   'tfreid.networks': 1,
   'tfreid.data': 1,
+  'tfreid.data.image_bytes': 0,
   'tfreid.joint_space': 2,
   'tfreid.search.asking': 2,
   'tfreid.search.client': 2,

@@ -324,9 +324,7 @@ class Pipeline:
     The files are decoded as for training, in parallel, and not kept.
     """
 
-    return image_files.undecodable(
-      split.paths, self.image_size, parallel=self._parallel, progress=progress
-    )
+    return image_files.undecodable(split.paths, parallel=self._parallel, progress=progress)
 
   def explain(self, error: Exception, split: Split) -> Exception:
     """What to raise when reading batches of `split` failed with `error`.
@@ -358,12 +356,8 @@ class Pipeline:
 
   def _decoded(self, paths: np.ndarray) -> tf.data.Dataset:
     """Images of the files, uint8 [H, W, 3] each, in the order of `paths`."""
-    dataset = tf.data.Dataset.from_tensor_slices(np.asarray(paths, dtype=object))
-    return dataset.map(
-      lambda path: image_files.decode(tf.io.read_file(path), self.image_size),
-      num_parallel_calls=self._parallel,
-      deterministic=True,
-    )
+    dataset = image_files.images(paths, self.image_size, parallel=self._parallel)
+    return dataset.map(lambda _, image: image)
 
   def _examples(
     self,

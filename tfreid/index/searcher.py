@@ -198,8 +198,8 @@ class Searcher:
       return self.search(self.engine.concepts([crop])[0], text=f'like {crop}', **options)
     if not os.path.isfile(crop):
       raise ValueError(f"'{crop}' is neither an id of the index nor an image file.")
-    with open(crop, 'rb') as file:
-      return self.search(self.model.embed_images([file.read()])[0], text=f'like {crop}', **options)
+    contents = asking.contents_of(crop)
+    return self.search(self.model.embed_images([contents])[0], text=f'like {crop}', **options)
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
     """The concepts of crops; see `tfreid.search.Source`."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfreid.data import image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search import asking, gallery
 from tfreid.search.answer import Answer, Hit, Suggestion
@@ -105,7 +106,7 @@ class ExportedModel:
     text, left_out = '', ''
     started = time.perf_counter()
     if isinstance(crop, bytes):
-      found = self._ask('search_images', image_bytes=tf.constant([crop]))
+      found = self._ask('search_images', image_bytes=tf.constant([image_bytes.for_model(crop)]))
     else:
       text = f'like {crop}'
       concept = self._concept(crop)
@@ -113,8 +114,8 @@ class ExportedModel:
         left_out = crop
         found = self._ask('search_concepts', concepts=tf.constant(concept[np.newaxis]))
       elif os.path.isfile(crop):
-        with open(crop, 'rb') as file:
-          found = self._ask('search_images', image_bytes=tf.constant([file.read()]))
+        contents = asking.contents_of(crop)
+        found = self._ask('search_images', image_bytes=tf.constant([contents]))
       else:
         raise ValueError(f"'{crop}' is neither an id of the gallery nor an image file.")
     seconds = time.perf_counter() - started
@@ -145,9 +146,9 @@ class ExportedModel:
     """The concepts of crops; see `tfreid.search.Source`."""
     return asking.embedded(
       crops,
-      lambda contents: self._ask('embed_images', image_bytes=tf.constant(contents))[
-        'concepts'
-      ].numpy(),
+      lambda contents: self._ask(
+        'embed_images', image_bytes=tf.constant([image_bytes.for_model(crop) for crop in contents])
+      )['concepts'].numpy(),
     )
 
   def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from tfreid.data import image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search import asking, client, gallery
 from tfreid.search.answer import Answer, Hit, Suggestion
@@ -198,8 +199,7 @@ class ServedModel:
           return self._answer(served, found, started, top_k=top_k, text=text, left_out=crop)
       if not os.path.isfile(crop):
         raise ValueError(f"'{crop}' is neither an id of the gallery nor an image file.")
-      with open(crop, 'rb') as file:
-        found = self._look(served, file.read())
+      found = self._look(served, asking.contents_of(crop))
       return self._answer(served, found, started, top_k=top_k, text=text)
 
     return self._asking(ask)
@@ -239,7 +239,8 @@ class ServedModel:
       return asking.embedded(
         crops,
         lambda contents: served.client.predict(
-          'embed_images', {'image_bytes': client.strings(contents)}
+          'embed_images',
+          {'image_bytes': client.strings([image_bytes.for_model(crop) for crop in contents])},
         )['concepts'],
       )
 
@@ -400,7 +401,9 @@ class ServedModel:
     return said, found
 
   def _look(self, served, contents):
-    return served.client.predict('search_images', {'image_bytes': client.strings([contents])})
+    return served.client.predict(
+      'search_images', {'image_bytes': client.strings([image_bytes.for_model(contents)])}
+    )
 
   def _find(self, served, identifier):
     return served.client.predict('search_ids', {'crop_ids': client.strings([identifier])})
