@@ -321,9 +321,9 @@ def test_fewer_images_than_a_batch_is_one_clear_message(tiny_market, tmp_path):
 CHILD = """
 import os, signal, sys
 root, data, directory, strategy, kill_at = sys.argv[1:]
-sys.path[:0] = [f'{root}/tools', f'{root}/tests/conformance']
-import _tool
-config = _tool.configure(
+sys.path[:0] = [root, f'{root}/tests/conformance']
+from tfreid.cli import configuration
+config = configuration.configure(
   ['methods/deep_coral.gin', 'datasets/synthetic.gin', f'{root}/tests/conformance/tiny.gin'],
   [
     f'DATA_ROOT = {data!r}',
@@ -347,7 +347,7 @@ class Kill(stages.Hooks):
 # On every worker: the hooks of `experiment.train` are the chief's alone.
 run = stages.run
 stages.run = lambda recipe, setting, hooks: run(recipe, setting, [*hooks, Kill()])
-_tool.root('tfreid.experiment.train')(directory, config=config)
+configuration.root('tfreid.experiment.train')(directory, config=config)
 """
 
 

@@ -7,19 +7,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = sorted(path.stem for path in (ROOT / 'gin' / 'methods').glob('*.gin'))
+ENCODERS = sorted(path.stem for path in (ROOT / 'gin' / 'encoders').glob('*.gin'))
 DATASETS = sorted(path.stem for path in (ROOT / 'gin' / 'datasets').glob('*.gin'))
 
 # One process for all: importing TensorFlow takes longer than reading every file.
 _PARSE = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
-import _tool
 import gin
+from tfreid.cli import configuration
 answers = {}
-for name, files in json.loads(sys.argv[2]).items():
+for name, files in json.loads(sys.argv[1]).items():
   gin.clear_config()
   try:
-    answers[name] = _tool.configure(files)
+    answers[name] = configuration.configure(files)
   except ValueError as error:
     answers[name] = f'ERROR {error}'
 print(json.dumps(answers))
@@ -36,6 +36,12 @@ def _combinations():
     'three_state',
     ['methods/a2img.gin', 'datasets/market1501.gin', 'three_state.gin'],
   )
+  for name in ENCODERS:
+    yield f'encoder {name}', ['methods/a2img.gin', 'datasets/peta.gin', f'encoders/{name}.gin']
+  yield (
+    'person_ids',
+    ['methods/dcca.gin', 'datasets/peta.gin', 'encoders/osnet.gin', 'stages/person_ids.gin'],
+  )
   yield 'demo', ['demo.gin']
   yield 'full_size', ['full_size.gin']
   yield 'tables', ['methods/a2img.gin', 'datasets/synthetic.gin', 'tables.gin']
@@ -47,7 +53,8 @@ COMBINATIONS = dict(_combinations())
 @pytest.fixture(scope='module')
 def parsed():
   result = subprocess.run(
-    [sys.executable, '-c', _PARSE, str(ROOT / 'tools'), json.dumps(COMBINATIONS)],
+    [sys.executable, '-c', _PARSE, json.dumps(COMBINATIONS)],
+    cwd=ROOT,
     capture_output=True,
     text=True,
     timeout=600,

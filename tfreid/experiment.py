@@ -7,6 +7,7 @@ so that a test or a notebook can call it as well.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -18,13 +19,15 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfreid import storage
 from tfreid.data.benchmark import Benchmark, Split
 from tfreid.data.pipeline import Pipeline
 from tfreid.evaluation import results, retrieval
 from tfreid.joint_space import JointSpace
+from tfreid.training import checkpoints
 from tfreid.training import stages as stages_lib
 from tfreid.training.batches import ImageBatches
-from tfreid.training.stages import Hooks, Progress, Setting, Stage
+from tfreid.training.stages import Hooks, Progress, Setting, Stage, StageData
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ PRECISIONS = ('float32', 'mixed_float16', 'mixed_bfloat16')
 STRATEGIES = ('mirrored', 'multi_worker', 'one_device')
 SPLITS = ('test', 'validation')
 RESULTS_FILE = 'results.jsonl'
+CONFIG_FILE = 'config.gin'
 
 
 def train(
@@ -42,6 +46,7 @@ def train(
   dataset: Callable[[], Benchmark],
   pipeline: Callable[[], Pipeline],
   stages: Sequence[Stage],
+  first_stages: Sequence[Stage] = (),
   method: str = '',
   seed: int = 0,
   precision: str = 'float32',
@@ -67,6 +72,7 @@ def train(
     dataset: () -> Benchmark.
     pipeline: () -> Pipeline.
     stages: the recipe.
+    first_stages: what goes before the recipe, whatever it is: a pre-training on other data.
     method: its name in the results.
     seed: of weights, order, augmentation and everything random inside a method.
     precision: 'float32', 'mixed_float16' or 'mixed_bfloat16'.
@@ -98,11 +104,11 @@ def train(
   distribution, workers, index = _strategy(strategy)
   chief = index == 0
   if chief:
-    os.makedirs(run_directory, exist_ok=True)
-    _keep_config(run_directory, config, allow_changed_config)
+    _check_config(run_directory, stages, config, allow_changed_config)
   tf.keras.mixed_precision.set_global_policy(precision)
   tf.keras.utils.set_random_seed(seed)
 
+  stages = [*first_stages, *stages]
   built = pipeline()
   benchmark = _readable(dataset(), built)
   if final_split == 'validation' and benchmark.validation is None:
@@ -110,15 +116,10 @@ def train(
       f'{benchmark.name} has no validation split to evaluate on. Hold training semantic IDs out '
       'with VALIDATION_SHARE, for example 0.2.'
     )
-  if chief:
-    stages_lib.write_json(os.path.join(run_directory, 'schema.json'), benchmark.schema.to_json())
-    stages_lib.write_json(os.path.join(run_directory, 'environment.json'), environment())
   setting = Setting(
     run_directory=run_directory,
     spec=benchmark.spec(built.image_shape),
-    batches=lambda p: ImageBatches(
-      p, benchmark.train, benchmark.schema, seed=seed, shard=(index, workers)
-    ),
+    batches=functools.partial(_batches, benchmark, seed=seed, shard=(index, workers)),
     pipeline=built,
     strategy=distribution,
     seed=seed,
@@ -135,17 +136,21 @@ def train(
       'precision': precision,
     },
   )
-  attached: list[Hooks] = []
-  if chief:
-    # First, so that the others find the file written.
-    if operative_config:
-      attached.append(OperativeConfig(run_directory, operative_config))
-    attached += list(hooks(run_directory, benchmark)) if hooks else []
-  # These two on every worker: both read batch norm averages, a collective operation.
-  attached.append(Pictures(attached))
-  if evaluate_every and benchmark.validation is not None:
-    attached.append(Validation(benchmark, built, evaluate_every, attached))
-  with contextlib.ExitStack() as ending:
+  with contextlib.ExitStack() as ending, checkpoints.explained(f"The run '{run_directory}'"):
+    if chief:
+      # Not before the data are found: a mistyped path leaves nothing behind.
+      storage.make_directories(run_directory)
+      ending.enter_context(stages_lib.alone(run_directory))
+      _check_config(run_directory, stages, config, allow_changed_config)
+      _write_facts(run_directory, benchmark, config)
+    attached = _attached(
+      run_directory,
+      benchmark,
+      built,
+      (hooks or _no_hooks) if chief else None,
+      operative_config,
+      evaluate_every,
+    )
     for hook in attached:
       ending.callback(hook.close)
     stages_lib.run(stages, setting, attached)
@@ -154,6 +159,49 @@ def train(
     return _evaluate_spaces(
       run_directory, benchmark, final_split, built, stages, method, seed, config, attached
     )
+
+
+def _attached(run_directory, benchmark, pipeline, hooks, operative_config, evaluate_every):
+  """The hooks of this worker; `hooks` is None on all but the chief."""
+  attached: list[Hooks] = []
+  if hooks is not None:
+    # First, so that the others find the file written.
+    if operative_config:
+      attached.append(OperativeConfig(run_directory, operative_config))
+    attached += list(hooks(run_directory, benchmark))
+  # These two on every worker: both read batch norm averages, a collective operation.
+  attached.append(Pictures(attached))
+  if evaluate_every and benchmark.validation is not None:
+    attached.append(Validation(benchmark, pipeline, evaluate_every, attached))
+  return attached
+
+
+def _no_hooks(run_directory: str, benchmark: Benchmark) -> Sequence[Hooks]:
+  return ()
+
+
+def _write_facts(run_directory, benchmark, config):
+  """What a stranger would ask of a run, before anything is trained in it."""
+  storage.remove_partial_files(run_directory)
+  storage.write_checked_text(os.path.join(run_directory, CONFIG_FILE), config)
+  storage.write_json(os.path.join(run_directory, 'schema.json'), benchmark.schema.to_json())
+  storage.write_json(os.path.join(run_directory, 'environment.json'), environment())
+
+
+def _batches(
+  benchmark: Benchmark,
+  pipeline: Pipeline,
+  data: StageData | None = None,
+  own_seed: int | None = None,
+  *,
+  seed: int,
+  shard: tuple[int, int],
+) -> ImageBatches:
+  """Batches of the benchmark's training split, or of a stage's own data."""
+  seed = seed if own_seed is None else own_seed
+  if data is None:
+    return ImageBatches(pipeline, benchmark.train, benchmark.schema, seed=seed, shard=shard)
+  return ImageBatches(pipeline, data.split, None, seed=seed, shard=shard, sampler=data.sampler)
 
 
 def _evaluate_spaces(run_directory, benchmark, part, pipeline, stages, method, seed, config, hooks):
@@ -277,7 +325,7 @@ class OperativeConfig(Hooks):
     self._write()
 
   def _write(self):
-    _write_text(self._path, self._text())
+    storage.write_checked_text(self._path, self._text())
 
 
 def _readable(benchmark: Benchmark, pipeline: Pipeline) -> Benchmark:
@@ -318,31 +366,38 @@ def _strategy(name: str) -> tuple[tf.distribute.Strategy, int, int]:
   return tf.distribute.MultiWorkerMirroredStrategy(), workers, index
 
 
-def _keep_config(run_directory: str, config: str, allow_changed: bool):
-  """A run directory belongs to one configuration."""
-  path = os.path.join(run_directory, 'config.gin')
-  if os.path.isfile(path):
-    with open(path, encoding='utf-8') as file:
-      kept = file.read()
-    if kept != config and not allow_changed:
-      old, new = set(kept.splitlines()), set(config.splitlines())
-      gone = [line for line in kept.splitlines() if line and line not in new][:5]
-      come = [line for line in config.splitlines() if line and line not in old][:5]
-      raise ValueError(
-        f"'{run_directory}' belongs to another configuration.\n  There: "
-        + '; '.join(gone or ['(nothing else)'])
-        + '\n  Here:  '
-        + '; '.join(come or ['(nothing else)'])
-        + '\nGive another --run_dir, or --allow_changed_config to continue with this one.'
-      )
-  _write_text(path, config)
+def _check_config(run_directory: str, stages: Sequence[Stage], config: str, allow_changed: bool):
+  """A run directory belongs to one configuration, once something was trained or measured in it."""
+  kept = run_config(run_directory)
+  if kept is None or allow_changed or kept.rstrip('\n') == config.rstrip('\n'):
+    return
+  folders = [os.path.join(run_directory, name) for name in os.listdir(run_directory)]
+  folders += [stage.path(run_directory) for stage in stages if not stage.directory]
+  used = os.path.isfile(os.path.join(run_directory, RESULTS_FILE))
+  if not used and not any(map(checkpoints.has_trained, folders)):
+    return
+  old, new = set(kept.splitlines()), set(config.splitlines())
+  gone = [line for line in kept.splitlines() if line and line not in new][:5]
+  come = [line for line in config.splitlines() if line and line not in old][:5]
+  raise ValueError(
+    f"'{run_directory}' belongs to another configuration.\n  There: "
+    + '; '.join(gone or ['(nothing else)'])
+    + '\n  Here:  '
+    + '; '.join(come or ['(nothing else)'])
+    + '\nGive another --run_dir, or --allow_changed_config to continue with this one.'
+  )
 
 
-def _write_text(path: str, text: str):
-  partial = f'{path}.partial-{os.getpid()}'
-  with open(partial, 'w', encoding='utf-8') as file:
-    file.write(text)
-  os.replace(partial, path)
+def run_config(run_directory: str) -> str | None:
+  """The configuration that a run directory was written with; None if there is none.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  path = os.path.join(run_directory, CONFIG_FILE)
+  if not os.path.isfile(path):
+    return None
+  return storage.read_checked_text(path, what='configuration of the run')
 
 
 def environment() -> dict[str, Any]:

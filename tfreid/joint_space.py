@@ -5,22 +5,21 @@ Evaluation and export see a `JointSpace` and nothing else of a method.
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-# Registers the layers that saved encoders may contain.
-from tfreid import networks  # noqa: F401
+# Importing the networks registers the layers that saved encoders may contain.
+from tfreid import storage
+from tfreid.networks import archive
 
-_FORMAT = 1
+_FORMAT = 2
+_SIDES = ('image', 'attribute')
 
 
 class JointSpace(tf.Module):
@@ -86,11 +85,11 @@ class JointSpace(tf.Module):
       metadata: JSON-able facts that travel along: the attribute schema, dataset, method, ...
     """
     parent = os.path.dirname(os.path.abspath(directory))
-    os.makedirs(parent, exist_ok=True)
+    storage.make_directories(parent)
     partial = tempfile.mkdtemp(prefix=f'.{os.path.basename(directory)}-', dir=parent)
     try:
-      self.image_encoder.save(os.path.join(partial, 'image_encoder.keras'))
-      self.attribute_encoder.save(os.path.join(partial, 'attribute_encoder.keras'))
+      for side, encoder in zip(_SIDES, (self.image_encoder, self.attribute_encoder)):
+        encoder.save(os.path.join(partial, f'{side}_encoder.keras'))
       about = {
         'format': _FORMAT,
         'image_shape': list(self.image_shape),
@@ -98,12 +97,10 @@ class JointSpace(tf.Module):
         'size': self.size,
         **(metadata or {}),
       }
-      with open(os.path.join(partial, 'space.json'), 'w', encoding='utf-8') as file:
-        json.dump(about, file, indent=1, ensure_ascii=False)
+      storage.write_json(os.path.join(partial, 'space.json'), about)
+      storage.seal(partial)
       os.chmod(partial, 0o755)
-      if os.path.isdir(directory):
-        shutil.rmtree(directory)
-      os.rename(partial, directory)
+      storage.put_directory(partial, directory)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
 
@@ -111,18 +108,18 @@ class JointSpace(tf.Module):
   def load(cls, directory: str) -> JointSpace:
     """The space saved in `directory`, computing in float32 whatever policy trained it.
 
-    Needs neither gin nor the method's code. `metadata(directory)` has what else was saved.
+    Needs neither gin nor the method's code. `metadata(directory)` has what else was saved. Its files
+    are checked against their checksums, and may hold nothing but the layers that the project writes
+    (`tfreid.networks.archive`).
 
     Raises:
       FileNotFoundError: `directory` holds no saved space.
+      ValueError: it is damaged, or holds something else than the project's layers.
     """
-    cls.metadata(directory)
-    return cls(
-      *(
-        _load_float32(os.path.join(directory, f'{side}_encoder.keras'))
-        for side in ('image', 'attribute')
-      )
-    )
+    about = cls.metadata(directory)
+    if about['format'] > 1:  # earlier releases wrote no seals
+      storage.check_seal(directory, what='joint space')
+    return cls(*(archive.load(os.path.join(directory, f'{side}_encoder.keras')) for side in _SIDES))
 
   @staticmethod
   def metadata(directory: str) -> dict[str, Any]:
@@ -130,7 +127,7 @@ class JointSpace(tf.Module):
 
     Raises:
       FileNotFoundError: `directory` holds no saved space.
-      ValueError: it was written by a newer version.
+      ValueError: it is damaged, or was written by a newer version.
     """
     path = os.path.join(directory, 'space.json')
     if not os.path.isfile(path):
@@ -139,41 +136,18 @@ class JointSpace(tf.Module):
         f"'{directory}' holds no joint space (found: {found}). Give the 'space' folder of a "
         'finished stage, for example runs/demo/joint/space.'
       )
-    with open(path, encoding='utf-8') as file:
-      about = json.load(file)
-    if about.get('format', 0) > _FORMAT:
+    what = 'description of the joint space'
+    about = storage.read_json(path, what=what, required=False)
+    number = about.get('format')
+    if not isinstance(number, int) or number > 1 or os.path.exists(_seal(directory)):
+      about = storage.read_json(path, what=what)
+    if about['format'] > _FORMAT:
       raise ValueError(f"'{directory}' was written by a newer version of tfreid.")
     return about
 
 
-def _load_float32(path: str) -> tf.keras.Model:
-  """A `.keras` model with its mixed-precision policies replaced by float32.
-
-  Variables are float32 under a mixed policy, so only the layers' compute type changes; half
-  precision on a CPU would be both slow and coarser than what evaluation promises.
-  """
-  patched = io.BytesIO()
-  with zipfile.ZipFile(path) as source, zipfile.ZipFile(patched, 'w') as target:
-    for item in source.infolist():
-      data = source.read(item.filename)
-      if item.filename == 'config.json':
-        data = json.dumps(_float32_policies(json.loads(data))).encode()
-      target.writestr(item, data)
-  with tempfile.TemporaryDirectory() as folder:
-    copy = os.path.join(folder, 'model.keras')
-    with open(copy, 'wb') as file:
-      file.write(patched.getvalue())
-    return tf.keras.models.load_model(copy, compile=False)
-
-
-def _float32_policies(config: Any) -> Any:
-  if isinstance(config, dict):
-    return {key: _float32_policies(value) for key, value in config.items()}
-  if isinstance(config, list):
-    return [_float32_policies(value) for value in config]
-  if config in ('mixed_float16', 'mixed_bfloat16'):
-    return 'float32'
-  return config
+def _seal(directory: str) -> str:
+  return os.path.join(directory, storage.SEAL)
 
 
 def similarity(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:

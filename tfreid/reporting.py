@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ast
-import glob
-import json
+import io
 import os
 import re
 from collections.abc import Mapping
@@ -18,11 +17,12 @@ from tensorboard.plugins.hparams import api_pb2 as hparams_pb2
 from tensorboard.plugins.hparams import summary as hparams_summary
 from tensorboard.plugins.pr_curve import summary as pr_curve_summary
 
+from tfreid import storage
 from tfreid.data.benchmark import Benchmark
 from tfreid.data.synthetic.sheet import contact_sheet
 from tfreid.evaluation import pictures, projector, retrieval
 from tfreid.evaluation.retrieval import Embeddings, Evaluation
-from tfreid.training import summaries
+from tfreid.training import stages, summaries
 from tfreid.training.stages import Hooks, Progress, Stage
 from tfreid.training.summaries import Summaries
 
@@ -209,8 +209,9 @@ class TensorBoard(Hooks):
     step = _steps(directory)
     # An evaluation that is repeated replaces the one before. Not only by its step: of hparams
     # TensorBoard keeps the first it finds.
-    for old in glob.glob(os.path.join(glob.escape(self._directory), run, 'events.out.tfevents.*')):
-      os.remove(old)
+    for old in _listed(os.path.join(self._directory, run)):
+      if os.path.basename(old).startswith('events.out.tfevents.'):
+        os.remove(old)
     to = self._summaries(run, first_step=step)
     ranked = self._evaluation(
       to,
@@ -408,19 +409,21 @@ def _sheet(images: np.ndarray) -> Image.Image:
 
 
 def _save(picture: Image.Image, path: str):
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  partial = f'{path}.partial-{os.getpid()}'
-  picture.save(partial, 'PNG')
-  os.replace(partial, path)
+  storage.make_directories(os.path.dirname(path))
+  content = io.BytesIO()
+  picture.save(content, 'PNG')
+  storage.write_bytes(path, content.getvalue())
+
+
+def _listed(folder: str) -> list[str]:
+  names = os.listdir(folder) if os.path.isdir(folder) else []
+  return [os.path.join(folder, name) for name in names]
 
 
 def _steps(directory: str) -> int:
   """Steps of a finished stage."""
-  return int(json.loads(_read(os.path.join(directory, 'final.json')) or '{}').get('steps', 0))
+  return int(stages.facts(directory).get('steps', 0))
 
 
 def _read(path: str) -> str:
-  if not os.path.isfile(path):
-    return ''
-  with open(path, encoding='utf-8') as file:
-    return file.read()
+  return storage.read_checked_text(path) if os.path.isfile(path) else ''

@@ -29,7 +29,10 @@ import time
 
 from absl import app, flags
 
-import _tool
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from tfreid.cli import startup  # noqa: E402
 
 _KILLS = flags.DEFINE_integer('kills', 100, 'How often to kill.', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the moments and operations.')
@@ -224,7 +227,7 @@ def run(folder: str, kills: int, seed: int, longest: float, engine: str) -> dict
 
 def main(argv):
   """Runs the test, or is its child."""
-  _tool.no_arguments(argv)
+  startup.no_arguments(argv)
   if _CHILD.value:
     write(_CHILD.value, _SEED.value, _ENGINE.value)
     return

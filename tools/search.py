@@ -1,118 +1,12 @@
 #!/usr/bin/env python3
-"""Finds the crops that fit a description.
+"""`tfreid search` of this checkout, whether it is installed or not."""
 
-  tools/search.py --model=saved_models/demo "gender=female, upper_color=red, backpack=yes"
-  tools/search.py --model=saved_models/demo --html=answer.html "woman, red top, no hat"
-  tools/search.py --index=indexes/depot --filter='camera in [1, 2]' "woman, red top"
-  tools/search.py --index=indexes/depot --like=crops/a17.jpg
-  tools/search.py --server=grpc://localhost:8500 --model_name=people "woman, red top"
+import os
+import sys
 
-The description is a list of name=value settings, of words, or of both. --model searches the gallery
-inside an exported model, --index one made with tools/index.py, --server that of an exported model
-under TF Serving. Beside each tick or cross stands what the attribute adds to the score of the crop,
-and below the table what to ask for next.
-"""
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from absl import app, flags
-
-import _source
-import _tool
-
-flags.adopt_module_key_flags(_source)
-_TIMEOUT = flags.DEFINE_float(
-  'timeout', 10.0, 'With --server: seconds to wait for an answer.', lower_bound=0.001
-)
-_TOP_K = flags.DEFINE_integer('top_k', 20, 'Number of crops to show.', lower_bound=1)
-_FILTER = flags.DEFINE_string(
-  'filter',
-  '',
-  'With --index: condition on fields, such as \'camera in [1, 2] and time >= "2024"\'.',
-)
-_MUST = flags.DEFINE_string('must', '', 'With --index: attributes that must be annotated so.')
-_MUST_NOT = flags.DEFINE_string(
-  'must_not', '', 'With --index: attributes that must not be annotated so.'
-)
-_EXCLUDE_IDS = flags.DEFINE_list('exclude_ids', [], 'With --index: ids that are not wanted.')
-_MIN_SCORE = flags.DEFINE_float('min_score', None, 'With --index: only crops that score as much.')
-_LIKE = flags.DEFINE_string(
-  'like', None, 'Instead of a description, the id of a crop of the gallery or an image file.'
-)
-_EXPLAIN = flags.DEFINE_bool(
-  'explain',
-  None,
-  'Show what each attribute adds to the scores, and what to ask for next. Done by default wherever '
-  'the model can, which takes some more vectors through its attribute encoder and a second search.',
-)
-_HTML = flags.DEFINE_string('html', None, 'Also write the answer as one self-contained page.')
-_JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
-
-
-def main(argv):
-  """Loads the model or the index and answers."""
-  text = ', '.join(argv[1:])
-  _source.check()
-  if bool(text) == bool(_LIKE.value):
-    raise app.UsageError('Give a description in quotation marks, or --like; one of the two.')
-  options = {
-    'where': _FILTER.value,
-    'must': _MUST.value,
-    'must_not': _MUST_NOT.value,
-    'exclude': _EXCLUDE_IDS.value,
-    'min_score': _MIN_SCORE.value,
-  }
-  options = {name: value for name, value in options.items() if value not in ('', [], None)}
-  if options and not _source.is_index():
-    raise app.UsageError(
-      '--filter, --must, --must_not, --exclude_ids and --min_score need --index.'
-    )
-  if _LIKE.value and _EXPLAIN.value:
-    raise app.UsageError('--explain needs a description: a crop names no attributes.')
-  with _tool.clear_errors(), _source.opened(timeout=_TIMEOUT.value) as source:
-    _show(_ask(source, text, options))
-
-
-def _ask(source, text, options):
-  """The answer of a source to the description or --like."""
-  import dataclasses
-
-  if _LIKE.value:
-    return source.like(_LIKE.value, top_k=_TOP_K.value, **options)
-  explain = _EXPLAIN.value
-  if explain is None:
-    # What was exported by an earlier version is searched without, and silently: nobody asked.
-    explain = 'explain' in source.info().get('signatures', ['explain'])
-  answer = source.search(text, top_k=_TOP_K.value, explain=explain, **options)
-  if explain:
-    answer = dataclasses.replace(answer, suggestions=source.suggest(answer.query, **options))
-  return answer
-
-
-def _show(answer):
-  import json
-  import os
-
-  if _JSON.value:
-    print(json.dumps(answer.to_json(), indent=1, ensure_ascii=False))
-  else:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-      # A file or another program has no width; ids in one piece are easier to find again.
-      console.width = max(console.width, 160)
-    console.print(answer.table())
-    if answer.ask_next():
-      console.print(f'Ask next: {answer.ask_next()}', highlight=False, soft_wrap=True, markup=False)
-  if _HTML.value:
-    from tfreid.search import page
-
-    partial = f'{_HTML.value}.partial'
-    with open(partial, 'w', encoding='utf-8') as file:
-      file.write(page.render(answer))
-    os.replace(partial, _HTML.value)
-    if not _JSON.value:
-      print(f'Result page: {_HTML.value}')
-
+from tfreid.cli.main import main
 
 if __name__ == '__main__':
-  app.run(main)
+  main(['search', *sys.argv[1:]])

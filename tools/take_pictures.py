@@ -19,7 +19,10 @@ import tempfile
 
 from absl import app, flags
 
-import _tool
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from tfreid.cli import startup  # noqa: E402
 
 _MODEL = flags.DEFINE_string('model', 'saved_models/demo', 'Exported model.')
 _OUT = flags.DEFINE_string('out', 'docs/images', 'Where the pictures are written.')
@@ -31,9 +34,9 @@ _PATIENCE = 60  # seconds
 
 def main(argv):
   """Serves the crops and takes one picture after the other."""
-  _tool.no_arguments(argv)
-  os.chdir(_tool.ROOT)
-  with _tool.clear_errors():
+  startup.no_arguments(argv)
+  os.chdir(ROOT)
+  with startup.clear_errors():
     if not os.path.isfile(_gallery()):
       raise FileNotFoundError(f"There is no '{_gallery()}'. `make demo` makes it.")
     missing = [name for name in ('chromium', 'chromedriver') if not shutil.which(name)]
@@ -44,7 +47,7 @@ def main(argv):
       index = os.path.join(folder, 'depot')
       _index(index, os.path.join(folder, 'crops.jsonl'))
       answer = os.path.join(folder, 'answer.html')
-      _run('search.py', f'--index={index}', '--top_k=12', f'--html={answer}', _QUERY.value)
+      _run('search', f'--index={index}', '--top_k=12', f'--html={answer}', _QUERY.value)
       with _serving(index) as address, _browser(folder) as driver:
         _take(driver, address, answer)
 
@@ -128,18 +131,18 @@ def _index(index: str, listed: str):
       row = json.loads(line)
       kept = {'path': os.path.abspath(row['path']), 'id': row['id'], 'camera': row['camera']}
       manifest.write(json.dumps({**kept, **row['attributes']}) + '\n')
-  _run('index.py', 'build', f'--index={index}', f'--model={_MODEL.value}', f'--source={listed}')
+  _run('index', 'build', f'--index={index}', f'--model={_MODEL.value}', f'--source={listed}')
 
 
 def _run(tool: str, *arguments: str):
-  subprocess.run([sys.executable, os.path.join('tools', tool), *arguments], check=True)
+  subprocess.run([*startup.program(tool), *arguments], check=True)
 
 
 @contextlib.contextmanager
 def _serving(index: str):
   """A server of the index; yields its address."""
   process = subprocess.Popen(
-    [sys.executable, os.path.join('tools', 'serve.py'), f'--index={index}', '--port=0'],
+    [*startup.program('serve'), f'--index={index}', '--port=0'],
     stdout=subprocess.PIPE,
     text=True,
   )

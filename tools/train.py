@@ -1,81 +1,12 @@
 #!/usr/bin/env python3
-"""Trains and evaluates a system.
+"""`tfreid train` of this checkout, whether it is installed or not."""
 
-  tools/train.py --gin_file=methods/a2img.gin --gin_file=datasets/market1501.gin \\
-    --gin_bindings='DATA_ROOT = "/data/market1501"' --run_dir=runs/a2img
+import os
+import sys
 
-gin files are found under the repository's gin/ folder or by path. Running the same command again
-continues where it stopped.
-"""
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from absl import app, flags
-
-import _tool
-
-_GIN_FILE = flags.DEFINE_multi_string('gin_file', [], 'gin file, repeatable; later ones win.')
-_GIN_BINDINGS = flags.DEFINE_multi_string(
-  'gin_bindings', [], 'One more binding, repeatable; wins over the files.'
-)
-flags.DEFINE_alias('gin_param', 'gin_bindings')
-_RUN_DIR = flags.DEFINE_string('run_dir', None, 'Where the run is written.', required=True)
-_PRECISION = flags.DEFINE_enum(
-  'precision', None, ['float32', 'mixed_float16', 'mixed_bfloat16'], 'Overrides gin.'
-)
-_STRATEGY = flags.DEFINE_enum(
-  'strategy', None, ['mirrored', 'multi_worker', 'one_device'], 'Overrides gin.'
-)
-_XLA = flags.DEFINE_bool(
-  'xla', None, 'Compile the step with XLA but for the update; overrides gin.'
-)
-_ALLOW = flags.DEFINE_bool(
-  'allow_changed_config', False, 'Continue a run although its configuration has changed.'
-)
-
-
-def main(argv):
-  """Reads the configuration, then trains."""
-  _tool.no_arguments(argv)
-  if not _GIN_FILE.value:
-    raise app.UsageError(
-      'Give a method and a data set, e.g. --gin_file=methods/a2img.gin '
-      '--gin_file=datasets/market1501.gin.'
-    )
-  overrides = [
-    f'experiment.train.{name} = {value!r}'
-    for name, value in (
-      ('precision', _PRECISION.value),
-      ('strategy', _STRATEGY.value),
-      ('jit_compile', _XLA.value),
-    )
-    if value is not None
-  ]
-  with _tool.clear_errors():
-    import gin
-
-    config = _tool.configure(_GIN_FILE.value, [*_GIN_BINDINGS.value, *overrides])
-    from tfreid import reporting
-
-    train = _tool.root('tfreid.experiment.train')
-    evaluations = train(
-      _RUN_DIR.value,
-      config=config,
-      operative_config=gin.operative_config_str,
-      allow_changed_config=_ALLOW.value,
-      hooks=reporting.hooks,
-    )
-    _print(evaluations, gin.query_parameter)
-
-
-def _print(evaluations, setting):
-  from rich.console import Console
-
-  try:
-    split = setting('experiment.train.final_split')
-  except ValueError:  # nobody bound it
-    split = 'test'
-  for label, evaluation in evaluations.items():
-    Console().print(evaluation.table(title=f'{label}, {split} split'))
-
+from tfreid.cli.main import main
 
 if __name__ == '__main__':
-  app.run(main)
+  main(['train', *sys.argv[1:]])

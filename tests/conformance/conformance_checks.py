@@ -18,8 +18,8 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-import _tool
 from tfreid import experiment
+from tfreid.cli import configuration
 from tfreid.data.pipeline import Pipeline
 from tfreid.methods.method import Method
 from tfreid.training.batches import ImageBatches
@@ -27,7 +27,7 @@ from tfreid.training.stages import Hooks, Stage
 from tfreid.training.trainer import Trainer
 
 FOLDER = Path(__file__).parent
-METHODS = sorted(path.stem for path in Path(_tool.GIN_ROOT, 'methods').glob('*.gin'))
+METHODS = sorted(path.stem for path in Path(configuration.GIN_ROOT, 'methods').glob('*.gin'))
 PRETRAIN = 'pretrain'
 EPOCHS = 2
 
@@ -53,7 +53,7 @@ def configure(name: str, *, data: Path, pretrained: Path) -> list[Stage]:
   if with_:
     files.append(f'{with_}.gin')
   gin.clear_config()
-  _tool.configure(files, bindings)
+  configuration.configure(files, bindings)
   # As gin itself resolves a macro where it is used.
   stages = copy.deepcopy(gin.query_parameter('%STAGES'))
   return [dataclasses.replace(stage, epochs=EPOCHS) for stage in stages]
@@ -137,7 +137,7 @@ def train(stages, directory: Path, benchmark) -> Run:
   """Runs the recipe that gin is configured with."""
   pipeline = gin.get_configurable('tfreid.data.pipeline.Pipeline')()
   watcher = Watcher(benchmark, pipeline, directory / 'snapshots')
-  evaluations = _tool.root('tfreid.experiment.train')(
+  evaluations = configuration.root('tfreid.experiment.train')(
     str(directory / 'run'),
     pipeline=lambda: pipeline,
     stages=stages,

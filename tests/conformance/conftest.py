@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
-for folder in (FOLDER, FOLDER.parents[1] / 'tools'):
-  if str(folder) not in sys.path:
-    sys.path.insert(0, str(folder))
+if str(FOLDER) not in sys.path:
+  sys.path.insert(0, str(FOLDER))
 pytest.register_assert_rewrite('conformance_checks')
 
 

@@ -10,9 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _PARSE = """
 import sys
-sys.path.insert(0, sys.argv[1])
-import _tool
-print(_tool.configure(['methods/without_adversarial.gin', 'datasets/synthetic.gin']))
+from tfreid.cli import configuration
+print(configuration.configure(['methods/without_adversarial.gin', 'datasets/synthetic.gin']))
 """
 
 
@@ -20,7 +19,7 @@ def test_a_folder_called_datasets_does_not_hide_the_gin_files_of_that_name(tmp_p
   # gin looks for an include among Python's packages too, and a plain folder is one.
   (tmp_path / 'datasets').mkdir()
   result = subprocess.run(
-    [sys.executable, '-c', _PARSE, str(ROOT / 'tools')],
+    [sys.executable, '-c', _PARSE],
     cwd=tmp_path,
     env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(tmp_path)])},
     capture_output=True,
@@ -38,7 +37,7 @@ def test_a_folder_called_datasets_does_not_hide_the_gin_files_of_that_name(tmp_p
   [('index', True), ('search', True), ('serve', True), ('train', False), ('export', False)],
 )
 def test_only_tools_that_never_train_let_weights_be_taken_for_constants(tool, kept):
-  code = f'import sys; sys.path.insert(0, "tools"); import {tool}, json, os'
+  code = f'import tfreid.cli.{tool}, json, os'
   code += '; print(json.dumps(dict(os.environ)))'
   names = ('TF_ONEDNN_ASSUME_FROZEN_WEIGHTS', 'NVIDIA_TF32_OVERRIDE')
   done = subprocess.run(

@@ -157,9 +157,7 @@ def test_a_part_that_cannot_be_is_refused_before_anything_is_read(tmp_path, shar
 
 
 _LOG = """
-import sys
-sys.path.insert(0, 'tools')
-import index
+from tfreid.cli import index
 now = [100.0]
 index.time.monotonic = lambda: now[0]
 log = index._ShardLog()

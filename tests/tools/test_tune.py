@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tfreid.cli.recipes import Recipe
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / 'tests' / 'conformance' / 'tiny.gin'
 
@@ -70,16 +72,11 @@ def test_grids_that_cannot_be_understood_are_refused(grids, content, flags, said
 
 def test_the_shipped_grids_name_bindings_that_exist():
   # A misspelt name would train the recipe under another title.
-  sys.path.insert(0, str(ROOT / 'tools'))
-  try:
-    import _recipe
-  finally:
-    sys.path.remove(str(ROOT / 'tools'))
   grids = json.loads((ROOT / 'gin' / 'tuning' / 'tables.json').read_text())
   assert grids
   for system, of_system in grids.items():
     files = [f'methods/{system}.gin', 'datasets/synthetic.gin', 'tables.gin']
-    known = _recipe.Recipe(files).values
+    known = Recipe(files).values
     for grid in of_system:
       assert not [name for name in grid if name not in known], system
 

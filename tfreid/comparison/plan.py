@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tfreid import storage
 from tfreid.comparison import paper
 
 PRETRAIN, TABLE, UNTRAINED, PARAMETER = 'pretrain', 'table', 'untrained', 'parameter'
@@ -227,13 +228,8 @@ def legs_of(run: Run, recipes: Mapping[str, Sequence[Leg]]) -> list[Leg]:
 
 def write_text(path: str, text: str):
   """Writes a file so that a reader sees the old or the new one, never half of one."""
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  partial = f'{path}.partial-{os.getpid()}'
-  with open(partial, 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
+  storage.make_directories(os.path.dirname(os.path.abspath(path)))
+  storage.write_text(path, text)
 
 
 class Clock:

@@ -468,6 +468,6 @@ def reason(path: str) -> str:
     return str(error)
   except tf.errors.OpError as error:
     # Without the names of ops that TensorFlow puts around its sentence.
-    said = re.sub(r'\{\{.*?\}\}|\[Op:.*?\]|name:', '', error.message).strip()
+    said = re.sub(r'\{\{.*?\}\}|\[Op:.*?\]|name:', '', error.message[:1000]).strip()
     return f'the image is truncated or damaged ({said.splitlines()[0]})'
   return 'it can be decoded now, and could not be before'

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tfreid import storage
 from tfreid.data.attributes import AttributeSchema
 from tfreid.data.benchmark import Split
 from tfreid.evaluation import pictures
@@ -81,20 +82,20 @@ def write(
     max_queries, max_images: see `chosen`.
     read: (path, (height, width)) -> uint8 [height, width, 3].
   """
-  os.makedirs(directory, exist_ok=True)
+  storage.make_directories(directory)
   queries, images = chosen(embeddings, max_queries=max_queries, max_images=max_images)
   points = np.concatenate([embeddings.queries[queries], embeddings.gallery[images]])
   tensor = io.StringIO()
   np.savetxt(tensor, points, fmt='%.6g', delimiter='\t')
-  _write(os.path.join(directory, TENSOR_FILE), tensor.getvalue().encode())
+  storage.write_bytes(os.path.join(directory, TENSOR_FILE), tensor.getvalue().encode())
   rows = metadata(embeddings, split, schema, queries, images, evaluation=evaluation)
-  _write(os.path.join(directory, METADATA_FILE), rows.encode())
+  storage.write_bytes(os.path.join(directory, METADATA_FILE), rows.encode())
   sheet = io.BytesIO()
   crops = [read(path, (tile, max(1, tile // 2))) for path in split.paths[images]]
   sprite([None] * len(queries) + crops, tile).save(sheet, 'PNG')
-  _write(os.path.join(directory, SPRITE_FILE), sheet.getvalue())
+  storage.write_bytes(os.path.join(directory, SPRITE_FILE), sheet.getvalue())
   # Last: TensorBoard reads the others when it finds this one.
-  _write(
+  storage.write_bytes(
     os.path.join(directory, CONFIG_FILE),
     (
       'embeddings {\n'
@@ -185,10 +186,3 @@ def sprite(images: Sequence[np.ndarray | None], tile: int) -> Image.Image:
       place = (x + (tile - width) // 2, y + (tile - height) // 2)
       picture.paste(Image.fromarray(image), place)
   return picture
-
-
-def _write(path: str, content: bytes):
-  partial = f'{path}.partial-{os.getpid()}'
-  with open(partial, 'wb') as file:
-    file.write(content)
-  os.replace(partial, path)

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 import tfreid
+from tfreid import storage
 
 if TYPE_CHECKING:
   from tfreid.evaluation.retrieval import Evaluation
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 # same semantic ID, CMC by first match, finite-sum AP, ties by (-similarity, index), no removal.
 PROTOCOL = 'distinct-queries/first-match/1'
 
-_FORMAT = 1
+_FORMAT = 2
 _PACKAGES = ('tensorflow', 'keras', 'tensorflow-addons', 'numpy')
 
 
@@ -99,37 +100,23 @@ def append_result(
 
 
 def append_row(path: str | os.PathLike, row: Mapping[str, Any]):
-  """Adds one JSON line to a file and waits until it is on the disk.
+  """Adds one JSON line with its checksum to a file and waits until it is on the disk.
 
   Raises:
     OSError: it could not be written whole.
   """
-  line = json.dumps(_plain(row), ensure_ascii=False, allow_nan=False).encode() + b'\n'
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-  try:
-    size = os.fstat(descriptor).st_size
-    # After a torn line the new one must begin on its own; empty lines are skipped on reading.
-    if size and os.pread(descriptor, 1, size - 1) != b'\n':
-      line = b'\n' + line
-    # One write with O_APPEND: rows of processes that append at the same time do not mix.
-    written = os.write(descriptor, line)
-    if written != len(line):
-      raise OSError(
-        f"Only {written} of {len(line)} bytes of a row went into '{path}': is the disk full? The "
-        'rows before are whole; reading will report the torn one.'
-      )
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+  row = storage.with_checksum({**_plain(row), 'format': _FORMAT})
+  line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+  storage.make_directories(os.path.dirname(os.path.abspath(path)))
+  storage.append_line(path, line)
 
 
 def read_results(path: str | os.PathLike) -> pd.DataFrame:
   """The results file as a table, a row per evaluation.
 
   Metrics are columns of their own ('mAP', 'rank1', 'seen/mAP', ...), as are versions
-  ('versions/numpy'). A line that is torn or no JSON object is left out and logged; the line
-  numbers are in `.attrs['torn_lines']`.
+  ('versions/numpy'). A line that is torn, is no JSON object or does not fit its checksum is left out
+  and logged; the line numbers are in `.attrs['torn_lines']`.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -144,11 +131,8 @@ def read_results(path: str | os.PathLike) -> pd.DataFrame:
       if not line.strip():
         continue
       try:
-        row = json.loads(line)
-        if not isinstance(row, dict):
-          raise ValueError('not an object')
-        rows.append(_flat(row))
-      except ValueError:  # JSONDecodeError and UnicodeDecodeError are such
+        rows.append(_flat(read_row(line)))
+      except ValueError:
         torn.append(number)
   if torn:
     _log.warning(
@@ -160,6 +144,26 @@ def read_results(path: str | os.PathLike) -> pd.DataFrame:
   table = pd.DataFrame(rows)
   table.attrs['torn_lines'] = torn
   return table
+
+
+def read_row(line: bytes) -> dict[str, Any]:
+  """The row in a line that `append_row` wrote, without its checksum.
+
+  Raises:
+    ValueError: it is torn or damaged.
+  """
+  try:
+    row = json.loads(line.decode('utf-8'))
+  except RecursionError as error:
+    raise ValueError('a line nested too deeply') from error
+  if not isinstance(row, dict):
+    raise ValueError('not a JSON object')
+  stored = row.pop(storage.CHECKSUM, None)
+  # Rows of earlier releases, of format 1, have no checksum.
+  required = row.get('format', 1) != 1
+  if (stored is not None or required) and stored != storage.with_checksum(row)[storage.CHECKSUM]:
+    raise ValueError('the row does not fit its checksum')
+  return row
 
 
 def code_revision() -> dict[str, Any]:

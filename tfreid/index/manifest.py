@@ -11,8 +11,9 @@
 * a column with the name of one of the model's attributes is an annotation: a value, 'none', or
   several as 'red+blue'; empty where nobody annotated the crop.
 
-Of a folder, all JPEG and PNG files below it are taken, in the order of their names; ids are the
-paths relative to it.
+Of a folder, all image files below it are taken, in the order of their names; ids are the paths
+relative to it. Files of other endings, hidden ones, and what systems put between them are left out
+and counted; links to folders are followed.
 
 One machine of several reads its part only: `part=(i, n)`.
 """
@@ -32,10 +33,11 @@ from typing import Any
 
 import numpy as np
 
-from tfreid.index import engine, filters
+from tfreid.data import folders, image_bytes
+from tfreid.index import engine, filters, segment
 from tfreid.index.segment import Row
 
-ENDINGS = ('.jpg', '.jpeg', '.png')
+ENDINGS = image_bytes.ENDINGS
 
 # Spreadsheets of many countries separate by semicolons, exports of databases by tabs or bars.
 _SEPARATORS = {',': 'commas', ';': 'semicolons', '\t': 'tabs', '|': 'vertical bars'}
@@ -78,10 +80,7 @@ def read(
     raise ValueError(f'There is no part {part[0]} of {part[1]}; they are numbered from 1 on.')
   check(source)
   if os.path.isdir(source):
-    rows = _folder(source, part)
-    if not rows:
-      raise ValueError(f"'{source}' has no image: no file that ends in {', '.join(ENDINGS)}.")
-    return rows
+    return _folder(source, part)
   try:
     rows = _file(source, attributes or {}, part)
   except UnicodeDecodeError as error:
@@ -136,35 +135,21 @@ def _bounds(part: tuple[int, int], total: int) -> tuple[int, int]:
 
 def _folder(source: str, part: tuple[int, int] | None) -> list[Row]:
   start, stop = 0, None
+  images = folders.ImageFolder(source)
   if part:
-    start, stop = _bounds(part, sum(1 for _ in _images(source)))
+    start, stop = _bounds(part, sum(1 for _ in images))
   rows = []
-  for name in itertools.islice(_images(source), start, stop):
+  for name in itertools.islice(images, start, stop):
     path = os.path.abspath(os.path.join(source, name))
-    rows.append(Row(_utf8(name, path), path))
+    rows.append(_checked(Row(name, path), repr(path)))
+  if images.left_out:
+    _log.warning("Left out of '%s': %s.", source, images.told())
+  if not rows:
+    nothing = f' It has {images.told()}.' if images.left_out else ''
+    raise ValueError(
+      f"'{source}' has no image: no file that ends in {', '.join(ENDINGS)}.{nothing}"
+    )
   return rows
-
-
-def _images(source: str, below: str = '') -> Iterator[str]:
-  """Images below a folder by their paths relative to it, ascending; holds one folder at a time."""
-  folder = os.path.join(source, below).rstrip('/') or '/'
-  try:
-    with os.scandir(folder) as found:
-      entries = []
-      for entry in found:
-        if not entry.is_dir():
-          entries += [entry.name] if entry.name.lower().endswith(ENDINGS) else []
-        elif not entry.is_symlink():
-          # With the slash it has in a path, a folder comes where its files come among all paths.
-          entries.append(f'{entry.name}/')
-  except OSError as error:
-    # Passed over, its crops would be missing.
-    raise OSError(f"The folder '{folder}' cannot be listed: {error.strerror}.") from error
-  for name in sorted(entries):
-    if name.endswith('/'):
-      yield from _images(source, below + name)
-    else:
-      yield below + name
 
 
 def _file(source, attributes, part) -> list[Row]:
@@ -326,7 +311,7 @@ def _row(cells, folder, attributes, checked, where) -> Row:
     # The same text for all rows: JSON makes a new one for each.
     fields[sys.intern(key)] = value
   path = os.path.normpath(os.path.join(folder, os.path.expanduser(given)))
-  return Row(_utf8(name, where), path, fields, annotated)
+  return _checked(Row(_utf8(name, where), path, fields, annotated), where)
 
 
 def _annotation(name, value, values, where) -> str:
@@ -341,6 +326,14 @@ def _annotation(name, value, values, where) -> str:
     known = 'no, yes (or 0, 1)' if binary else ', '.join(values)
     raise ValueError(f"{where}: '{name}' is '{unknown[0]}'; the model knows {known} and '{_NONE}'.")
   return '+'.join(said)
+
+
+def _checked(row: Row, where: str) -> Row:
+  try:
+    segment.check_row(row)
+  except ValueError as error:
+    raise ValueError(f'{where}: {error}') from error
+  return row
 
 
 def _utf8(name: str, where: str) -> str:

@@ -7,27 +7,52 @@ disk, carry what is named, start the rest afresh.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+import numbers
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
+from tfreid import storage
+from tfreid.data.benchmark import Split
 from tfreid.data.pipeline import Pipeline
+from tfreid.data.samplers import Sampler
 from tfreid.methods.method import Method
 from tfreid.spec import DatasetSpec
+from tfreid.training import checkpoints
 from tfreid.training.batches import ImageBatches, distributed
 from tfreid.training.optimizers import Schedule
 from tfreid.training.trainer import NonFiniteLossError, Trainer
 
 _log = logging.getLogger(__name__)
+
+_LOCK = '.training.lock'
+_FORMAT = 2
+
+
+class StageData(Protocol):
+  """Training data of one stage's own, such as `data.person_crops.PersonCrops`. A dataclass.
+
+  Attributes:
+    name: of the data.
+    split: the images.
+    sampler: chooses the images of an epoch; None takes each once.
+  """
+
+  name: str
+  split: Split
+  sampler: Sampler | None
+
+  def spec(self, image_shape: Sequence[int]) -> DatasetSpec:
+    """The sizes that the stage's method is built with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +69,9 @@ class Stage:
       share the stage: the first trains it, the others find it done.
     schedule: epoch -> factor on every learning rate; None is constant.
     pipeline: changes this stage's input pipeline, () -> Pipeline; None is the experiment's.
+    data: what this stage alone is trained on, () -> `StageData`; None is the experiment's training
+      split.
+    seed: of this stage, so that runs of several seeds can share it; None is the run's.
   """
 
   name: str
@@ -53,6 +81,16 @@ class Stage:
   directory: str = ''
   schedule: Schedule | None = None
   pipeline: Callable[[], Pipeline] | None = None
+  data: Callable[[], StageData] | None = None
+  seed: int | None = None
+
+  def __post_init__(self):
+    whole = isinstance(self.epochs, numbers.Integral) and not isinstance(self.epochs, bool)
+    if not whole or self.epochs < 0:
+      raise ValueError(
+        f"Stage '{self.name}': epochs (stages.Stage.epochs) is a whole number, 0 or more, not "
+        f'{self.epochs!r}.'
+      )
 
   def path(self, run_directory: str) -> str:
     """Where the stage's checkpoints are."""
@@ -70,6 +108,7 @@ class Progress:
     losses: latest losses and gradient norms, Python floats.
     images_per_second: over the latest interval.
     learning_rates: latest.
+    batch_size: images of a step, 0 until they are known.
   """
 
   stage: Stage
@@ -81,6 +120,7 @@ class Progress:
   losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
   images_per_second: float = 0.0
   learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  batch_size: int = 0
 
 
 class Hooks:
@@ -130,7 +170,8 @@ class Setting:
   Attributes:
     run_directory: where the run is written.
     spec: sizes of the data set.
-    batches: Pipeline -> ImageBatches of the training images.
+    batches: Pipeline -> ImageBatches of the training images; with a `StageData` and a seed as
+      further arguments, of the images of a stage that has data or a seed of its own.
     pipeline: the input pipeline.
     strategy: distribution.
     seed: of weights, order, augmentation and everything random inside a method.
@@ -144,7 +185,7 @@ class Setting:
 
   run_directory: str
   spec: DatasetSpec
-  batches: Callable[[Pipeline], ImageBatches]
+  batches: Callable[..., ImageBatches]
   pipeline: Pipeline
   strategy: tf.distribute.Strategy
   seed: int = 0
@@ -183,12 +224,60 @@ def run(stages: Sequence[Stage], setting: Setting, hooks: Sequence[Hooks] = ()):
     _run_stage(stage, index, directories, setting, hooks)
 
 
+def _own(stage: Stage, setting: Setting) -> tuple[Setting, Callable[[], ImageBatches]]:
+  """The setting of one stage, which may have data, a pipeline and a seed of its own."""
+  pipeline = stage.pipeline() if stage.pipeline else setting.pipeline
+  seed = setting.seed if stage.seed is None else stage.seed
+  if stage.data is None:
+    if stage.seed is None:
+      return setting, lambda: setting.batches(pipeline)
+    own = dataclasses.replace(setting, seed=seed)
+    return own, lambda: setting.batches(pipeline, None, seed)
+  data = stage.data()
+  data = dataclasses.replace(data, split=pipeline.check(data.split))
+  own = dataclasses.replace(
+    setting,
+    seed=seed,
+    spec=data.spec(setting.spec.image_shape),
+    space_metadata={**setting.space_metadata, 'dataset': data.name},
+  )
+  return own, lambda: setting.batches(pipeline, data, seed)
+
+
 def _run_stage(stage, index, directories, setting, hooks):
   directory = directories[stage.name]
+  setting, batches = _own(stage, setting)
+  if not is_finished(directory):
+    with contextlib.ExitStack() as held:
+      if setting.chief:
+        storage.make_directories(directory)
+        held.enter_context(alone(directory))
+        checkpoints.tidy(directory)
+      # Looked at again, since somebody else may have finished it before the lock was free.
+      if not is_finished(directory):
+        _check_belongs(stage, directory, setting)
+        _run_unfinished(stage, index, directories, setting, batches, hooks)
+        return
   _check_belongs(stage, directory, setting)
-  if is_finished(directory):
-    _log.info("Stage '%s' is already done (%s).", stage.name, directory)
-    return
+  checkpoints.final_facts(directory)
+  _log.info("Stage '%s' is already done (%s).", stage.name, directory)
+
+
+def alone(directory: str) -> contextlib.AbstractContextManager[None]:
+  """Keeps the folder of a run or a stage to one training at a time, on one machine.
+
+  Raises:
+    BlockingIOError: another process trains there.
+  """
+  return storage.exclusive_lock(
+    os.path.join(directory, _LOCK),
+    message=f"Another process is training in '{directory}'. Wait until it has ended, or give "
+    'another run directory.',
+  )
+
+
+def _run_unfinished(stage, index, directories, setting, batches, hooks):
+  directory = directories[stage.name]
   started = time.time()
   # Each stage's fresh weights depend on the seed and its place, not on what ran before it, so that
   # a resumed run and an uninterrupted one build the same networks.
@@ -206,37 +295,37 @@ def _run_stage(stage, index, directories, setting, hooks):
     step=trainer.step,
     epoch=epoch,
   )
-  manager = tf.train.CheckpointManager(
-    checkpoint, _worker_directory(directory, setting), max_to_keep=2
-  )
   # The chief's, on every worker: what each starts from must be the same.
-  state = tf.train.get_checkpoint_state(directory)
+  state = checkpoints.newest(directory)
   if state:
-    _restore(checkpoint, state.model_checkpoint_path, stage)
+    _restore(checkpoint, state, stage)
     _log.info("Stage '%s' resumes after epoch %d.", stage.name, int(epoch.numpy()))
   else:
     for source, names in stage.carry.items():
       _carry(method, stage, source, directories[source], names)
-  images = setting.batches(stage.pipeline() if stage.pipeline else setting.pipeline)
+  images = batches()
   try:
-    _train(stage, method, trainer, checkpoint, manager, images, setting, hooks, directory)
+    _train(stage, method, trainer, checkpoint, images, setting, hooks, directory)
   except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
     # A file that cannot be read surfaces as an op's error; say which file it is.
     raise images.explain(error) from error
-  _write_final(checkpoint, directory, stage, method, setting, time.time() - started)
-  if not setting.chief:
-    shutil.rmtree(_worker_directory(directory, setting), ignore_errors=True)
-    return
-  for old in manager.checkpoints:
-    for path in tf.io.gfile.glob(f'{old}.*'):
-      tf.io.gfile.remove(path)
+  with _written_by(setting, directory) as base:
+    _write_final(checkpoint, base, stage, method, setting, time.time() - started)
+  if setting.chief:
+    checkpoints.remove(directory)
 
 
-def _train(stage, method, trainer, checkpoint, manager, images, setting, hooks, directory):
+def _train(stage, method, trainer, checkpoint, images, setting, hooks, directory):
   epoch = checkpoint.epoch
   batches = method.prepare(images)
   progress = Progress(
-    stage, method, trainer, directory, epoch=int(epoch.numpy()), step=int(trainer.step.numpy())
+    stage,
+    method,
+    trainer,
+    directory,
+    epoch=int(epoch.numpy()),
+    step=int(trainer.step.numpy()),
+    batch_size=batches.batch_size,
   )
   steps = int(batches.training(0).cardinality()) if stage.epochs else 0
   for hook in hooks:
@@ -248,7 +337,8 @@ def _train(stage, method, trainer, checkpoint, manager, images, setting, hooks, 
     epoch.assign_add(1)
     progress.epoch = int(epoch.numpy())
     if progress.epoch % setting.checkpoint_every == 0 and progress.epoch < stage.epochs:
-      manager.save(progress.epoch)
+      with _written_by(setting, directory) as base:
+        checkpoints.write(checkpoint, base, progress.epoch)
     for hook in hooks:
       hook.epoch_ends(progress)
   method.finish(batches)
@@ -295,20 +385,32 @@ def _log_step(progress, report, images_per_second, hooks):
     hook.logged(progress)
 
 
-def _worker_directory(directory: str, setting: Setting) -> str:
-  """Where this process writes checkpoints.
+@contextlib.contextmanager
+def _written_by(setting: Setting, directory: str) -> Iterator[str]:
+  """Yields where this process writes checkpoints: the stage's folder, or one that goes at once.
 
   Saving is a collective operation when several workers train together, so all must call it; all
   but the chief write to a folder that nobody reads.
   """
   if setting.chief:
-    return directory
-  return os.path.join(tempfile.gettempdir(), f'tfreid-worker-{os.getpid()}')
+    yield directory
+    return
+  with tempfile.TemporaryDirectory(prefix='tfreid-worker-') as folder:
+    yield folder
 
 
 def is_finished(directory: str) -> bool:
   """Whether a stage's final checkpoint is complete: its marker is written last."""
-  return os.path.isfile(os.path.join(directory, 'final.json'))
+  return os.path.isfile(os.path.join(directory, checkpoints.FINAL_FILE))
+
+
+def facts(directory: str) -> dict[str, Any]:
+  """What is written down of a finished stage: stage, method, epochs, steps, seconds; {} of others.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  return checkpoints.final_facts(directory) if is_finished(directory) else {}
 
 
 def space_directory(directory: str, name: str = '') -> str:
@@ -342,9 +444,9 @@ def _identity(stage: Stage, setting: Setting) -> dict[str, Any]:
 def _check_belongs(stage, directory, setting):
   path = os.path.join(directory, 'stage.json')
   mine = _identity(stage, setting)
-  if os.path.isfile(path):
-    with open(path, encoding='utf-8') as file:
-      found = json.load(file)
+  # Before anything was trained there, a folder belongs to nobody: a mistyped setting claims none.
+  if os.path.isfile(path) and checkpoints.has_trained(directory):
+    found = checkpoints.read_document(path, what='record of the stage')
     different = sorted(key for key in mine if found.get(key) != mine[key])
     if different:
       key = different[0]
@@ -354,8 +456,7 @@ def _check_belongs(stage, directory, setting):
         'run directory, or remove that one.'
       )
   elif setting.chief:
-    os.makedirs(directory, exist_ok=True)
-    write_json(path, mine)
+    storage.write_json(path, {'format': _FORMAT, **mine})
 
 
 def _short(value: Any) -> str:
@@ -363,20 +464,14 @@ def _short(value: Any) -> str:
   return text if len(text) < 60 else f'{text[:57]}...'
 
 
-def write_json(path: str, value: Any):
-  """Writes JSON so that a reader sees the old or the new file, never half of one."""
-  partial = f'{path}.partial-{os.getpid()}'
-  with open(partial, 'w', encoding='utf-8') as file:
-    json.dump(value, file, indent=1, ensure_ascii=False)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
-
-
 def _restore(checkpoint, path, stage):
+  status = None
   try:
-    checkpoint.restore(path).assert_consumed()
+    status = checkpoints.read(checkpoint, path)
+    status.assert_consumed()
   except (AssertionError, ValueError, tf.errors.OpError) as error:
+    if status is not None:
+      status.expect_partial()  # or TensorFlow says the same again, in many lines
     raise ValueError(
       f"The checkpoint '{path}' does not fit stage '{stage.name}' as it is configured now: "
       f'{_first_line(error)} Use the configuration it was written with, or another run directory.'
@@ -384,7 +479,7 @@ def _restore(checkpoint, path, stage):
 
 
 def _carry(method, stage, source, directory, names):
-  path = os.path.join(directory, 'final')
+  path = os.path.join(directory, checkpoints.FINAL)
   for name in names:
     if name not in method.networks:
       raise ValueError(
@@ -393,15 +488,16 @@ def _carry(method, stage, source, directory, names):
       )
   networks = {name: method.networks[name] for name in names}
   try:
-    status = tf.train.Checkpoint(networks=tf.train.Checkpoint(**networks)).read(path)
-    status.expect_partial()
-    status.assert_existing_objects_matched()
+    with checkpoints.final_prefix(directory) as prefix:
+      status = tf.train.Checkpoint(networks=tf.train.Checkpoint(**networks)).read(prefix)
+      status.expect_partial()
+      status.assert_existing_objects_matched()
   except AssertionError as error:
     raise ValueError(
       f"Stage '{stage.name}' carries {list(names)} from '{source}', but its checkpoint '{path}' "
       f'does not have them all, or in another form: {_first_line(error)}'
     ) from error
-  except (ValueError, tf.errors.OpError) as error:
+  except (ValueError, OSError, tf.errors.OpError) as error:
     raise ValueError(
       f"Stage '{stage.name}' cannot carry {list(names)} from '{source}': {_first_line(error)}"
     ) from error
@@ -412,24 +508,23 @@ def _first_line(error: Exception) -> str:
   return str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
 
 
-def _write_final(checkpoint, directory, stage, method, setting, seconds):
-  base = _worker_directory(directory, setting)
-  os.makedirs(base, exist_ok=True)
-  checkpoint.write(os.path.join(base, 'final'))
+def _write_final(checkpoint, base, stage, method, setting, seconds):
+  files = checkpoints.write_final(checkpoint, base)
   named = {} if method.space is None else {'': method.space, **method.spaces}
   for name, space in named.items():
     # Every worker saves: reading a batch norm's moving averages is a collective operation.
     about = {**setting.space_metadata, 'stage': stage.name, 'space': name}
-    space.save(space_directory(base, name), metadata=about)
-  if not setting.chief:
-    return
-  write_json(
-    os.path.join(directory, 'final.json'),
+    with checkpoints.explained(f"The joint space '{space_directory(base, name)}'"):
+      space.save(space_directory(base, name), metadata=about)
+  checkpoints.put_final(
+    base,
+    files,
     {
       'stage': stage.name,
       'method': type(method).__name__,
       'epochs': stage.epochs,
       'steps': int(checkpoint.step.numpy()),
       'seconds': round(seconds, 1),
+      'spaces': sorted(named),
     },
   )

@@ -1,6 +1,6 @@
 """What is searched: the flags that name it, and what they open. Floor 5.
 
-A tool that uses them adopts them for its --help: `flags.adopt_module_key_flags(_source)`.
+A tool that uses them adopts them for its --help: `flags.adopt_module_key_flags(source_flags)`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-import _tool
+from tfreid.cli import startup
 
 if TYPE_CHECKING:
   from tfreid.search import Source
 
-_tool.never_trains()
+startup.never_trains()
 
 _MODEL = flags.DEFINE_string(
   'model',

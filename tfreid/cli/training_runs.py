@@ -1,4 +1,4 @@
-"""What the tools share that run `tools/train.py` many times. Floor 5."""
+"""What the sub-commands share that run `tfreid train` many times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-import _tool
+from tfreid.cli import startup
 
 _POLL = 0.5  # seconds
 
@@ -96,20 +96,20 @@ def last_words(log: str) -> str:
 
 
 def shown(command: Sequence[str]) -> str:
-  """A command as a user would type it in the checkout."""
-  return shlex.join(['tools/train.py', *command[2:]])
+  """A command as a user would type it."""
+  return shlex.join(['tfreid', *command[2:]])
 
 
 def draw_people():
   """Draws the synthetic people, unless these very ones are there."""
-  command = [sys.executable, os.path.join(_tool.ROOT, 'tools', 'make_synthetic.py')]
+  command = startup.program('synthesize')
   status = subprocess.call([*command, *people_flags()])
   if status:
     raise OSError(f'The synthetic people could not be drawn (exit status {status}).')
 
 
 def people_flags() -> list[str]:
-  """Flags of tools/make_synthetic.py that draw them."""
+  """Flags of `tfreid synthesize` that draw them."""
   return [
     f'--out={PEOPLE}',
     '--difficulty=easy',

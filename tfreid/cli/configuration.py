@@ -1,80 +1,22 @@
-"""What the tools share: the package, gin files, and errors without tracebacks. Floor 5."""
+"""gin files: found by name, read with their includes, and asked for what they configure."""
 
 from __future__ import annotations
 
-import contextlib
 import logging as logging_
 import os
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from absl import app, logging
+from tfreid.cli import startup
 
-# So that a tool runs from a checkout, from any folder, installed or not.
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-if ROOT not in sys.path:
-  sys.path.insert(0, ROOT)
-GIN_ROOT = os.path.join(ROOT, 'gin')
-
-# Read by TensorFlow when it is first imported, which the tools do late. What matters reaches Python
-# as an exception; at '2' each start prints three complaints about CUDA factories.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# In a wheel the gin files lie in the package; in a checkout they stand beside it.
+_SHIPPED = os.path.join(startup.PACKAGE, 'gin_files')
+GIN_ROOT = (
+  _SHIPPED if os.path.isdir(_SHIPPED) else os.path.join(os.path.dirname(startup.PACKAGE), 'gin')
+)
 
 _IMPORT = re.compile(r'^\s*((?:from\s+[\w.]+\s+)?import\s+[\w.]+(?:\s+as\s+\w+)?)\s*(?:#.*)?$')
-# What gin appends to every error that passes through a configured function.
-_GIN_TRAIL = re.compile(r"\n  In call to configurable '[^\n]*")
 _INCLUDE = re.compile(r"""^\s*include\s+['"]([^'"]+)['"]""")
-
-
-# A person reads these lines: the message is enough, and what TensorFlow says of its own renaming
-# while it writes a SavedModel (pages of it) is none, nor how it reduces a value on one device.
-_NOISE = (
-  'with unsupported characters which will be renamed',
-  'Writing fingerprint to',
-  'then broadcast to',
-)
-logging.get_absl_handler().setFormatter(logging_.Formatter('%(message)s'))
-logging.get_absl_handler().addFilter(
-  lambda record: not any(noise in str(record.msg) for noise in _NOISE)
-)
-
-
-def never_trains():
-  """For a tool that asks exported models and changes no weight; call it before it imports more.
-
-  oneDNN's convolutions then keep the layout into which they bring their weights, where they would
-  do that again for each batch. They keep it per operation of a loaded graph, so a process that
-  trains, or runs convolutions outside of a graph with weights of several models, would go on with
-  old ones. And a GPU multiplies float32 numbers as such: what it embeds fits what a processor has
-  embedded, and the reasons of a match are not lost in TensorFloat-32's rounding.
-  """
-  os.environ.setdefault('TF_ONEDNN_ASSUME_FROZEN_WEIGHTS', '1')
-  os.environ.setdefault('NVIDIA_TF32_OVERRIDE', '0')
-
-
-def no_arguments(argv: Sequence[str]):
-  """Refuses arguments that are not flags: usually a value that lost its '--flag='."""
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected argument: {argv[1]!r}. Everything is a --flag=value here.')
-
-
-@contextlib.contextmanager
-def clear_errors() -> Iterator[None]:
-  """Turns errors that are the user's to mend into one message without a traceback, exit code 1.
-
-  With --verbosity=1 (debug) the traceback is shown as well.
-  """
-  try:
-    yield
-  except (ValueError, OSError, FloatingPointError, ImportError) as error:
-    if logging.get_verbosity() >= logging.DEBUG:
-      raise
-    print(f'\nError: {_GIN_TRAIL.sub("", str(error))}', file=sys.stderr)
-    sys.exit(1)
-  except KeyboardInterrupt:
-    print('\nInterrupted. The same command continues from the last checkpoint.', file=sys.stderr)
-    sys.exit(130)
 
 
 def gin_path(name: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import _tool
+from tfreid.cli import configuration
 
 _STAGES = 'STAGES'
 
@@ -33,7 +33,7 @@ class Recipe:
     """Reads the files in order, then the bindings, which win.
 
     Args:
-      files: names or paths, as `_tool.gin_path` takes them.
+      files: names or paths, as `configuration.gin_path` takes them.
       bindings: 'name = value'.
 
     Raises:
@@ -42,7 +42,7 @@ class Recipe:
     """
     self.values: dict[str, Any] = {}
     for name in files:
-      self._read_file(_tool.gin_path(name))
+      self._read_file(configuration.gin_path(name))
     self._read('\n'.join(bindings))
 
   def get(self, name: str, argument: str, default: Any = None) -> Any:
@@ -147,7 +147,7 @@ class Recipe:
     try:
       for statement in config_parser.ConfigParser(text, Delegate()):
         if isinstance(statement, config_parser.IncludeStatement):
-          self._read_file(_tool.gin_path(statement.filename))
+          self._read_file(configuration.gin_path(statement.filename))
         elif isinstance(statement, config_parser.BindingStatement):
           scope = f'{statement.scope}/' if statement.scope else ''
           argument = f'.{statement.arg_name}' if statement.arg_name else ''

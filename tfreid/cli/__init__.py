@@ -1,0 +1,1 @@
+"""The command `tfreid`: `main.py` reads the name of a sub-command, whose module does the rest."""

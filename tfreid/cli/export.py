@@ -1,0 +1,516 @@
+"""Exports a joint space with a gallery: a SavedModel that answers queries. Checks one, too.
+
+  tools/export.py --space=runs/a2img/joint/space --out=saved_models/market \\
+    --dataset=market1501 --data_root=/data/market1501
+  tools/export.py --model=saved_models/demo --index=indexes/depot --out=saved_models/depot
+  tools/export.py --model=saved_models/demo --images=/data/my_crops --out=saved_models/mine
+  tools/export.py --check=saved_models/depot
+  tools/export.py --check=saved_models/depot --server=grpc://localhost:8500
+
+The encoders come from a training run (--space) or from a model that was exported before (--model);
+the gallery is the test split of a data set, a folder of crops (JPEG or PNG, subfolders too), or
+what an index holds that was made with these encoders. The version is written whole or not at all,
+after it was checked against the encoders it was made from. The same command writes the next version
+when the gallery has changed, and a server takes it over.
+
+--check asks the golden requests of a version, of this TensorFlow or of a server, and ends with exit
+code 0 if the answers are those of the export, within the tolerance that was put down with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+
+from absl import app, flags
+
+from tfreid.cli import configuration, startup
+
+_SPACE = flags.DEFINE_string(
+  'space', None, "Encoders: the 'space' folder of a finished stage, <run>/<stage>/space."
+)
+_MODEL = flags.DEFINE_string(
+  'model',
+  None,
+  'Encoders: an exported model, the folder of a version or of the model (newest version). With '
+  '--index it may be left out: then it is the one that the index was built with.',
+)
+_OUT = flags.DEFINE_string(
+  'out', None, 'Folder of the model, e.g. saved_models/market; a version is added.'
+)
+_DATASET = flags.DEFINE_string(
+  'dataset', None, 'Gallery: name of a file in gin/datasets/: market1501, dukemtmc, peta, …'
+)
+_DATA_ROOT = flags.DEFINE_string('data_root', None, 'With --dataset: where the data set is.')
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+  'gin_bindings', [], 'Options of the loader, e.g. \'SPLIT = "sal"\'. Repeatable.'
+)
+flags.DEFINE_alias('gin_param', 'gin_bindings')
+_IMAGES = flags.DEFINE_string('images', None, 'Gallery: a folder of crops.')
+_INDEX = flags.DEFINE_string(
+  'index', None, 'Gallery: an index of tools/index.py; its crops are not embedded again.'
+)
+_VERSION = flags.DEFINE_integer(
+  'version', None, 'Number of the version; the next free one if not given.', lower_bound=1
+)
+_TOP_K = flags.DEFINE_integer('top_k', 100, 'Results of an answer, at most.', lower_bound=1)
+_PRECISION = flags.DEFINE_enum(
+  'precision',
+  'float32',
+  ['float32', 'bfloat16'],
+  'With --space: of the image encoder. bfloat16 is for processors that have instructions for it; '
+  'docs/serving.md says when, and what it costs. With --model it is that of the model.',
+)
+_GALLERY_PRECISION = flags.DEFINE_enum(
+  'gallery_precision',
+  'float32',
+  ['float32', 'bfloat16'],
+  'Of the scan of the gallery; the answers are those of float32 either way.',
+)
+_TOLERANCE = flags.DEFINE_float(
+  'tolerance',
+  None,
+  'Greatest relative error of a concept, if not the default (1e-4 in float32, 3e-2 in bfloat16); '
+  'with --check, of all answers, if not what was put down at the export.',
+  lower_bound=0.0,
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', 32, 'Images embedded together, on each device.', lower_bound=1
+)
+_DEVICES = flags.DEFINE_integer(
+  'devices', None, 'GPUs that embed; by default all, or the CPU.', lower_bound=1
+)
+_BAD = flags.DEFINE_enum(
+  'on_bad_image', 'error', ['error', 'skip'], 'What to do about files that cannot be decoded.'
+)
+_CHECK = flags.DEFINE_string(
+  'check', None, 'Instead of exporting: the version, or the model (newest version), to check.'
+)
+_SERVER = flags.DEFINE_string(
+  'server',
+  None,
+  'With --check: address of the TF Serving to ask, grpc://host:8500 or http://host:8501, with TLS '
+  'grpcs:// or https://.',
+)
+_MODEL_NAME = flags.DEFINE_string(
+  'model_name', None, "With --server: name of the model there; by default its folder's."
+)
+_CERTIFICATE = flags.DEFINE_string(
+  'certificate', '', "With --server: PEM file of the authority that signed the server's."
+)
+_TIMEOUT = flags.DEFINE_float(
+  'timeout', 30.0, 'With --server: seconds to wait for an answer.', lower_bound=0.001
+)
+
+
+# Facts of a row of an export that fields of an index must not stand for.
+_RESERVED = ('id', 'path', 'attributes')
+
+
+def benchmark_gallery(schema):
+  """Files of the test split and what is known of them.
+
+  Args:
+    schema: of the encoders, or None.
+
+  Returns:
+    Paths, rows of facts, and the schema: that of the encoders, or else that of the data set.
+  """
+  import gin
+
+  given = [
+    f'DATA_ROOT = {_DATA_ROOT.value!r}',
+    f'ENCODING = {(schema.encoding if schema else "binary")!r}',
+    'VALIDATION_SHARE = 0.0',
+    'VALIDATION_SEED = 0',
+    *_GIN_BINDINGS.value,
+  ]
+  configuration.configure([f'datasets/{_DATASET.value}.gin'], given)
+  try:
+    benchmark = gin.query_parameter('%DATASET').scoped_configurable_fn()
+  except (TypeError, AttributeError) as error:
+    raise ValueError(f'The configuration names no usable DATASET: {error}') from error
+  split, other = benchmark.test, benchmark.schema
+  if schema and (schema.column_names, schema.encoding) != (other.column_names, other.encoding):
+    raise ValueError(
+      f'The joint space was trained on the {schema.size} {schema.encoding} attribute columns of '
+      f'{schema.name}, but {other.name} has other ones ({other.size}, {other.encoding}). Export '
+      'it with --images, which needs no attributes, or with a data set that has the same.'
+    )
+  paths = [os.path.abspath(path) for path in split.paths]
+  rows = [
+    {
+      'path': path,
+      'person_id': str(person),
+      'camera': int(camera),
+      'attributes': other.describe(vector),
+    }
+    for path, person, camera, vector in zip(
+      paths, split.person_ids, split.cameras, split.attributes
+    )
+  ]
+  return paths, rows, schema or other
+
+
+def folder_gallery(folder):
+  """The image files below a folder, sorted, and what is known of them: their paths."""
+  from tfreid.data import folders, image_bytes
+
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(f"There is no folder '{folder}'. Give one that holds person crops.")
+  images = folders.ImageFolder(os.path.abspath(folder))
+  paths = [os.path.join(images.folder, name) for name in images]
+  if images.left_out:
+    logging.warning("Left out of '%s': %s.", folder, images.told())
+  if not paths:
+    raise ValueError(
+      f"'{folder}' holds no image: no file ends in {', '.join(image_bytes.ENDINGS)}."
+    )
+  return paths, [{'path': path} for path in paths]
+
+
+def index_gallery(index):
+  """Concepts and ids of an index, read part by part.
+
+  Args:
+    index: opened; it keeps the state it was opened in, whatever is added meanwhile.
+
+  Returns:
+    float32 [N, E], N ids, and N rows of facts, which are read when they are asked for.
+  """
+  import numpy as np
+
+  size, start = len(index), 0
+  if not size:
+    raise ValueError(f"The index '{index.directory}' holds no crop, so there is nothing to export.")
+  gallery, ids = np.empty((size, index.engine.width), np.float32), []
+  for concepts, rows in index.engine.parts():
+    if start + len(rows) > size:
+      raise _changed(index)
+    gallery[start : start + len(rows)] = concepts
+    ids += [row.id for row in rows]
+    start += len(rows)
+  if start != size:
+    raise _changed(index)
+  facts = (
+    {
+      'id': row.id,
+      **{name: value for name, value in row.fields.items() if name not in _RESERVED},
+      'path': row.path,
+      'attributes': dict(row.attributes),
+    }
+    for _, rows in index.engine.parts()
+    for row in rows
+  )
+  return gallery, ids, facts
+
+
+def _changed(index):
+  return ValueError(
+    f"The index '{index.directory}' did not hold still while it was read. Give the same command "
+    'again; if nobody writes to it, run `tools/index.py verify`.'
+  )
+
+
+def sample_crops(paths, count):
+  """Crops spread evenly over the gallery, read as they are on disk."""
+  from tfreid.serving.export import Crop
+
+  crops = []
+  for path in _spread(paths, count):
+    with open(path, 'rb') as file:
+      crops.append(Crop(path, file.read()))
+  return crops
+
+
+def crops_of_index(index, ids, count):
+  """Crops of an index whose files are still those that were embedded; perhaps none."""
+  from tfreid.index import segment
+  from tfreid.serving.export import Crop
+
+  crops = []
+  for row in index.engine.rows(_spread(ids, count)).values():
+    try:
+      with open(row.path, 'rb') as file:
+        contents = file.read()
+    except OSError:
+      continue
+    if not row.digest or segment.digest(contents) == row.digest:
+      crops.append(Crop(row.path, contents))
+  return crops
+
+
+def _spread(values, count):
+  return values[:: max(len(values) // count, 1)][:count]
+
+
+def main(argv):
+  """Checks a version, or gets encoders and gallery together and writes one."""
+  startup.no_arguments(argv)
+  if _CHECK.value:
+    for flag in (_SPACE, _MODEL, _OUT, _DATASET, _DATA_ROOT, _IMAGES, _INDEX, _VERSION):
+      if flag.present:
+        raise app.UsageError(f'--check writes nothing: there is no use for --{flag.name}.')
+    for flag in (_MODEL_NAME, _CERTIFICATE, _TIMEOUT):
+      if flag.present and not _SERVER.value:
+        raise app.UsageError(f'--{flag.name} needs --server: it is about a model of a TF Serving.')
+    with startup.clear_errors():
+      sys.exit(_check())
+  if _SERVER.value:
+    raise app.UsageError('--server is asked by --check=DIRECTORY of the version it serves.')
+  if _SPACE.value and _MODEL.value:
+    raise app.UsageError('Give the encoders once: --space of a training run, or --model.')
+  if not (_SPACE.value or _MODEL.value or _INDEX.value):
+    raise app.UsageError(
+      'Give the encoders: --space of a training run, or --model, a model exported before.'
+    )
+  if bool(_DATASET.value) + bool(_IMAGES.value) + bool(_INDEX.value) != 1:
+    raise app.UsageError(
+      'Give the gallery: either --dataset and --data_root, or --images, or --index.'
+    )
+  if _DATASET.value and _DATA_ROOT.value is None:
+    raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
+  if not _OUT.value:
+    raise app.UsageError('Give --out, the folder of the model that gets the new version.')
+  with startup.clear_errors():
+    try:
+      _export()
+    except KeyboardInterrupt:
+      print('\nInterrupted. No version was written.', file=sys.stderr)
+      sys.exit(130)
+
+
+def _export():
+  from rich.console import Console
+
+  from tfreid.serving import export
+
+  # Names are not markup: a folder may be called [bold].
+  console = Console(highlight=False, soft_wrap=True, markup=False)
+  version = _VERSION.value or export.next_version(_OUT.value)
+  export.check_version(_OUT.value, version)  # before minutes are spent on the gallery
+  with contextlib.ExitStack() as stack:
+    if _INDEX.value:
+      import tfreid.index
+
+      # Open until the end: what is known of its crops is read while it is written.
+      index = stack.enter_context(tfreid.index.open(_INDEX.value))
+      gallery = _from_index(export, index)
+    else:
+      gallery = _from_files(export, console)
+    stack.enter_context(console.status('Writing the model and checking it'))
+    where = export.export(
+      directory=_OUT.value,
+      version=version,
+      top_k=_TOP_K.value,
+      tolerance=_TOLERANCE.value,
+      **gallery,
+    )
+  _say(console, where)
+
+
+def _original(directory=None):
+  """The encoders that were asked for.
+
+  Args:
+    directory: of an exported model, where neither --space nor --model says which.
+
+  Returns:
+    The space, a function that makes its encoders, what model.json says of its origin, and the
+    schema.
+  """
+  from tfreid.data.attributes import AttributeSchema
+  from tfreid.joint_space import JointSpace
+  from tfreid.serving import export
+
+  if _SPACE.value:
+    about = JointSpace.metadata(_SPACE.value)
+    schema = AttributeSchema.from_json(about['schema']) if about.get('schema') else None
+    space = JointSpace.load(_SPACE.value)
+    origin = {key: about[key] for key in ('dataset', 'method', 'stage') if key in about}
+    return space, lambda: export.encoders(space, precision=_PRECISION.value), origin, schema
+  from tfreid.serving.exported_space import ExportedSpace
+
+  space = ExportedSpace(_MODEL.value or directory)
+  precision = space.about.get('precision')
+  if _PRECISION.present and _PRECISION.value != precision:
+    raise ValueError(
+      f"'{space.directory}' was exported in {precision}, and an export that is made from it has "
+      f'the same encoders. For {_PRECISION.value} export from the training run (--space).'
+    )
+  return space, space.encoders, space.origin, space.schema
+
+
+def _gallery_precision(space):
+  """As asked for; else as in the exported model that is the source."""
+  if _GALLERY_PRECISION.present or _SPACE.value:
+    return _GALLERY_PRECISION.value
+  return space.about.get('gallery_precision', _GALLERY_PRECISION.value)
+
+
+def _from_files(export, console):
+  """What to export of a data set or a folder, which is embedded."""
+  from tfreid import replicas
+
+  strategy = replicas.local(_DEVICES.value)
+  space, make_encoders, origin, schema = _original()
+  if _DATASET.value:
+    paths, rows, schema = benchmark_gallery(schema)
+  else:
+    paths, rows = folder_gallery(_IMAGES.value)
+  root = os.path.abspath(_DATA_ROOT.value or _IMAGES.value)
+  encoders = make_encoders()
+  # On each device, and again: what is exported keeps its variables in one place.
+  if strategy.num_replicas_in_sync > 1:
+    with strategy.scope():
+      embedding = make_encoders().image
+  else:
+    embedding = encoders.image
+  gallery, kept = _embed(export, embedding, paths, strategy)
+  if len(kept) < len(paths):
+    console.print(f'Left out, unreadable: {len(paths) - len(kept)} of {len(paths)} files.')
+  paths, rows = [paths[i] for i in kept], [rows[i] for i in kept]
+  return {
+    'space': space,
+    'encoders': encoders,
+    'gallery': gallery,
+    'ids': [os.path.relpath(path, root).replace(os.sep, '/') for path in paths],
+    'crops': sample_crops(paths, export.NUM_PARITY_CROPS),
+    'schema': schema,
+    'gallery_precision': _gallery_precision(space),
+    'rows': rows,
+    'about': origin,
+  }
+
+
+def _from_index(export, index):
+  """What to export of an index, whose concepts are taken as they are."""
+  import types
+
+  from tfreid.index import building, trust
+
+  state = index.engine.state
+  space, make_encoders, origin, schema = _original(trust.model_path(state, index.directory))
+  encoders = make_encoders()
+  where = _SPACE.value or space.directory
+  building.check_model(
+    state, types.SimpleNamespace(fingerprint=encoders.fingerprint, directory=where)
+  )
+  gallery, ids, rows = index_gallery(index)
+  crops = crops_of_index(index, ids, export.NUM_PARITY_CROPS)
+  if not crops and not _SPACE.value:
+    crops = space.crops()
+  if not crops:
+    raise ValueError(
+      f"Of the crops of '{_INDEX.value}' none is at hand as it was embedded, and an export is "
+      'checked on real crops. Bring the files back to where they were, or export from a model '
+      '(--model), which has some with it.'
+    )
+  return {
+    'space': space,
+    'encoders': encoders,
+    'gallery': gallery,
+    'ids': ids,
+    'crops': crops,
+    'schema': schema,
+    'gallery_precision': _gallery_precision(space),
+    'rows': rows,
+    'about': {
+      **origin,
+      'index': index.directory,
+      'index_generation': state['generation'],
+    },
+  }
+
+
+def _embed(export, encoder, paths, strategy):
+  """Concepts of the files, with a progress bar."""
+  import rich.progress
+  from rich.console import Console
+
+  with rich.progress.Progress(
+    *rich.progress.Progress.get_default_columns(),
+    rich.progress.MofNCompleteColumn(),
+    console=Console(stderr=True),
+  ) as bar:
+    task = bar.add_task('Embedding the gallery', total=len(paths))
+    return export.embed_files(
+      encoder,
+      paths,
+      batch_size=_BATCH_SIZE.value,
+      skip_bad=_BAD.value == 'skip',
+      progress=lambda done, count: bar.update(task, completed=done),
+      strategy=strategy,
+    )
+
+
+def _say(console, where):
+  import json
+
+  with open(os.path.join(where, 'assets.extra', 'model.json'), encoding='utf-8') as file:
+    facts = json.load(file)
+  size = sum(
+    os.path.getsize(os.path.join(folder, name))
+    for folder, _, names in os.walk(where)
+    for name in names
+  )
+  parity = facts['parity']
+  original = facts.get('exported_from', 'the trained encoder')
+  console.print(
+    f'Exported {where} ({size / 2**20:.1f} MiB): {facts["gallery_size"]} crops in '
+    f'{facts["embedding_size"]} dimensions, {facts["num_results"]} results per query, '
+    f'{facts["folded_batch_norms"]} batch norms folded.'
+  )
+  console.print(
+    f'Checked on {parity["crops"]} crops: the concepts differ from those of {original} by '
+    f'{parity["image_error"]:.1g} of their length (tolerance {parity["image_tolerance"]:g}); the '
+    'ranking is that of a full sort.'
+  )
+  console.print(f'Search it: tools/search.py --model={where} "woman, red top"')
+
+
+def _check():
+  """Asks the golden requests again; prints what came of it and returns the exit code."""
+  from tfreid.serving import versions
+
+  directory = versions.newest(os.path.abspath(os.path.expanduser(_CHECK.value)))
+  if _SERVER.value:
+    name = _MODEL_NAME.value or os.path.basename(os.path.dirname(directory))
+    outcomes, asked = _replay_on_server(directory, name)
+  else:
+    from tfreid.serving import golden
+
+    outcomes = golden.replay(directory, golden.loaded(directory), tolerance=_TOLERANCE.value)
+    asked = directory
+  for outcome in outcomes:
+    said = outcome.problem or (
+      f'as at the export; deviation {outcome.deviation:.1g}, tolerance {outcome.tolerance:g}'
+    )
+    print(f'{"DIFFERS" if outcome.problem else "ok":8}{outcome.signature:18}{said}')
+  wrong = sum(bool(outcome.problem) for outcome in outcomes)
+  if wrong:
+    print(f'{asked} does not answer as at the export: {wrong} of {len(outcomes)} signatures.')
+    return 1
+  print(f'{asked} answers as at the export: {len(outcomes)} signatures.')
+  return 0
+
+
+def _replay_on_server(directory, name):
+  """Outcomes of a server, and what was asked there."""
+  from tfreid.search import client
+  from tfreid.serving import golden
+
+  # The golden answers are those of this version, whichever is the newest there.
+  number = os.path.basename(directory)
+  version = int(number) if number.isdecimal() else None
+  with client.connect(
+    _SERVER.value,
+    name,
+    version=version,
+    timeout=_TIMEOUT.value,
+    certificate=_CERTIFICATE.value,
+  ) as server:
+    outcomes = golden.replay(directory, server.predict, tolerance=_TOLERANCE.value)
+  return outcomes, f'{name}{"" if version is None else f" {version}"} at {_SERVER.value}'

@@ -1,0 +1,290 @@
+"""Serves the page in the browser and its JSON API, for an exported model, an index or a TF Serving.
+
+  tools/serve.py --model=saved_models/demo
+  tools/serve.py --index=indexes/depot --audit_log=audit.jsonl --policy=policy.json
+  tools/serve.py --index=indexes/depot --host=0.0.0.0 --token_file=tokens.txt
+  tools/serve.py --server=grpc://localhost:8500 --model_name=people
+
+Only this machine can reach it unless --host says otherwise, and then it asks who is there. There is
+no encryption: for other machines, put it behind a proxy that encrypts (docs/web.md).
+"""
+
+import ipaddress
+import os
+import re
+import signal
+import socket
+import sys
+import urllib.parse
+
+from absl import flags, logging
+
+from tfreid.cli import source_flags, startup
+
+flags.adopt_module_key_flags(source_flags)
+_SERVER_TIMEOUT = flags.DEFINE_float(
+  'server_timeout',
+  10.0,
+  'With --server: seconds for a call to it. A search may take some calls.',
+  lower_bound=0.001,
+)
+_HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen at.')
+_PORT = flags.DEFINE_integer(
+  'port', 8000, '0: one that is free; it is printed.', lower_bound=0, upper_bound=65535
+)
+_TOKEN = flags.DEFINE_multi_string(
+  'token',
+  [],
+  'Secret of a user, NAME:SECRET, or just a secret. Other users of this machine can read it in the '
+  'list of processes: better give --token_file.',
+)
+_TOKEN_FILE = flags.DEFINE_string('token_file', '', 'File with a line NAME:SECRET for each user.')
+_ALLOW_ANONYMOUS = flags.DEFINE_bool(
+  'allow_anonymous', False, 'With --host: let anybody ask who can reach this machine.'
+)
+_ALLOWED_HOSTS = flags.DEFINE_list(
+  'allowed_hosts', [], 'Names by which browsers may call this server, besides localhost.'
+)
+_POLICY = flags.DEFINE_string('policy', '', 'JSON file with what is allowed; see docs/web.md.')
+_AUDIT_LOG = flags.DEFINE_string('audit_log', '', 'File to append a line to for each query.')
+_USER_HEADER = flags.DEFINE_string(
+  'user_header', '', 'Header in which a proxy, which must overwrite it, names the user to the log.'
+)
+_RESIDENT = flags.DEFINE_bool('resident', True, 'With --index: keep its concepts in memory.')
+_PUBLIC_URL = flags.DEFINE_string(
+  'public_url',
+  '',
+  'How browsers reach this server through a proxy that encrypts: https://depot.example. Cookies '
+  'are then sent over HTTPS only, and the name need not be in --allowed_hosts.',
+)
+_TRUSTED_PROXIES = flags.DEFINE_list(
+  'trusted_proxies',
+  [],
+  'Addresses of proxies whose headers X-Forwarded-For and X-Forwarded-Proto say who asks, and how; '
+  'they must overwrite these headers.',
+)
+_REFRESH = flags.DEFINE_float(
+  'refresh_seconds',
+  5.0,
+  'How often to look for new crops (--index) or another version (--server); 0: never.',
+  lower_bound=0,
+)
+_THREADS = flags.DEFINE_integer('threads', 2, 'Searches at a time.', lower_bound=1)
+_QUEUE = flags.DEFINE_integer(
+  'queue', 128, 'Searches that may wait; more are sent away.', lower_bound=0
+)
+_TIMEOUT = flags.DEFINE_float(
+  'timeout', 30.0, 'Seconds for a search, waiting included.', lower_bound=0.1
+)
+
+
+def main(argv):
+  """Loads what is searched, and serves until SIGTERM or Ctrl-C."""
+  startup.no_arguments(argv)
+  source_flags.check()
+  with startup.clear_errors():
+    # What can be wrong is found before the model is loaded, which takes seconds.
+    tokens = _tokens()
+    _check_access(tokens)
+    _check_public_url()
+    try:
+      import fastapi  # noqa: F401
+      import uvicorn  # noqa: F401
+    except ImportError as error:
+      raise ImportError(f"{error}. Install the extra: pip install 'tfreid[serve]'.") from error
+    from tfreid.web import policy
+
+    rules = policy.read(_POLICY.value) if _POLICY.value else policy.Policy()
+    listening = _listen()
+    try:
+      _serve(listening, rules, tokens)
+    finally:
+      listening.close()
+
+
+def _serve(listening, rules, tokens):
+  import logging as standard_logging
+
+  import uvicorn
+
+  from tfreid.web import access, audit, connections
+  from tfreid.web import app as web
+
+  # The library speaks by the standard logging, whose root is absl's here.
+  standard_logging.getLogger('tfreid').setLevel(standard_logging.INFO)
+  log = audit.AuditLog(_AUDIT_LOG.value) if _AUDIT_LOG.value else None
+  application = web.create(
+    source_flags.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value),
+    policy=rules,
+    audit=log,
+    access=access.Access(
+      tokens=tokens,
+      public_url=_PUBLIC_URL.value,
+      user_header=_USER_HEADER.value,
+      hosts=frozenset(
+        name.strip().lower() for name in [*_ALLOWED_HOSTS.value, _HOST.value, socket.gethostname()]
+      ),
+    ),
+    limits=web.Limits(
+      threads=_THREADS.value,
+      waiting=_QUEUE.value,
+      seconds=_TIMEOUT.value,
+      refresh_seconds=_REFRESH.value,
+    ),
+    resident=_RESIDENT.value,
+  )
+  server = uvicorn.Server(
+    uvicorn.Config(
+      application,
+      log_config=None,
+      # A warning of uvicorn's tells that somebody has sent what is not HTTP.
+      log_level='error',
+      access_log=False,
+      server_header=False,
+      # Who asks is who is connected; what a header says of it can be invented.
+      proxy_headers=bool(_TRUSTED_PROXIES.value),
+      forwarded_allow_ips=_TRUSTED_PROXIES.value,
+      ws='none',
+      http=connections.protocol(
+        connections.ConnectionLimits(
+          total=_most_connections(), exempt=frozenset(_TRUSTED_PROXIES.value)
+        )
+      ),
+      timeout_keep_alive=30,
+      timeout_graceful_shutdown=10,
+      h11_max_incomplete_event_size=32 * 1024,
+    )
+  )
+
+  # uvicorn ends at a signal, and then sends it once more to whoever was there before: this, which
+  # also hears those that come before uvicorn does. A server that was asked to end has ended well.
+  def end(*_):
+    server.should_exit = True
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, end)
+  if not log:
+    print('Searches are not logged; --audit_log=FILE logs them.')
+  # From here on, who comes waits until the server takes up its work, and is not turned away.
+  listening.listen(2048)
+  host, port = listening.getsockname()[:2]
+  if ipaddress.ip_address(host).is_unspecified:
+    host = socket.gethostname()
+  print(f'Open http://{f"[{host}]" if ":" in host else host}:{port}/', flush=True)
+  server.run(sockets=[listening])
+  print('Ended.', flush=True)
+  sys.stderr.flush()
+  # The source and the log are closed. What is left is Python taking TensorFlow apart, object by
+  # object, which can take longer than whoever stops a service waits before it kills.
+  os._exit(0)
+
+
+def _most_connections():
+  """How many connections there may be at a time: as many as there may be open files, less some."""
+  import resource
+
+  _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = 4096 if most == resource.RLIM_INFINITY else min(most, 4096)
+  before, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if before < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+  # An index has some files for each of its parts.
+  return max(16, min(1000, max(before, wanted) - 500))
+
+
+def _check_public_url():
+  """Refuses what is no address of a server.
+
+  Raises:
+    ValueError: the message says what was expected.
+  """
+  url = urllib.parse.urlsplit(_PUBLIC_URL.value)
+  if _PUBLIC_URL.value and (url.scheme not in ('http', 'https') or not url.hostname):
+    raise ValueError(
+      f"--public_url: expected an address such as https://depot.example, not '{_PUBLIC_URL.value}'."
+    )
+
+
+def _listen():
+  """A socket that listens at --host and --port; nobody is answered before the server runs."""
+  try:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+      _HOST.value, _PORT.value, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+  except socket.gaierror as error:
+    raise ValueError(f"--host: '{_HOST.value}' is no address: {error.strerror}.") from error
+  # With its protocol by name: otherwise asyncio leaves TCP's waiting for more to send switched on,
+  # and each answer takes 40 ms longer.
+  listening = socket.socket(family, kind, protocol)
+  listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+  try:
+    listening.bind(address)
+  except OSError as error:
+    listening.close()
+    raise OSError(
+      f'Cannot listen at {_HOST.value}, port {_PORT.value}: {error.strerror}. Choose another '
+      '--port (0: one that is free).'
+    ) from error
+  return listening
+
+
+def _tokens():
+  """Name of a user to secret.
+
+  Raises:
+    ValueError: a line that is none, a name twice, or a secret that could be guessed.
+  """
+  lines = [('--token', text) for text in _TOKEN.value]
+  if _TOKEN_FILE.value:
+    if os.stat(_TOKEN_FILE.value).st_mode & 0o077:
+      logging.warning('Others can read %s: chmod 600 it.', _TOKEN_FILE.value)
+    with open(_TOKEN_FILE.value, encoding='utf-8') as file:
+      for number, line in enumerate(file, start=1):
+        if line.strip() and not line.startswith('#'):
+          lines.append((f'{_TOKEN_FILE.value}, line {number}', line.strip()))
+  tokens = {}
+  for place, text in lines:
+    name, colon, secret = text.partition(':')
+    if not colon:
+      name, secret = 'token', text
+    if not re.fullmatch(r'[\w.@-]{1,100}', name):
+      raise ValueError(f'{place}: expected NAME:SECRET, the name of letters, digits and . _ @ -')
+    if len(secret) < 16 or re.search(r'\s', secret):
+      raise ValueError(
+        f'{place}: the secret of {name} has {len(secret)} characters; take at least 16, and no '
+        'spaces. `openssl rand -hex 24` makes one.'
+      )
+    if name in tokens:
+      raise ValueError(f"{place}: there is a token of '{name}' already; give each user a name.")
+    tokens[name] = secret
+  if _TOKEN_FILE.value and not tokens:
+    raise ValueError(f'{_TOKEN_FILE.value} has no line NAME:SECRET.')
+  return tokens
+
+
+def _check_access(tokens):
+  """Refuses to be open to others by accident.
+
+  Raises:
+    ValueError: others could reach it, and nobody would ask who they are.
+  """
+  try:
+    local = all(
+      ipaddress.ip_address(found[4][0].partition('%')[0]).is_loopback
+      for found in socket.getaddrinfo(_HOST.value, None)
+    )
+  except (OSError, ValueError):
+    local = False
+  if local:
+    return
+  if not tokens and not _ALLOW_ANONYMOUS.value:
+    raise ValueError(
+      f'With --host={_HOST.value} others than this machine can ask. Give --token_file=FILE, so '
+      'that they must say who they are, or --allow_anonymous if anybody may.'
+    )
+  print(
+    f'Warning: others than this machine can reach {_HOST.value}, and what is sent is not '
+    'encrypted. Put it behind a proxy that encrypts.'
+    + ('' if tokens else ' Nobody is asked who he is.'),
+    file=sys.stderr,
+  )

@@ -1,0 +1,76 @@
+"""Trains and evaluates a system.
+
+  tools/train.py --gin_file=methods/a2img.gin --gin_file=datasets/market1501.gin \\
+    --gin_bindings='DATA_ROOT = "/data/market1501"' --run_dir=runs/a2img
+
+gin files are found under the repository's gin/ folder or by path. Running the same command again
+continues where it stopped.
+"""
+
+from absl import app, flags
+
+from tfreid.cli import configuration, startup
+
+_GIN_FILE = flags.DEFINE_multi_string('gin_file', [], 'gin file, repeatable; later ones win.')
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+  'gin_bindings', [], 'One more binding, repeatable; wins over the files.'
+)
+flags.DEFINE_alias('gin_param', 'gin_bindings')
+_RUN_DIR = flags.DEFINE_string('run_dir', None, 'Where the run is written.', required=True)
+_PRECISION = flags.DEFINE_enum(
+  'precision', None, ['float32', 'mixed_float16', 'mixed_bfloat16'], 'Overrides gin.'
+)
+_STRATEGY = flags.DEFINE_enum(
+  'strategy', None, ['mirrored', 'multi_worker', 'one_device'], 'Overrides gin.'
+)
+_XLA = flags.DEFINE_bool(
+  'xla', None, 'Compile the step with XLA but for the update; overrides gin.'
+)
+_ALLOW = flags.DEFINE_bool(
+  'allow_changed_config', False, 'Continue a run although its configuration has changed.'
+)
+
+
+def main(argv):
+  """Reads the configuration, then trains."""
+  startup.no_arguments(argv)
+  if not _GIN_FILE.value:
+    raise app.UsageError(
+      'Give a method and a data set, e.g. --gin_file=methods/a2img.gin '
+      '--gin_file=datasets/market1501.gin.'
+    )
+  overrides = [
+    f'experiment.train.{name} = {value!r}'
+    for name, value in (
+      ('precision', _PRECISION.value),
+      ('strategy', _STRATEGY.value),
+      ('jit_compile', _XLA.value),
+    )
+    if value is not None
+  ]
+  with startup.clear_errors('The same command continues from the last checkpoint.'):
+    import gin
+
+    config = configuration.configure(_GIN_FILE.value, [*_GIN_BINDINGS.value, *overrides])
+    from tfreid import reporting
+
+    train = configuration.root('tfreid.experiment.train')
+    evaluations = train(
+      _RUN_DIR.value,
+      config=config,
+      operative_config=gin.operative_config_str,
+      allow_changed_config=_ALLOW.value,
+      hooks=reporting.hooks,
+    )
+    _print(evaluations, gin.query_parameter)
+
+
+def _print(evaluations, setting):
+  from rich.console import Console
+
+  try:
+    split = setting('experiment.train.final_split')
+  except ValueError:  # nobody bound it
+    split = 'test'
+  for label, evaluation in evaluations.items():
+    Console().print(evaluation.table(title=f'{label}, {split} split'))

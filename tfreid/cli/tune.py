@@ -1,0 +1,373 @@
+"""Tries settings of systems on held-out training people and writes down what came out.
+
+  tools/tune.py --dry_run                         which runs there will be
+  tools/tune.py --report=docs/results/tuning.md   the grids behind gin/tables.gin
+  tools/tune.py --systems=mmd,deep_coral --dataset=market1501 --data_root=/data/market1501 \\
+    --gin_bindings='PRETRAIN_EPOCHS = 60' --out=runs/tuning_market
+
+The grids are a JSON file (default gin/tuning/tables.json): system -> a list of grids, each a gin
+binding -> the values to try. Every fold holds other training people out and has a pre-training of
+its own, which all points share. The test split is never read. Nothing is changed: put what you
+choose into a gin file. Running the same command again continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shlex
+import signal
+import statistics
+import sys
+import time
+
+from absl import app, flags
+
+from tfreid.cli import configuration, recipes, startup, training_runs
+
+_GRIDS = flags.DEFINE_string('grids', 'tuning/tables.json', 'JSON file; a path, or below gin/.')
+_DATASET = flags.DEFINE_string('dataset', 'synthetic', 'Name of a file in gin/datasets/.')
+_DATA_ROOT = flags.DEFINE_string(
+  'data_root', None, 'Where the data is. Without it, synthetic people are drawn.'
+)
+_SYSTEMS = flags.DEFINE_list('systems', None, 'Which of the grids; default: all.')
+_FOLDS = flags.DEFINE_list('folds', ['0', '1', '2'], 'Seeds of training and of who is held out.')
+_SHARE = flags.DEFINE_float(
+  'share', 0.25, 'Share of the training semantic IDs to hold out.', 0.01, 0.9
+)
+_METRIC = flags.DEFINE_enum('metric', 'mAP', ['mAP', 'rank1', 'rank5', 'rank10'], 'Decides.')
+_OUT = flags.DEFINE_string('out', os.path.join('runs', 'tuning'), 'Where the runs are written.')
+_REPORT = flags.DEFINE_string('report', None, 'Markdown file; default: <out>/tuning.md.')
+_GIN_FILE = flags.DEFINE_multi_string(
+  'gin_file', None, 'Overlay for all systems, repeatable; tables.gin if no --data_root is given.'
+)
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+  'gin_bindings', [], 'One more binding for all systems, repeatable; wins over the files.'
+)
+_KEEP = flags.DEFINE_bool('keep_weights', False, 'Keep the weights of the runs, not only results.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the runs and do none.')
+
+_METRICS = ('mAP', 'rank1', 'rank5', 'rank10')
+_PRETRAINED_BY = 'without_adversarial'
+
+
+def main(argv):
+  """Runs what is not done and writes the report."""
+  startup.no_arguments(argv)
+  if _DATA_ROOT.value is None and _DATASET.value != 'synthetic':
+    raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
+  signal.signal(signal.SIGTERM, training_runs.interrupt)
+  with startup.clear_errors('The same command continues where it stopped.'):
+    tuning = Tuning()
+    if _DRY_RUN.value:
+      tuning.print_plan()
+      return
+    failed = tuning.run()
+  sys.exit(1 if failed else 0)
+
+
+class Tuning:
+  """The points of all grids, and what is known of them."""
+
+  def __init__(self):
+    """Reads the grids; runs and writes nothing.
+
+    Raises:
+      FileNotFoundError: there are no grids.
+      ValueError: they cannot be understood.
+    """
+    self.grids = _read_grids(_GRIDS.value, _SYSTEMS.value)
+    self.folds = training_runs.seeds(_FOLDS.value)
+    drawn = _DATA_ROOT.value is None
+    self.data_root = training_runs.PEOPLE if drawn else _DATA_ROOT.value
+    self.overlays = _GIN_FILE.value or (['tables.gin'] if drawn else [])
+    # A dict per point: binding -> value. The recipe as it is comes first.
+    self.points = {system: _points(grids) for system, grids in self.grids.items()}
+    self.failed: dict[str, str] = {}
+
+  def files(self, system: str) -> list[str]:
+    """The gin files of a system's runs."""
+    return [f'methods/{system}.gin', f'datasets/{_DATASET.value}.gin', *self.overlays]
+
+  def bindings(self, point, fold: int) -> list[str]:
+    """The bindings of a run; those of a point win."""
+    shared = os.path.join(self._pretraining(fold), 'pretrain')
+    return [
+      f'DATA_ROOT = {self.data_root!r}',
+      *_GIN_BINDINGS.value,
+      f'SEED = {fold}',
+      f'VALIDATION_SEED = {fold}',
+      f'VALIDATION_SHARE = {_SHARE.value}',
+      "experiment.train.final_split = 'validation'",
+      f'PRETRAIN_DIRECTORY = {shared!r}',
+      *(f'{name} = {value!r}' for name, value in point.items()),
+    ]
+
+  def directory(self, system: str, point, fold: int) -> str:
+    """Where a run is written."""
+    return os.path.join(_OUT.value, system, _slug(point), f'fold-{fold}')
+
+  def print_plan(self):
+    """Every point, and what is done of it."""
+    for system, points in self.points.items():
+      for point in points:
+        done = sum(self._values(system, point, fold) is not None for fold in self.folds)
+        print(f'{system}: {_said(point)}: {done} of {len(self.folds)} folds done')
+
+  def run(self) -> dict[str, str]:
+    """Does what is not done, the report after each system; returns what failed."""
+    if _DATA_ROOT.value is None:
+      training_runs.draw_people()
+    todo = [
+      (system, point, fold)
+      for system, points in self.points.items()
+      for point in points
+      for fold in self.folds
+      if self._values(system, point, fold) is None
+    ]
+    started = time.time()
+    for number, (system, point, fold) in enumerate(todo, start=1):
+      title = f'{system}, {_said(point)}, fold {fold}'
+      if self._pretrain(fold):
+        status, seconds = self._one(system, point, fold)
+        values = self._values(system, point, fold)
+        if status or values is None:
+          log = os.path.join(self.directory(system, point, fold), 'train.log')
+          self.failed[title] = f'{training_runs.last_words(log)} (log: {log})'
+          said = 'failed'
+        else:
+          said = f'{_METRIC.value} {100 * values[_METRIC.value]:.2f} in {seconds:.0f} s'
+      else:
+        said = self.failed[title] = 'its pre-training failed'
+      left = (time.time() - started) / number * (len(todo) - number)
+      print(f'[{number}/{len(todo)}] {title}: {said}; left: {left / 60:.0f} min', flush=True)
+      self.write()
+    self.write()
+    for title, reason in self.failed.items():
+      print(f'Failed: {title}: {reason}', file=sys.stderr)
+    print(f'Written: {self.report}')
+    return self.failed
+
+  @property
+  def report(self) -> str:
+    """The Markdown file."""
+    return _REPORT.value or os.path.join(_OUT.value, 'tuning.md')
+
+  def write(self):
+    """Writes the report of what is known so far."""
+    from tfreid.comparison import plan
+
+    parts = [
+      _INTRODUCTION.format(
+        command=f'tfreid tune {shlex.join(sys.argv[1:])}'.strip(),
+        share=_SHARE.value,
+        folds=len(self.folds),
+        metric=_LABELS[_METRIC.value],
+        machine=', '.join(training_runs.machine().values()),
+      )
+    ]
+    for system, points in self.points.items():
+      rows = []
+      for point in points:
+        found = [self._values(system, point, fold) for fold in self.folds]
+        if all(found):
+          rows.append((point, {name: [100 * one[name] for one in found] for name in _METRICS}))
+      if rows:
+        parts.append(_table(system, rows))
+    plan.write_text(self.report, '\n'.join(parts))
+
+  def _values(self, system, point, fold) -> dict[str, float] | None:
+    """The validation metrics of a finished run of this very configuration, or None."""
+    from tfreid.comparison import plan
+
+    record = plan.read_record(self.directory(system, point, fold))
+    if record.get('fingerprint') != self._fingerprint(system, point, fold):
+      return None
+    return record.get('values')
+
+  def _fingerprint(self, system, point, fold) -> str:
+    return recipes.Recipe(self.files(system), self.bindings(point, fold)).fingerprint()
+
+  def _pretraining(self, fold: int) -> str:
+    return os.path.join(_OUT.value, 'pretrain', f'fold-{fold}')
+
+  def _pretrain(self, fold: int) -> bool:
+    """Makes the fold's pre-training if it is missing; returns whether it is there."""
+    from tfreid.comparison import plan
+
+    directory = self._pretraining(fold)
+    bindings = [
+      *(text for text in self.bindings({}, fold) if not text.startswith('PRETRAIN_DIRECTORY')),
+      'METHOD = "pretrain"',
+      f'STAGES = [@{plan.PRETRAIN}/stages.Stage()]',
+    ]
+    # From one method's files, whichever system comes first: all share the stage.
+    files = self.files(_PRETRAINED_BY)
+    fingerprint = recipes.Recipe(files, bindings).fingerprint()
+    record = plan.read_record(directory)
+    if record.get('fingerprint') == fingerprint and record.get('status') == 0:
+      return True
+    if record and record.get('fingerprint') != fingerprint:
+      raise ValueError(
+        f"'{directory}' holds a pre-training of another configuration. Give another --out, or "
+        'remove the folder.'
+      )
+    plan.write_record(directory, {'fingerprint': fingerprint})
+    status, _ = self._train(files, bindings, directory)
+    plan.write_record(directory, {'fingerprint': fingerprint, 'status': status})
+    return status == 0
+
+  def _one(self, system, point, fold) -> tuple[int, float]:
+    from tfreid.comparison import plan, scores
+
+    directory = self.directory(system, point, fold)
+    # A run of another configuration, which the page does not know any more, is done anew.
+    _remove(directory, '')
+    os.makedirs(directory, exist_ok=True)
+    status, seconds = self._train(self.files(system), self.bindings(point, fold), directory)
+    if not status:
+      rows = [
+        row
+        for row in scores.read_rows(os.path.join(directory, scores.RESULTS_FILE))
+        if row.get('split') == 'validation' and '/' not in row['stage']
+      ]
+      values = {name: rows[-1]['metrics']['all'][name] for name in _METRICS}
+      plan.write_record(
+        directory,
+        {
+          'fingerprint': self._fingerprint(system, point, fold),
+          'point': point,
+          'values': values,
+          'seconds': round(seconds, 1),
+        },
+      )
+      if not _KEEP.value:
+        _remove(directory, plan.RECORD)
+    return status, seconds
+
+  def _train(self, files, bindings, directory) -> tuple[int, float]:
+    command = [
+      *startup.program('train'),
+      *(f'--gin_file={name}' for name in files),
+      *(f'--gin_bindings={binding}' for binding in bindings),
+      f'--run_dir={directory}',
+      '--allow_changed_config',
+    ]
+    started = time.time()
+    status, _ = training_runs.wait(
+      command, os.path.join(directory, 'train.log'), lambda elapsed: None
+    )
+    return status, time.time() - started
+
+
+_LABELS = {'mAP': 'mAP', 'rank1': 'rank-1', 'rank5': 'rank-5', 'rank10': 'rank-10'}
+_INTRODUCTION = """# Settings tried on held-out training people
+
+    {command}
+
+Each fold holds {share:g} of the training semantic IDs out, others in each of {folds} folds, trains
+on the rest and searches the held-out people. The test split is not read. Mean and standard
+deviation over folds, in percent; **bold** is the best {metric}, *recipe* is what the system's gin
+files said when this was run. Machine: {machine}.
+"""
+
+
+def _table(system, rows) -> str:
+  metric = _METRIC.value
+  best = max(range(len(rows)), key=lambda i: statistics.mean(rows[i][1][metric]))
+  lines = [
+    f'## {system}',
+    '',
+    '| setting | ' + ' | '.join(_LABELS[name] for name in _METRICS) + ' |',
+    '|---' + '|---:' * len(_METRICS) + '|',
+  ]
+  for i, (point, values) in enumerate(rows):
+    cells = []
+    for name in _METRICS:
+      deviation = statistics.stdev(values[name]) if len(values[name]) > 1 else 0.0
+      cells.append(f'{statistics.mean(values[name]):.2f} ± {deviation:.2f}')
+    said = f'`{_said(point)}`' if point else '*recipe*'
+    mark = '**' if i == best else ''
+    lines.append(f'| {mark}{said}{mark} | ' + ' | '.join(f'{mark}{c}{mark}' for c in cells) + ' |')
+  return '\n'.join(lines) + '\n'
+
+
+def _read_grids(name: str, systems) -> dict[str, list[dict[str, list]]]:
+  """The grids of a file, of these systems or all.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is no such file, or lacks a system.
+  """
+  path = next(
+    (p for p in (name, os.path.join(configuration.GIN_ROOT, name)) if os.path.isfile(p)), None
+  )
+  if path is None:
+    raise FileNotFoundError(f"There are no grids '{name}', neither here nor below gin/.")
+  with open(path, encoding='utf-8') as file:
+    try:
+      grids = json.load(file)
+    except ValueError as error:
+      raise ValueError(f'{path} is no JSON file: {error}') from error
+  good = isinstance(grids, dict) and all(
+    isinstance(of_system, list)
+    and all(
+      isinstance(grid, dict) and all(isinstance(values, list) for values in grid.values())
+      for grid in of_system
+    )
+    for of_system in grids.values()
+  )
+  if not good:
+    raise ValueError(
+      f'{path}: expected {{"system": [{{"binding": [value, ...]}}, ...]}}, a list of grids '
+      'for each system.'
+    )
+  missing = [system for system in systems or () if system not in grids]
+  if missing:
+    raise ValueError(
+      f'{path} has no grid for {", ".join(missing)}; it has: {", ".join(sorted(grids))}.'
+    )
+  return {system: grids[system] for system in systems or grids}
+
+
+def _points(grids) -> list[dict]:
+  """The recipe as it is, then each combination of each grid once."""
+  points: list[dict] = [{}]
+  for grid in grids:
+    for values in itertools.product(*grid.values()):
+      point = dict(zip(grid, values))
+      if point not in points:
+        points.append(point)
+  return points
+
+
+def _said(point) -> str:
+  """A point in words: the names without their modules."""
+  said = []
+  for name, value in point.items():
+    scope, _, rest = name.rpartition('/')
+    short = rest.rpartition('.')[2]
+    said.append(f'{scope}/{short} = {value!r}' if scope else f'{short} = {value!r}')
+  return ', '.join(said) or 'recipe'
+
+
+def _slug(point) -> str:
+  """The folder of a point."""
+  import hashlib
+
+  if not point:
+    return 'recipe'
+  return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _remove(directory: str, kept: str):
+  """Empties a run directory but for one file and the log."""
+  import shutil
+
+  for name in os.listdir(directory) if os.path.isdir(directory) else ():
+    path = os.path.join(directory, name)
+    if os.path.isdir(path):
+      shutil.rmtree(path)
+    elif not kept or name not in (kept, 'train.log'):
+      os.remove(path)
