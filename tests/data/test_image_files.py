@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,6 +265,52 @@ def test_only_known_formats_are_ever_opened():
   with pytest.raises(image_bytes.BadImageError, match='it is a GIF image: save it as JPEG or PNG'):
     image_bytes.picture(FILES['gif'], formats=('JPEG', 'PNG'))
   assert {image_bytes.kind(contents) for contents in FILES.values()} == set(image_bytes.FORMATS)
+
+
+def test_pillow_is_never_asked_to_guess_the_format():
+  """Of all it knows, some start other programs: each call in the package names what it takes."""
+  calls = 0
+  for path in sorted((Path(__file__).parents[2] / 'tfreid').rglob('*.py')):
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+      if isinstance(node, ast.Call) and ast.unparse(node.func).endswith('Image.open'):
+        calls += 1
+        assert 'formats' in {keyword.arg for keyword in node.keywords}, (path, node.lineno)
+  assert calls >= 2
+
+
+def test_pictures_as_cameras_and_phones_write_them(shared_photographs):
+  """All ways to the pixels of each file agree with Pillow, or none gives any."""
+  names = sorted((shared_photographs / 'odd_files').iterdir())
+  pictures = 0
+  for path in names:
+    contents = path.read_bytes()
+    if image_bytes.kind(contents):
+      expected = zoo.shown(contents)
+      np.testing.assert_array_equal(image_files.decode_whole(contents), expected)
+      if expected.size < 2**20:
+        sent = image_bytes.for_model(contents)
+        np.testing.assert_array_equal(image_bytes.pixels(contents), expected)
+        np.testing.assert_array_equal(alone(sent, expected.shape), expected)
+      pictures += 1
+    else:
+      assert path.suffix.lower() in ('.heic', '.db')
+      assert any(word in image_files.reason(str(path)) for word in ('HEIC', 'Thumbs.db'))
+  assert pictures > 20 and len(names) == pictures + 2
+
+
+def test_bmp_files_of_peta_are_read_as_pillow_reads_them(shared_photographs):
+  """A sample; some of them have two bytes behind the last row."""
+  paths = sorted((shared_photographs / 'peta' / 'images').glob('*.bmp'))[::16]
+  found = list(image_files.images([str(path) for path in paths]))
+  assert len(found) == len(paths) > 40
+  odd = 0
+  for path, (_, image) in zip(paths, found):
+    contents = path.read_bytes()
+    np.testing.assert_array_equal(image, zoo.shown(contents))
+    odd += len(contents) != int.from_bytes(contents[10:14], 'little') + image.shape[0] * (
+      (3 * image.shape[1] + 3) // 4 * 4
+    )
+  assert odd > 5
 
 
 def test_a_picture_for_a_page_is_small_upright_and_says_nothing_else():

@@ -180,7 +180,7 @@ def test_peta_is_read_as_its_authors_give_it(as_published, shared_data, tmp_path
   found = [(record.person_id, os.path.realpath(record.path)) for record in records]
   assert found == [(row[0], os.path.realpath(row[3])) for row in rows if row not in gone]
   assert dropped == {
-    'not a crop': 4,
+    'not a crop (.txt)': 4,
     'of a person with more or fewer files than annotations': len(gone) - 1,
   }
   loaded = peta.load(tmp_path, split='sal')

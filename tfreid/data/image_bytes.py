@@ -32,6 +32,9 @@ ENDINGS = (
   *('.tif', '.tiff'),
 )
 
+# The same for a regular expression that ignores case.
+ENDING_PATTERN = f'(?:{"|".join(map(re.escape, ENDINGS))})'
+
 # A crop of a person has thousands of pixels. A small file that unfolds into billions is an attack.
 MAX_PIXELS = 2**24
 MAX_BYTES = 2**26

@@ -22,13 +22,14 @@ import pandas as pd
 
 from tfreid.data.attributes import Attribute, AttributeSchema, AttributeTable
 from tfreid.data.benchmark import Benchmark, ImageRecord, assemble, join
-from tfreid.data.reid_folder import read_mat, scan
+from tfreid.data.image_bytes import ENDING_PATTERN
+from tfreid.data.reid_folder import not_a_crop, read_mat, scan
 from tfreid.data.words import color_words
 
 NAME = 'PETA'
 ANNOTATION_FILE = 'PETA.mat'
 VARIABLE = 'peta'
-PATTERN = re.compile(r'(?P<person>\d{5})(\.png|\.jpe?g|\.bmp)', re.IGNORECASE)
+PATTERN = re.compile(r'(?P<person>\d{5})' + ENDING_PATTERN, re.IGNORECASE)
 SPLITS = ('paper', 'sal')
 _TRAIN_OF_PAPER, _TEST = 1500, 200
 
@@ -40,7 +41,7 @@ SUBSETS = (
   'VIPeR',
 )
 ARCHIVE = 'PETA dataset'
-_ARCHIVED = re.compile(r'(?P<person>\d+).*\.(png|jpe?g|bmp)', re.IGNORECASE)
+_ARCHIVED = re.compile(r'(?P<person>\d+).*' + ENDING_PATTERN, re.IGNORECASE)
 COLORS = (
   *('black', 'blue', 'brown', 'green', 'gray', 'orange', 'pink', 'purple', 'red', 'white'),
   'yellow',
@@ -305,7 +306,7 @@ def scan_archive(
     for name in sorted(os.listdir(archive)) if os.path.isdir(archive) else ():
       match = _ARCHIVED.fullmatch(name)
       if match is None:
-        dropped['not a crop'] = dropped.get('not a crop', 0) + 1
+        dropped[not_a_crop(name)] = dropped.get(not_a_crop(name), 0) + 1
       else:
         files.setdefault(int(match['person']), []).append(os.path.join(archive, name))
     for person, paths in files.items():
