@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import os
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -187,6 +188,18 @@ def test_what_no_camera_writes_is_refused_before_it_is_decoded(name, tmp_path, m
   path = tmp_path / 'bomb'
   path.write_bytes(contents)
   assert said in image_files.reason(str(path))
+
+
+def test_a_text_beside_the_picture_is_not_unfolded():
+  """80 MB in 80 kB; the picture is what it is without."""
+  text = zoo.chunk(b'zTXt', b'k\0\0' + zlib.compress(bytes(80_000_000), 9))
+  tracemalloc.start()
+  try:
+    found = image_bytes.pixels(RGB[:33] + text + RGB[33:])
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+  finally:
+    tracemalloc.stop()
+  np.testing.assert_array_equal(found, zoo.shown(RGB))
 
 
 @pytest.mark.parametrize('name', ['scans', 'huge jpeg', 'huge png', 'texts'])

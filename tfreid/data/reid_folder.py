@@ -102,7 +102,7 @@ def scan(
 
 
 def not_a_crop(file_name: str) -> str:
-  """Why a file without the name of a crop is left out; it tells the ending, so that HEIC is seen."""
+  """Why a file without the name of a crop is left out; with its ending, so that HEIC is seen."""
   ending = os.path.splitext(file_name)[1].lower()
   return f'not a crop ({ending})' if ending else 'not a crop'
 
