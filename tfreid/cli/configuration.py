@@ -236,7 +236,8 @@ def _check_use(own: Sequence[gin_reading.Written], root: str):
   modules: dict[str, str] = {}  # what a name at the beginning of a selector stands for
   for statement, path in own:
     if isinstance(statement, config_parser.ImportStatement):
-      modules[statement.bound_name()] = statement.partial_path()
+      whole = statement.is_from or statement.alias
+      modules[statement.bound_name()] = statement.module if whole else statement.bound_name()
       continue
     if not isinstance(statement, config_parser.BindingStatement):
       continue
