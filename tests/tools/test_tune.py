@@ -34,7 +34,9 @@ def grids(tmp_path):
 
   def write(content):
     path = tmp_path / 'grids.json'
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    # With a byte order mark, as Windows' editors write it.
+    text = content if isinstance(content, str) else json.dumps(content)
+    path.write_text(text, encoding='utf-8-sig')
     return f'--grids={path}'
 
   return write

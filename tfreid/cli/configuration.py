@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from tfreid.cli import gin_reading
 from tfreid.cli.main import did_you_mean
@@ -58,6 +58,10 @@ def configure(
   """
   import gin
 
+  readers = gin.config._FILE_READERS
+  if readers[0][0] is not _open_text:
+    # gin's public way adds a reader behind `open`, which then reads every file.
+    readers.insert(0, (_open_text, os.path.isfile))
   here = os.getcwd()
   gin.add_config_file_search_path(here)
   paths = [gin_reading.gin_path(name) for name in files]
@@ -138,6 +142,11 @@ def root(name: str):
       raise ValueError(f'The configuration {advice}') from error
 
   return call
+
+
+def _open_text(path: str) -> TextIO:
+  """Opens a gin file: UTF-8, with or without a byte order mark."""
+  return open(path, encoding='utf-8-sig')
 
 
 def _left_open(message: str) -> str:

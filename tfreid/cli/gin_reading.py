@@ -93,7 +93,7 @@ def _find(name: str, folders: Sequence[str]) -> str:
 def _read_file(path: str, including: tuple[str, ...]) -> Iterator[Written]:
   if path in including:
     raise ValueError(f'{path} includes itself, by way of {including[-1]}.')
-  with open(path, encoding='utf-8') as file:
+  with open(path, encoding='utf-8-sig') as file:
     text = file.read()
   yield from _read(text, path, (*including, path))
 

@@ -309,7 +309,7 @@ def _read_grids(name: str, systems) -> dict[str, list[dict[str, list]]]:
   )
   if path is None:
     raise FileNotFoundError(f"There are no grids '{name}', neither here nor below gin/.")
-  with open(path, encoding='utf-8') as file:
+  with open(path, encoding='utf-8-sig') as file:
     try:
       grids = json.load(file)
     except ValueError as error:
