@@ -1,8 +1,8 @@
 """Trains the systems of the paper's Tables 2 and 3 over several seeds and writes the tables.
 
-  tools/compare.py --dataset=market1501 --data_root=/data/market1501 --out=runs/market
-  tools/compare.py --dry_run                    the plan and its cost
-  tools/compare.py --render_only --out=runs/market
+  tfreid compare --dataset=market1501 --data_root=/data/market1501 --out=runs/market
+  tfreid compare --dry_run                    the plan and its cost
+  tfreid compare --render_only --out=runs/market
 
 Without --data_root it draws synthetic people and runs on them in a small size (gin/tables.gin).
 Each run is a process of its own; all runs of a seed share one pre-training. Running the same

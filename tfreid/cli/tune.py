@@ -1,8 +1,8 @@
 """Tries settings of systems on held-out training people and writes down what came out.
 
-  tools/tune.py --dry_run                         which runs there will be
-  tools/tune.py --report=docs/results/tuning.md   the grids behind gin/tables.gin
-  tools/tune.py --systems=mmd,deep_coral --dataset=market1501 --data_root=/data/market1501 \\
+  tfreid tune --dry_run                         which runs there will be
+  tfreid tune --report=docs/results/tuning.md   the grids behind gin/tables.gin
+  tfreid tune --systems=mmd,deep_coral --dataset=market1501 --data_root=/data/market1501 \\
     --gin_bindings='PRETRAIN_EPOCHS = 60' --out=runs/tuning_market
 
 The grids are a JSON file (default gin/tuning/tables.json): system -> a list of grids, each a gin
