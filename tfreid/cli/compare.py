@@ -106,7 +106,9 @@ class Comparison:
     drawn = _DATA_ROOT.value is None
     self.data_root = training_runs.PEOPLE if drawn else _DATA_ROOT.value
     self.overlays = _GIN_FILE.value or (['tables.gin'] if drawn else [])
-    self.recipes = {system: self._recipe(system).legs() for system in self.systems}
+    configured = {system: self._recipe(system) for system in self.systems}
+    recipes.check_use(configured.values(), self.overlays, _GIN_BINDINGS.value)
+    self.recipes = {system: recipe.legs() for system, recipe in configured.items()}
     self.kinds = {system: plan.kind(legs) for system, legs in self.recipes.items()}
     self.runs = plan.table_runs(
       self.systems, self.seeds, recipes=self.recipes, untrained=_UNTRAINED.value

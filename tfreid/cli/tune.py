@@ -86,6 +86,20 @@ class Tuning:
     # A dict per point: binding -> value. The recipe as it is comes first.
     self.points = {system: _points(grids) for system, grids in self.grids.items()}
     self.failed: dict[str, str] = {}
+    self._check_use()
+
+  def _check_use(self):
+    """Refuses a misspelled name, which would train the recipe under another title."""
+    fold = self.folds[0] if self.folds else 0
+    plain = {
+      system: recipes.Recipe(self.files(system), self.bindings({}, fold)) for system in self.points
+    }
+    recipes.check_use(plain.values(), self.overlays, _GIN_BINDINGS.value)
+    for system, points in self.points.items():
+      names = sorted({name for point in points for name in point})
+      bindings = [f'{name} = None' for name in names]
+      recipe = recipes.Recipe(self.files(system), [*self.bindings({}, fold), *bindings])
+      recipes.check_use([recipe], (), bindings, f"{_GRIDS.value}, '{system}'")
 
   def files(self, system: str) -> list[str]:
     """The gin files of a system's runs."""
