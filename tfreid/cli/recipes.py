@@ -153,9 +153,9 @@ def check_use(
       continue
     name = _name(written.statement)
     if name not in used:
+      place = written.place if written.path else origin
       raise ValueError(
-        f'{written.place if written.path else origin}: {name} is bound, but no system makes use of it.'
-        f'{did_you_mean(name, used)}'
+        f'{place}: {name} is bound, but no system makes use of it.{did_you_mean(name, used)}'
       )
 
 
