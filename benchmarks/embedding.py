@@ -25,7 +25,7 @@ VARIANTS = {
   'tensorflow': ('keras_float32', 'keras_bfloat16', 'folded_float32', 'folded_bfloat16'),
   'torch': ('torch_float32', 'torch_bfloat16'),
 }
-# As the tools that embed and never train set them (tools/_tool.py); and a GPU is shared.
+# As the tools that embed and never train set them (tfreid/cli/startup.py); and a GPU is shared.
 _ENVIRONMENT = {'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS': '1', 'TF_FORCE_GPU_ALLOW_GROWTH': 'true'}
 
 

@@ -59,7 +59,7 @@ def measure(
     crops: in the index.
     clients: that ask at the same time, each one thing after the other.
     seconds: for which they go on.
-    flags: more of them, for tools/serve.py.
+    flags: more of them, for `tfreid serve`.
     abuse: ask once more, beside those who hold connections and send slowly.
 
   Returns:

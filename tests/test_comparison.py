@@ -513,7 +513,7 @@ def written(tmp_path, rows):
   other = row('mmd', 0, ranks(0.2), label='joint/other', primary=False)
   about = {
     'dataset': 'synthetic',
-    'command': 'tools/compare.py --gin_bindings=\'X = "<1>"\'',
+    'command': 'tfreid compare --gin_bindings=\'X = "<1>"\'',
     'failed': {'Both, seed 0': 'exit status 1: out of <memory>'},
     'machine': {'cores': '2'},
   }

@@ -150,7 +150,7 @@ def train(folder, market, *, watched=True, stop_at=None):
   plain = reporting.ProgressLines(to=lines, every=35, clock=lambda: float(next(ticks)))
 
   def hooks(run_directory, benchmark):
-    # A small console and few queries, but otherwise what tools/train.py attaches.
+    # A small console and few queries, but otherwise what `tfreid train` attaches.
     board = reporting.TensorBoard(run_directory, benchmark, ranked=3, top=4)
     return [bar, plain, board, told] if watched else [told]
 

@@ -1,6 +1,6 @@
 """A whole experiment: data, stages, evaluation, and what is written down. Floor 5.
 
-The root that gin configures and `tools/train.py` calls. It lives in the package, not in `tools/`,
+The root that gin configures and `tfreid train` calls. It lives in the package, not in `tools/`,
 so that a test or a notebook can call it as well.
 """
 

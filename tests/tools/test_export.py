@@ -148,7 +148,7 @@ def people(tmp_path_factory):
 
 
 def search(*arguments):
-  """The hits of tools/search.py."""
+  """The hits of `tfreid search`."""
   done = subprocess.run(
     [sys.executable, ROOT / 'tools' / 'search.py', '--json', *map(str, arguments)],
     capture_output=True,
@@ -160,7 +160,7 @@ def search(*arguments):
 
 
 def ask(source, query='red top', **options):
-  """The hits of a folder or an address, as tools/search.py has them."""
+  """The hits of a folder or an address, as `tfreid search` has them."""
   import tfreid.search
 
   with tfreid.search.load(str(source), **options) as opened:

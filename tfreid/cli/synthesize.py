@@ -1,8 +1,8 @@
 """Draws a data set of synthetic people, in Market-1501's own folder layout.
 
-  tools/make_synthetic.py --out=data/synthetic
-  tools/make_synthetic.py --out=data/easy --difficulty=easy --num_train_people=200 --seed=3
-  tools/make_synthetic.py --sheet=people.png            # only a picture of some of them
+  tfreid synthesize --out=data/synthetic
+  tfreid synthesize --out=data/easy --difficulty=easy --num_train_people=200 --seed=3
+  tfreid synthesize --sheet=people.png            # only a picture of some of them
 
 Starts from gin/synthetic_people.gin; further gin files, bindings and flags win over it, in this
 order. Same parameters, same files: where the same data set stands already, nothing is done.

@@ -69,7 +69,7 @@ class Embedder:
     if missing:
       raise ValueError(
         f"The model '{self.directory}' has no signature {' and '.join(missing)} (it has: "
-        f'{", ".join(signatures) or "none"}). Export it again with tools/export.py.'
+        f'{", ".join(signatures) or "none"}). Export it again with `tfreid export`.'
       )
     self._embed_images = _images(signatures['embed_images'], strategy)
     self._embed_attributes = signatures['embed_attributes']
@@ -140,7 +140,7 @@ def description(directory: str) -> dict[str, Any]:
   except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
     raise ValueError(
       f"'{path}' does not say which model this is ({error!r}). Export it again with "
-      'tools/export.py.'
+      '`tfreid export`.'
     ) from error
 
 

@@ -301,7 +301,7 @@ class Client(abc.ABC):
         known = 'others'
       return ServingError(
         f"The model {where} has no signature '{signature}' (it has: {known}). It was exported by "
-        'an earlier version of tfreid; export it again with tools/export.py.',
+        'an earlier version of tfreid; export it again with `tfreid export`.',
         'FAILED_PRECONDITION',
       )
     if code == 'UNAVAILABLE':

@@ -268,7 +268,7 @@ class ExportedModel:
       raise ValueError(
         f"The model '{self.directory}' has no signature {signature}: it was exported by an earlier "
         f'version (it has: {", ".join(sorted(signatures)) or "none"}). Export it again with '
-        'tools/export.py.'
+        '`tfreid export`.'
       )
     try:
       return signatures[signature](**inputs)

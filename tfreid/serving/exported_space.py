@@ -57,7 +57,7 @@ class ExportedSpace:
       raise ValueError(
         f"'{self.directory}' was exported by an earlier version of tfreid, which did not keep what "
         f'its encoders are made of ({ENCODERS_FILE}). Export it once more from its training run '
-        '(tools/export.py --space=…, with the same precision): its concepts stay the same, so an '
+        '(`tfreid export --space=…`, with the same precision): its concepts stay the same, so an '
         'index that was made with it can be used with the new one.'
       )
     self._parts = self._json(ENCODERS_FILE)

@@ -157,7 +157,7 @@ def read(directory: str) -> dict[str, Any]:
   if not os.path.isfile(path):
     raise FileNotFoundError(
       f"'{path}' does not exist, so nothing says what this version must answer. Export it again "
-      'with tools/export.py.'
+      'with `tfreid export`.'
     )
   with open(path, encoding='utf-8') as file:
     try:

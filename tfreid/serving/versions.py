@@ -24,6 +24,6 @@ def newest(directory: str) -> str:
   if not versions:
     raise FileNotFoundError(
       f"'{directory}' holds no exported model (found: {sorted(entries)[:5] or 'nothing'}). Give "
-      'the folder of a version, for example saved_models/demo/1; tools/export.py writes them.'
+      'the folder of a version, for example saved_models/demo/1; `tfreid export` writes them.'
     )
   return os.path.join(directory, max(versions, key=int))
