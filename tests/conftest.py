@@ -22,6 +22,13 @@ os.environ.setdefault('TF_NUM_INTEROP_THREADS', '2')
 os.environ['TF_ONEDNN_ASSUME_FROZEN_WEIGHTS'] = '0'
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _nothing_in_the_home_directory(tmp_path_factory):
+  """What `tfreid.index.trust` keeps of a user, in a file of the session."""
+  if 'TFREID_TRUST_FILE' not in os.environ:
+    os.environ['TFREID_TRUST_FILE'] = str(tmp_path_factory.mktemp('trust') / 'trusted.jsonl')
+
+
 def _split_cpu():
   import tensorflow as tf
 
@@ -88,6 +95,22 @@ def shared_data() -> Path:
       pytest.fail(f'{reason}, though {shared} is there: its tests must not be skipped silently')
     pytest.skip(reason)
   return shared / 'data'
+
+
+@pytest.fixture(scope='session')
+def shared_photographs() -> Path:
+  """Folder of real photographs, ../shared/photos beside the checkout; no part of the project.
+
+  Without them the tests that need them are skipped. What tests say of them are numbers only.
+  """
+  photographs = ROOT.parent / 'shared' / 'photos'
+  missing = [name for name in ('peta', 'odd_files') if not (photographs / name).is_dir()]
+  if missing:
+    reason = f'no {", ".join(missing)} in {photographs}'
+    if os.environ.get('CI') and photographs.parent.is_dir():
+      pytest.fail(f'{reason}, though {photographs.parent} is there: not to be skipped silently')
+    pytest.skip(reason)
+  return photographs
 
 
 @pytest.fixture(scope='session')

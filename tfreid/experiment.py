@@ -7,6 +7,8 @@ so that a test or a notebook can call it as well.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import json
 import logging
 import os
@@ -28,7 +30,7 @@ from tfreid.joint_space import JointSpace
 from tfreid.training import checkpoints
 from tfreid.training import stages as stages_lib
 from tfreid.training.batches import ImageBatches
-from tfreid.training.stages import Hooks, Progress, Setting, Stage
+from tfreid.training.stages import Hooks, Progress, Setting, Stage, StageData
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ PRECISIONS = ('float32', 'mixed_float16', 'mixed_bfloat16')
 STRATEGIES = ('mirrored', 'multi_worker', 'one_device')
 SPLITS = ('test', 'validation')
 RESULTS_FILE = 'results.jsonl'
+# Of the images that were left out since they could not be decoded: path to reason.
+UNREADABLE_FILE = 'unreadable_images.json'
 CONFIG_FILE = 'config.gin'
 _PATIENCE = 10.0  # seconds, after which missing workers are named; then twice as many, and so on
 
@@ -48,6 +52,7 @@ def train(
   dataset: Callable[[], Benchmark],
   pipeline: Callable[[], Pipeline],
   stages: Sequence[Stage],
+  first_stages: Sequence[Stage] = (),
   method: str = '',
   seed: int = 0,
   precision: str = 'float32',
@@ -73,6 +78,7 @@ def train(
     dataset: () -> Benchmark.
     pipeline: () -> Pipeline.
     stages: the recipe.
+    first_stages: what goes before the recipe, whatever it is: a pre-training on other data.
     method: its name in the results.
     seed: of weights, order, augmentation and everything random inside a method.
     precision: 'float32', 'mixed_float16' or 'mixed_bfloat16'.
@@ -108,6 +114,7 @@ def train(
   tf.keras.mixed_precision.set_global_policy(precision)
   tf.keras.utils.set_random_seed(seed)
 
+  stages = [*first_stages, *stages]
   built = pipeline()
   benchmark = _readable(dataset(), built)
   if final_split == 'validation' and benchmark.validation is None:
@@ -118,9 +125,7 @@ def train(
   setting = Setting(
     run_directory=run_directory,
     spec=benchmark.spec(built.image_shape),
-    batches=lambda p: ImageBatches(
-      p, benchmark.train, benchmark.schema, seed=seed, shard=(index, workers)
-    ),
+    batches=functools.partial(_batches, benchmark, seed=seed, shard=(index, workers)),
     pipeline=built,
     strategy=distribution,
     seed=seed,
@@ -143,7 +148,7 @@ def train(
       storage.make_directories(run_directory)
       ending.enter_context(stages_lib.alone(run_directory))
       _check_config(run_directory, stages, config, allow_changed_config)
-      _write_facts(run_directory, benchmark, config)
+      _write_facts(run_directory, benchmark, config, built.left_out)
     attached = _attached(
       run_directory,
       benchmark,
@@ -189,12 +194,30 @@ def _no_hooks(run_directory: str, benchmark: Benchmark) -> Sequence[Hooks]:
   return ()
 
 
-def _write_facts(run_directory, benchmark, config):
+def _write_facts(run_directory, benchmark, config, left_out):
   """What a stranger would ask of a run, before anything is trained in it."""
   storage.remove_partial_files(run_directory)
   storage.write_checked_text(os.path.join(run_directory, CONFIG_FILE), config)
   storage.write_json(os.path.join(run_directory, 'schema.json'), benchmark.schema.to_json())
   storage.write_json(os.path.join(run_directory, 'environment.json'), environment())
+  if left_out:
+    storage.write_json(os.path.join(run_directory, UNREADABLE_FILE), left_out)
+
+
+def _batches(
+  benchmark: Benchmark,
+  pipeline: Pipeline,
+  data: StageData | None = None,
+  own_seed: int | None = None,
+  *,
+  seed: int,
+  shard: tuple[int, int],
+) -> ImageBatches:
+  """Batches of the benchmark's training split, or of a stage's own data."""
+  seed = seed if own_seed is None else own_seed
+  if data is None:
+    return ImageBatches(pipeline, benchmark.train, benchmark.schema, seed=seed, shard=shard)
+  return ImageBatches(pipeline, data.split, None, seed=seed, shard=shard, sampler=data.sampler)
 
 
 def _evaluate_spaces(run_directory, benchmark, part, pipeline, stages, method, seed, config, hooks):
@@ -223,7 +246,11 @@ def _evaluate_spaces(run_directory, benchmark, part, pipeline, stages, method, s
         evaluation=evaluation,
         config=config,
         # What a paired comparison with another run needs.
-        more={'per_query': evaluation.to_json(per_query=True)['per_query']},
+        more={
+          'per_query': evaluation.to_json(per_query=True)['per_query'],
+          'images': len(getattr(benchmark, part)),
+          'unreadable_images_left_out': getattr(benchmark, part).dropped.get('unreadable', 0),
+        },
       )
       evaluations[label] = evaluation
       for hook in hooks:
@@ -323,15 +350,12 @@ class OperativeConfig(Hooks):
 
 def _readable(benchmark: Benchmark, pipeline: Pipeline) -> Benchmark:
   """The benchmark without unreadable images, where the pipeline is told to skip them."""
-  if pipeline.on_bad_image == 'error':
-    return benchmark
   validation = benchmark.validation
-  return Benchmark(
-    benchmark.name,
-    benchmark.schema,
-    pipeline.check(benchmark.train),
-    pipeline.check(validation) if validation is not None else None,
-    pipeline.check(benchmark.test),
+  return dataclasses.replace(
+    benchmark,
+    train=pipeline.check(benchmark.train),
+    validation=validation and pipeline.check(validation, evaluated=True),
+    test=pipeline.check(benchmark.test, evaluated=True),
   )
 
 

@@ -21,6 +21,7 @@ def _command(*arguments, gin_files=RECIPE):
     sys.executable,
     str(ROOT / 'tools' / 'train.py'),
     *(f'--gin_file={name}' for name in gin_files),
+    '--allow_imports=small_networks',
     *arguments,
   ]
 

@@ -11,8 +11,10 @@ import sys
 
 from absl import flags
 
-from tfreid.cli import configuration, startup
+from tfreid.cli import configuration, gin_flags, startup
+from tfreid.printable import printable
 
+flags.adopt_module_key_flags(gin_flags)
 _DATASET = flags.DEFINE_string(
   'dataset', None, 'Name of a file in gin/datasets/: market1501, dukemtmc, peta, …', required=True
 )
@@ -29,20 +31,18 @@ _RARE = flags.DEFINE_integer(
 
 def load():
   """The Benchmark that the data set's gin file describes."""
-  import gin
-
   given = [
     f'DATA_ROOT = {_DATA_ROOT.value!r}',
     "ENCODING = 'binary'",
     'VALIDATION_SHARE = 0.0',
     'VALIDATION_SEED = 0',
-    *_GIN_BINDINGS.value,
   ]
-  configuration.configure([f'datasets/{_DATASET.value}.gin'], given)
-  try:
-    return gin.query_parameter('%DATASET').scoped_configurable_fn()
-  except TypeError as error:
-    raise ValueError(f'The configuration is wrong: {error}') from error
+  return configuration.dataset(
+    [f'datasets/{_DATASET.value}.gin'],
+    given=given,
+    bindings=_GIN_BINDINGS.value,
+    allow_imports=gin_flags.allow_imports(),
+  )
 
 
 def _table(title, frame, format_cell=str):
@@ -51,10 +51,10 @@ def _table(title, frame, format_cell=str):
   table = rich.table.Table(title=title, title_justify='left')
   table.add_column('')
   for column in frame.columns:
-    table.add_column(str(column).replace('_', ' '), justify='right')
+    table.add_column(printable(column, lines=False).replace('_', ' '), justify='right')
   for name, row in frame.iterrows():
     label = ' '.join(name) if isinstance(name, tuple) else str(name)
-    table.add_row(label, *(format_cell(cell) for cell in row))
+    table.add_row(printable(label, lines=False), *(format_cell(cell) for cell in row))
   return table
 
 
@@ -86,7 +86,8 @@ def check_images(benchmark, console) -> int:
       soft_wrap=True,
     )
   for check in bad:
-    console.print(f'unreadable: {check.path}: {check.problem}', markup=False, soft_wrap=True)
+    problem = printable(f'unreadable: {check.path}: {check.problem}', lines=False)
+    console.print(problem, markup=False, soft_wrap=True)
   return len(bad)
 
 
@@ -104,7 +105,7 @@ def main(argv):
     summary = audit.summarize(benchmark)
     console.print(
       _table(
-        f'{benchmark.name}, {benchmark.schema.size} columns',
+        printable(f'{benchmark.name}, {benchmark.schema.size} columns', lines=False),
         summary.T.rename(lambda count: count.replace('_', ' ')),
       )
     )
@@ -122,6 +123,7 @@ def main(argv):
     found = audit.findings(benchmark, rare=_RARE.value)
     console.print(f'{len(found)} remarks' if found else 'No remarks.', style='bold')
     for finding in found:
-      console.print(f'- {finding}', highlight=False, markup=False, soft_wrap=True)
+      text = printable(f'- {finding}')
+      console.print(text, highlight=False, markup=False, soft_wrap=True)
     if _IMAGES.value and check_images(benchmark, console):
       sys.exit(1)

@@ -8,6 +8,7 @@
   tools/index.py compact --index=indexes/depot
   tools/index.py merge   --index=indexes/all indexes/part1 indexes/part2
   tools/index.py merge   --index=indexes/all --engine=milvus --uri=http://milvus:19530 indexes/depot
+  tools/index.py trust   --index=indexes/from_elsewhere
 
 The source is a folder, or a manifest (.csv or .jsonl) with a column `path` and whatever else is
 known: id, camera, time, fields of one's own, attributes. Stopped by anything, `build` and `add` go
@@ -15,6 +16,9 @@ on where they were when the same command is given again; until it has come to it
 as it was before. Without a terminal there is a line in the log for each finished shard. Crops are
 embedded on all GPUs of the machine; on several machines, `build --shard=1/4` ... `--shard=4/4`,
 each of which keeps its part of the source only, then `merge`.
+
+A model is a program. `add` and searching load the one that an index names only if this user has
+built an index with it on this machine; else name it with --model, or trust what the index names.
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import difflib
-import json
 import re
 import sys
 import time
@@ -30,10 +33,22 @@ import time
 from absl import app, flags
 
 from tfreid.cli import startup
+from tfreid.index import engines
+from tfreid.printable import printable, printable_json
 
 startup.never_trains()
 
-_COMMANDS = ('build', 'add', 'remove', 'info', 'verify', 'compact', 'merge')
+# What there is to do, the first argument.
+ACTIONS = {
+  'build': 'makes an index of a folder of crops or of a manifest.',
+  'add': 'adds the crops of a folder or a manifest.',
+  'remove': 'removes crops; their ids are further arguments, or stand in the file of --ids.',
+  'info': 'shows what an index holds and how it was made.',
+  'verify': 'checks that an index is whole; exit code 1 if it is not.',
+  'compact': 'rewrites the files of an index without what was removed.',
+  'merge': 'joins indexes, whose folders are further arguments, in a new one.',
+  'trust': 'notes that you trust the model (and the Milvus) that an index from elsewhere names.',
+}
 
 _INDEX = flags.DEFINE_string('index', None, 'Folder of the index.')
 _MODEL = flags.DEFINE_string(
@@ -42,7 +57,7 @@ _MODEL = flags.DEFINE_string(
 _SOURCE = flags.DEFINE_string('source', None, 'Folder of crops, or a manifest (.csv or .jsonl).')
 _SHARD = flags.DEFINE_string('shard', None, 'build: only part i of n of the source, as i/n.')
 _ENGINE = flags.DEFINE_enum(
-  'engine', 'embedded', ['embedded', 'milvus'], 'build, merge: where the crops are kept.'
+  'engine', 'embedded', engines.NAMES, 'build, merge: where the crops are kept.'
 )
 _URI = flags.DEFINE_string(
   'uri', '', 'build, merge: of Milvus, http://host:19530, or a file; by default one in the index.'
@@ -77,7 +92,7 @@ _PROGRESS = flags.DEFINE_bool(
   'progress', True, 'Show a progress bar, or without a terminal lines in the log; not with --json.'
 )
 
-# What of the flags above is for some commands only.
+# What of the flags above is for some actions only.
 _FOR = {
   **dict.fromkeys(('shard', 'overwrite'), ('build',)),
   **dict.fromkeys(('engine', 'uri'), ('build', 'merge')),
@@ -89,14 +104,20 @@ _FOR = {
 }
 
 
+def options_of(action: str) -> list[str]:
+  """The names of the flags that an action takes."""
+  own = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])]
+  return [name for name in own if action in _FOR.get(name, ACTIONS)]
+
+
 def main(argv):
   """Does what the first argument says."""
   command = argv[1] if len(argv) > 1 else ''
-  if command not in _COMMANDS:
-    near = difflib.get_close_matches(command, _COMMANDS, n=1)
+  if command not in ACTIONS:
+    near = difflib.get_close_matches(command, ACTIONS, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ''
     what = f"'{command}' is none of these.{hint}" if command else ''
-    raise app.UsageError(f'Say what to do: {", ".join(_COMMANDS)}. {what}'.strip())
+    raise app.UsageError(f'Say what to do: {", ".join(ACTIONS)}. {what}'.strip())
   if not _INDEX.value:
     raise app.UsageError('Give --index=DIRECTORY.')
   if command in ('build', 'add') and not _SOURCE.value:
@@ -118,6 +139,7 @@ def main(argv):
         'verify': _verify,
         'compact': _compact,
         'merge': _merge,
+        'trust': _trust,
       }[command](argv[2:])
     except KeyboardInterrupt:
       print('\nInterrupted. The index is as it was; the same command goes on.', file=sys.stderr)
@@ -125,10 +147,11 @@ def main(argv):
 
 
 def _build(_):
-  from tfreid.index import building, ledger, manifest
+  from tfreid.index import directory, manifest, writer
 
   shard = _read_shard()
-  if ledger.Ledger(_INDEX.value).exists and not _OVERWRITE.value:
+  _check_engine()
+  if directory.IndexDirectory(_INDEX.value).exists and not _OVERWRITE.value:
     # Before the model is loaded and the source read.
     raise FileExistsError(
       f"'{_INDEX.value}' holds an index already. Use `tools/index.py add` to add crops, or "
@@ -138,7 +161,7 @@ def _build(_):
   model = _embedder(_MODEL.value)
   rows = manifest.read(_SOURCE.value, attributes=_attributes(model), part=shard)
   with _shown(len(rows)) as shown:
-    report = building.build(
+    report = writer.build(
       _INDEX.value,
       rows,
       model,
@@ -153,31 +176,33 @@ def _build(_):
 
 
 def _add(_):
-  from tfreid.index import building, ledger, manifest
+  from tfreid.index import directory, manifest, trust, writer
 
-  state = ledger.Ledger(_INDEX.value).read()
+  state = directory.IndexDirectory(_INDEX.value).read()
   manifest.check(_SOURCE.value)
-  model = _embedder(_MODEL.value or state['model']['path'])
+  model = _embedder(_MODEL.value or trust.model_path(state, _INDEX.value))
   rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
   with _shown(len(rows)) as shown:
-    report = building.add(
+    report = writer.add(
       _INDEX.value, rows, model, existing=_EXISTING.value, **_pace(model), **shown
     )
   _say(report)
 
 
 def _remove(ids):
-  from tfreid.index import building
+  from tfreid.index import writer
 
   ids = list(ids)
   if _IDS.value == '-':
-    ids += [line.rstrip('\n') for line in sys.stdin if line.strip()]
+    # Some programs begin what they pipe with a byte order mark, as they do files.
+    lines = sys.stdin.read().removeprefix('\ufeff').split('\n')
+    ids += [line for line in lines if line.strip()]
   elif _IDS.value:
-    with open(_IDS.value, encoding='utf-8') as file:
+    with open(_IDS.value, encoding='utf-8-sig') as file:
       ids += [line.rstrip('\n') for line in file if line.strip()]
   if not ids:
     raise ValueError('Name the ids to remove, or give --ids=FILE with one per line.')
-  count = building.remove(_INDEX.value, ids, missing_ok=_MISSING_OK.value)
+  count = writer.remove(_INDEX.value, ids, missing_ok=_MISSING_OK.value)
   _print({'removed': count}, f'{count} crops removed.')
 
 
@@ -187,7 +212,7 @@ def _info(_):
   with tfreid.index.open(_INDEX.value) as index:
     facts = index.info()
   if _JSON.value:
-    print(json.dumps(facts, indent=1, ensure_ascii=False))
+    print(printable_json(facts))
     return
   from rich.console import Console
   from rich.table import Table
@@ -203,28 +228,27 @@ def _info(_):
         for key, item in value.items()
       )
     # As texts: in names that people gave, brackets are no markup.
-    table.add_row(name, Text(f'{value:,}' if isinstance(value, int) else str(value)))
+    table.add_row(name, Text(f'{value:,}' if isinstance(value, int) else printable(value)))
   Console().print(table)
 
 
 def _verify(_):
   import tfreid.index
-  from tfreid.index.index import damage
-  from tfreid.index.ledger import Ledger
+  from tfreid.index.directory import IndexDirectory
 
   try:
-    with tfreid.index.open(_INDEX.value) as index:
+    with tfreid.index.open(_INDEX.value, check=False) as index:
       problems, size = index.problems(files=_FILES.value), len(index)
   except (ValueError, OSError):
     # Too damaged to be opened, or no index at all: then this fails, too.
-    problems, size = damage(Ledger(_INDEX.value)), None
+    problems, size = IndexDirectory(_INDEX.value).damage(), None
     if not problems:
       raise
   if _JSON.value:
-    print(json.dumps({'crops': size, 'problems': problems}, indent=1, ensure_ascii=False))
+    print(printable_json({'crops': size, 'problems': problems}))
   else:
     for problem in problems:
-      print(problem)
+      print(printable(problem, lines=False))
     what = f'{size} crops' if size is not None else 'The index cannot be opened'
     count = f'{len(problems)} problem{"s" if len(problems) > 1 else ""}'
     print(f'{what}: {count if problems else "no problem found"}.')
@@ -233,23 +257,45 @@ def _verify(_):
 
 
 def _compact(_):
-  from tfreid.index import building
+  from tfreid.index import writer
 
-  building.compact(_INDEX.value)
+  writer.compact(_INDEX.value)
   _print({}, 'Compacted: nothing of what was removed is left in the files of the index.')
 
 
 def _merge(parts):
-  from tfreid.index import building
+  from tfreid.index import writer
 
+  _check_engine()
   if not parts:
     raise ValueError('Name the indexes to merge: tools/index.py merge --index=all part1 part2')
   with _shown_stages() as progress:
-    size = building.merge(
+    size = writer.merge(
       _INDEX.value, parts, engine_name=_ENGINE.value, uri=_URI.value, progress=progress
     )
   count = f'{len(parts)} index{"es" if len(parts) > 1 else ""}'
   _print({'crops': size}, f'{size} crops of {count} in {_INDEX.value}.')
+
+
+def _trust(_):
+  from tfreid.index import directory, trust
+
+  state = directory.IndexDirectory(_INDEX.value).read()
+  trust.remember(state)
+  named = {'model': state['model']['path'], 'fingerprint': state['model']['fingerprint']}
+  if state['engine'].get('uri'):
+    named['uri'] = state['engine']['uri']
+  listed = ', '.join(f'{name} {value}' for name, value in named.items())
+  _print(named, f'Trusted from now on, by this user on this machine: {listed}.')
+
+
+def _check_engine():
+  if not engines.engine_class(_ENGINE.value).outlives_process:
+    raise ValueError(
+      f"The engine '{_ENGINE.value}' holds its crops as long as the process runs, and this one "
+      'ends '
+      'with the command. Use it from Python.'
+    )
 
 
 def _read_shard():
@@ -276,7 +322,7 @@ def _attributes(model):
 
 
 def _pace(model):
-  """How `building` goes through the crops, for a model."""
+  """How `writer` goes through the crops, for a model."""
   return {
     'shard_rows': _SHARD_ROWS.value,
     'batch_size': _BATCH_SIZE.value * model.num_devices,
@@ -287,7 +333,7 @@ def _pace(model):
 
 @contextlib.contextmanager
 def _shown(count):
-  """The options of `building` that show how far it is."""
+  """The options of `writer` that show how far it is."""
   if not _PROGRESS.value or _JSON.value:
     yield {}
     return
@@ -302,7 +348,7 @@ def _shown(count):
 
 @contextlib.contextmanager
 def _shown_stages():
-  """What `building.merge` tells how far it is; None where nobody wants to know."""
+  """What `writer.merge` tells how far it is; None where nobody wants to know."""
   if not _PROGRESS.value or _JSON.value:
     yield None
     return
@@ -390,7 +436,7 @@ def _say(report):
     said.append(f'{len(report.corrupt)} file{"s" if len(report.corrupt) > 1 else ""} left out')
   if not _JSON.value:
     for path, reason in report.corrupt:
-      print(f'left out: {path} ({reason})')
+      print(printable(f'left out: {path} ({reason})', lines=False))
   _print(
     {
       'added': report.added,
@@ -403,4 +449,4 @@ def _say(report):
 
 
 def _print(facts, text):
-  print(json.dumps(facts, indent=1, ensure_ascii=False) if _JSON.value else text)
+  print(printable_json(facts) if _JSON.value else printable(text))

@@ -15,6 +15,7 @@ and below the table what to ask for next.
 from absl import app, flags
 
 from tfreid.cli import source_flags, startup
+from tfreid.printable import printable, printable_json
 
 flags.adopt_module_key_flags(source_flags)
 _TIMEOUT = flags.DEFINE_float(
@@ -71,26 +72,35 @@ def main(argv):
 
 def _ask(source, text, options):
   """The answer of a source to the description or --like."""
-  import dataclasses
+  from tfreid.search import SearchOptions, ask
 
+  _tell_unknown(source)
+  chosen = SearchOptions(**options)
   if _LIKE.value:
-    return source.like(_LIKE.value, top_k=_TOP_K.value, **options)
-  explain = _EXPLAIN.value
-  if explain is None:
-    # What was exported by an earlier version is searched without, and silently: nobody asked.
-    explain = 'explain' in source.info().get('signatures', ['explain'])
-  answer = source.search(text, top_k=_TOP_K.value, explain=explain, **options)
-  if explain:
-    answer = dataclasses.replace(answer, suggestions=source.suggest(answer.query, **options))
-  return answer
+    return source.like(_LIKE.value, top_k=_TOP_K.value, options=chosen)
+  # By default what was exported by an earlier version is searched without, and silently.
+  wanted = _EXPLAIN.value
+  return ask(source, text, top_k=_TOP_K.value, explain=wanted, suggest=wanted, options=chosen)
+
+
+def _tell_unknown(source):
+  """Says which ids of --exclude_ids the index does not have: misspelled, they leave out nothing."""
+  import sys
+
+  unknown = [name for name in _EXCLUDE_IDS.value if source.crop(name) is None]
+  if unknown:
+    count = f'{len(unknown)} of {len(_EXCLUDE_IDS.value)} ids' if len(unknown) > 1 else 'An id'
+    said = printable(
+      f"{count} of --exclude_ids: the index has no crop '{unknown[0]}'.", lines=False
+    )
+    print(said, file=sys.stderr)
 
 
 def _show(answer):
-  import json
   import os
 
   if _JSON.value:
-    print(json.dumps(answer.to_json(), indent=1, ensure_ascii=False))
+    print(printable_json(answer.to_json()))
   else:
     from rich.console import Console
 
@@ -100,7 +110,8 @@ def _show(answer):
       console.width = max(console.width, 160)
     console.print(answer.table())
     if answer.ask_next():
-      console.print(f'Ask next: {answer.ask_next()}', highlight=False, soft_wrap=True, markup=False)
+      text = printable(f'Ask next: {answer.ask_next()}', lines=False)
+      console.print(text, highlight=False, soft_wrap=True, markup=False)
   if _HTML.value:
     from tfreid.search import page
 
@@ -109,4 +120,4 @@ def _show(answer):
       file.write(page.render(answer))
     os.replace(partial, _HTML.value)
     if not _JSON.value:
-      print(f'Result page: {_HTML.value}')
+      print(printable(f'Result page: {_HTML.value}', lines=False))

@@ -7,18 +7,22 @@ from typing import Any
 import tensorflow as tf
 
 from tfreid import forks, storage
-from tfreid.serving import errors
+from tfreid.serving import errors, operations
 
 
 def load(directory: str) -> Any:
   """The SavedModel of a version, with its `signatures`.
 
+  Its graph is checked first, see `operations`: what may do more than compute is not loaded.
+
   Args:
     directory: of the version.
 
   Raises:
-    ValueError: its files are damaged or not all there; the message says what TensorFlow found.
+    ValueError: it holds an operation that is not allowed, or its files are damaged or not all
+      there; the message says which, or what TensorFlow found.
   """
+  operations.check(directory)
   forks.check()
   try:
     with storage.without_patterns(directory) as path:
