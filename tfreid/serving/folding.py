@@ -11,10 +11,13 @@ block is what TensorFlow's graph optimiser fuses: convolution, bias, ReLU.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+
+from tfreid.networks import archive
 
 PRECISIONS = ('float32', 'bfloat16')
 
@@ -110,6 +113,7 @@ class FoldedEncoder(tf.Module):
     Raises:
       ValueError: the weights are not those of the structure, or a layer is not known.
     """
+    archive.check(json.loads(structure), 'the structure of the encoder')
     folded = tf.keras.models.model_from_json(structure)
     shapes = [(variable.dtype.name, tuple(variable.shape)) for variable in folded.weights]
     given = [(weight.dtype.name, weight.shape) for weight in weights]
