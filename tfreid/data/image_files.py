@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 # Files between two reports of progress.
 _CHUNK = 1024
 # Files of which the first bytes are looked at together, and how many bytes: the header of a BMP.
-_SCREENED = 64
+_SCREENED = 16
 _START = 54
 _JPEG_MAGIC, _PNG_MAGIC = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
 # Kinds of files, by how they are decoded.
@@ -106,7 +106,8 @@ def images(
 
   # A few dozen operations look at the bytes: for many files at a time they cost next to nothing.
   # A file that cannot be read would take the others of its batch with it.
-  dataset = dataset.map(read, **how).batch(1 if skip_bad else _SCREENED).map(screen, **how)
+  # Not in parallel, and few at a time: photographs of phones have megabytes.
+  dataset = dataset.map(read, **how).batch(1 if skip_bad else _SCREENED).map(screen)
   dataset = dataset.unbatch().map(picture, **how)
   if skip_bad:
     return dataset.ignore_errors()
