@@ -7,7 +7,7 @@ import html
 import io
 
 from tfreid.data import image_bytes
-from tfreid.search.answer import CROSS, TICK, UNKNOWN, Answer, Hit, describe, verdict
+from tfreid.source.answer import CROSS, TICK, UNKNOWN, Answer, Hit, describe, verdict
 
 _THUMBNAIL = (128, 256)  # width, height in pixels, at most
 

@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfreid
-from tfreid import replicas
+from tfreid import replicas, storage
 from tfreid.data import image_bytes, image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.joint_space import JointSpace
@@ -295,10 +295,12 @@ def export(
     recorded = golden.record(written, examples, tolerance=limit, greatest_norm=norm)
     _write_json(os.path.join(extra, golden.FILE), recorded)
     _write_json(os.path.join(extra, ENCODERS_FILE), encoders.to_json())
-    _write_json(os.path.join(extra, 'model.json'), facts)
     if schema is not None:
       _write_json(os.path.join(extra, 'schema.json'), schema.to_json())
-    _write_gallery(os.path.join(extra, 'gallery.jsonl'), ids, rows)
+    listed = os.path.join(extra, 'gallery.jsonl')
+    _write_gallery(listed, ids, rows)
+    facts['gallery_checksum'] = storage.checksum_of_file(listed)
+    _write_json(os.path.join(extra, 'model.json'), facts)
     name = os.path.basename(os.path.abspath(directory))
     warmup.write(extra, name, _warmup_requests(examples))
     _flush(partial)

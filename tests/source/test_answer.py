@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tfreid.search import page
-from tfreid.search.answer import CROSS, TICK, UNKNOWN, Answer, Hit, Suggestion, verdict
+from tfreid.source.answer import CROSS, TICK, UNKNOWN, Answer, Hit, Suggestion, verdict
 
 
 @pytest.mark.parametrize(
@@ -118,3 +118,13 @@ def test_the_table_shows_ids_as_they_are_and_whole():
   text = captured.get()
   assert 'cam[/1].jpg' in text and 'a[red]b.jpg' in text and '[hat]≠yes' in text
   assert text.count('x') == 70
+
+
+def test_control_characters_of_ids_are_shown_in_the_table():
+  from rich.console import Console
+
+  odd = dataclasses.replace(_answer(), hits=[Hit('a\x1b]0;title\x07\x9bm\u202egpj', 0.9)])
+  console = Console(width=120)
+  with console.capture() as captured:
+    console.print(odd.table())
+  assert 'a\\x1b]0;title\\x07\\x9bm\\u202egpj' in captured.get()
