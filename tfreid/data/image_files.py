@@ -68,8 +68,8 @@ def decode(contents: tf.Tensor, image_size: Sequence[int]) -> tf.Tensor:
 
 def decode_whole(contents: tf.Tensor) -> tf.Tensor:
   """The picture in an image file, upright, uint8 [H, W, 3]: that of `image_bytes.pixels`."""
-  screened = _screened(tf.convert_to_tensor(contents)[tf.newaxis])
-  return _decode_screened(screened.contents[0], screened.kind[0])
+  screened = _screened_once(tf.convert_to_tensor(contents)[tf.newaxis])
+  return _decode_once(screened.contents[0], screened.kind[0])
 
 
 def images(
@@ -97,11 +97,11 @@ def images(
     return position, tf.io.read_file(path)
 
   def screen(positions, contents):
-    screened = _screened(contents)
+    screened = _screened_once(contents)
     return positions, screened.contents, screened.kind
 
   def picture(position, contents, kind):
-    image = _decode_screened(contents, kind)
+    image = _decode_once(contents, kind)
     return position, image if image_size is None else resize(image, image_size)
 
   # A few dozen operations look at the bytes: for many files at a time they cost next to nothing.
@@ -318,6 +318,17 @@ def _by_pillow(contents: bytes) -> tuple[np.ndarray, bytes]:
     return image_bytes.pixels(contents), b''
   except image_bytes.BadImageError as error:
     return np.empty((0, 0, 3), np.uint8), str(error).encode()
+
+
+# Traced once for all data sets of a process, each of which would otherwise take a second.
+_screened_once = tf.function(
+  _screened, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
+)
+_decode_once = tf.function(
+  _decode_screened,
+  input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32)],
+  autograph=False,
+)
 
 
 def _frame_checks(contents: tf.Tensor, is_jpeg: tf.Tensor) -> list[tf.Operation]:
