@@ -7,7 +7,7 @@
 # Only the command line sets these: a PYTHON or VENV in the caller's environment means something else.
 PYTHON =
 VENV = .venv
-EXTRAS = test,report,serve,client,milvus
+EXTRAS = test,report,serve,client,milvus,onnx
 ARGS =
 
 RUN = $(VENV)/bin/python

@@ -3,7 +3,7 @@
 #
 #   PYTHON  the interpreter to use     (default: the first of Python 3.11, 3.10, 3.9 to be found)
 #   VENV    the environment's folder   (default: .venv)
-#   EXTRAS  extras of setup.cfg        (default: test,report,serve,client,milvus)
+#   EXTRAS  extras of setup.cfg        (default: test,report,serve,client,milvus,onnx)
 #
 # An environment is finished when it holds the stamp, which is written last and names what was
 # installed. One that was interrupted is made anew, since pip takes a half-copied package for an
@@ -13,7 +13,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv}
-EXTRAS=${EXTRAS:-test,report,serve,client,milvus}
+EXTRAS=${EXTRAS:-test,report,serve,client,milvus,onnx}
 stamp=$VENV/tfreid-installed
 unfinished=$VENV/tfreid-unfinished
 log=$VENV/tfreid-install.log
