@@ -19,7 +19,7 @@ class FusedAdam(tf.keras.optimizers.Adam):
   """Keras's Adam, each variable's update in one pass over memory.
 
   Keras writes the update as a dozen operations, each of which reads and writes a tensor of the
-  variable's size: for a ResNet-50 on small crops a good part of a step on a processor. The kernel
+  variable's size: for a large network on small crops a good part of a step on a CPU. The kernel
   computes the same formula and keeps the same slots, so a checkpoint of one is one of the other.
   """
 
