@@ -383,9 +383,9 @@ def _make_model(folder, paths, schema):
 
 def _make_index(folder, paths, crops):
   """Writes an index of random concepts."""
-  from tfreid.index import engine, engines, segment
+  from tfreid.index import engines, segment
+  from tfreid.index.directory import IndexDirectory
   from tfreid.index.embedder import Embedder
-  from tfreid.index.ledger import Ledger
 
   model = Embedder(f'{folder}/model')
   rng = np.random.default_rng(0)
@@ -405,15 +405,15 @@ def _make_index(folder, paths, crops):
       {'gender': 'female' if i % 2 else 'male', 'hat': 'no'} if i % 3 else {},
     )
 
-  ledger = Ledger(f'{folder}/index')
+  opened = IndexDirectory(f'{folder}/index')
   about = {
     'fingerprint': model.fingerprint,
     'embedding_size': model.size,
     'path': model.directory,
   }
-  index = engines.open_engine(ledger, engine.new_state(about))
-  with ledger.lock():
-    index.commit([segment.write(ledger.segments, parts(), size=crops, width=WIDTH)])
+  index = engines.open_engine(opened, engines.new_state(about))
+  with opened.lock():
+    index.commit([segment.write(opened.segments, parts(), size=crops, width=WIDTH)])
 
 
 if __name__ == '__main__':

@@ -143,7 +143,7 @@ def _application(rules, tokens, log):
 
   names = [*_ALLOWED_HOSTS.value, _HOST.value, socket.gethostname()]
   return web.create(
-    source_flags.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value),
+    source_flags.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value, check=True),
     policy=rules,
     audit=log,
     access=access.Access(
@@ -158,7 +158,6 @@ def _application(rules, tokens, log):
       seconds=_TIMEOUT.value,
       refresh_seconds=_REFRESH.value,
     ),
-    resident=_RESIDENT.value,
   )
 
 
@@ -256,7 +255,7 @@ def _tokens():
   if _TOKEN_FILE.value:
     if os.stat(_TOKEN_FILE.value).st_mode & 0o077:
       logging.getLogger(__name__).warning('Others can read %s: chmod 600 it.', _TOKEN_FILE.value)
-    with open(_TOKEN_FILE.value, encoding='utf-8') as file:
+    with open(_TOKEN_FILE.value, encoding='utf-8-sig') as file:
       for number, line in enumerate(file, start=1):
         if line.strip() and not line.startswith('#'):
           lines.append((f'{_TOKEN_FILE.value}, line {number}', line.strip()))

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfreid import replicas
+from tfreid import forks, replicas
+from tfreid.data import image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import errors, loading, versions
 
@@ -33,7 +34,7 @@ class Embedder:
     size: E, the number of dimensions of the joint space.
     schema: of the attributes, None if the model was exported without.
     num_devices: on how many devices crops are embedded.
-    in_flight: batches to embed at the same time, from several threads, see `building.add`. A call
+    in_flight: batches to embed at the same time, from several threads, see `writer.add`. A call
       decodes 4 images at a time and only then computes; on more cores, or beside a GPU, several
       calls keep both busy. More than 4 would cost more memory than they gain.
   """
@@ -74,16 +75,19 @@ class Embedder:
     self._embed_attributes = signatures['embed_attributes']
 
   def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
-    """Image concepts, float32 [B, E], of B encoded images (JPEG or PNG).
+    """Image concepts, float32 [B, E], of B encoded images (`image_bytes.KINDS`).
 
     Raises:
-      ValueError: one of them cannot be decoded; the message is the model's, and does not say which.
+      ValueError: one of them cannot be decoded; the message does not say which.
     """
+    forks.check()
+    contents = [image_bytes.for_model(image) for image in contents]
     with _clear():
-      return self._embed_images(tf.constant(list(contents))).numpy()
+      return self._embed_images(tf.constant(contents, tf.string)).numpy()
 
   def embed_attributes(self, vectors: np.ndarray) -> np.ndarray:
     """Attribute concepts, float32 [B, E], of attribute vectors [B, A]."""
+    forks.check()
     with _clear():
       vectors = tf.constant(np.asarray(vectors, np.float32))
       return self._embed_attributes(attributes=vectors)['concepts'].numpy()

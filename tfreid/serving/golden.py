@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfreid import forks
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import errors, folding, loading
 
@@ -197,6 +198,7 @@ def loaded(directory: str) -> Ask:
 
   def ask(signature, arrays):
     # (The closure keeps the model, and so its variables: signatures do not.)
+    forks.check()
     signatures = model.signatures
     if signature not in signatures:
       raise ValueError('the model has no such signature')

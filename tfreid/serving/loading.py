@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfreid import forks, storage
 from tfreid.serving import errors, operations
 
 
@@ -22,8 +23,10 @@ def load(directory: str) -> Any:
       there; the message says which, or what TensorFlow found.
   """
   operations.check(directory)
+  forks.check()
   try:
-    return tf.saved_model.load(directory)
+    with storage.without_patterns(directory) as path:
+      return tf.saved_model.load(path)
   except (tf.errors.OpError, OSError, LookupError, ValueError, RuntimeError) as error:
     # Of files that are cut off TensorFlow says many things, IndexError among them.
     raise ValueError(
