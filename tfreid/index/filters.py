@@ -437,7 +437,6 @@ def evaluate(condition: Condition, column: Callable[[str], Column | None], size:
     column: name of a field -> the field of the crops, None if none of them has it.
     size: number of crops.
   """
-  cancellation.check()
   if not isinstance(condition, (And, Or)):
     return _at_crops([condition], np.logical_and, column, size)
   combine = np.logical_and if isinstance(condition, And) else np.logical_or
@@ -462,6 +461,7 @@ def _at_crops(
   size: int,
 ) -> np.ndarray:
   """Which crops fulfil all, or one, of some comparisons of one field, bool [size]."""
+  cancellation.check()
   found = column(_field(parts[0]))
   if found is None:
     found = Column((), np.full(size, -1, np.int32))
