@@ -368,6 +368,10 @@ def damaged(tiny_market, tmp_path):
   return data, victim
 
 
+def rows(run):
+  return [json.loads(line) for line in (run / 'results.jsonl').read_text().splitlines()]
+
+
 def test_unreadable_image_is_named(damaged, tmp_path):
   data, victim = damaged
   with pytest.raises(ValueError, match=f'{victim.name} is unreadable.*truncated') as caught:
@@ -375,13 +379,30 @@ def test_unreadable_image_is_named(damaged, tmp_path):
   assert "Pipeline.on_bad_image to 'skip'" in str(caught.value)
 
 
-def test_unreadable_image_is_left_out_when_told_to_and_named_in_the_log(damaged, tmp_path, caplog):
+def test_unreadable_image_is_left_out_when_told_to_and_named_in_a_file(damaged, tmp_path, caplog):
   data, victim = damaged
   with caplog.at_level(logging.WARNING, 'tfreid'):
     train(tmp_path / 'run', data, bad='skip', stages=[joint(epochs=1)])
-  assert any(victim.name in record.getMessage() for record in caplog.records)
+  (told,) = [text for text in caplog.messages if 'unreadable' in text]
+  assert told.startswith('Left out: 1 of 64 images') and '63 images with' in told
   stage = json.loads((tmp_path / 'run' / 'joint' / 'stage.json').read_text())
   assert stage['num_images'] == 63
+  named = json.loads((tmp_path / 'run' / 'unreadable_images.json').read_text())
+  assert named.pop(str(victim)).startswith('the image is truncated or damaged')
+  (row,) = rows(tmp_path / 'run')
+  assert (row['images'], row['unreadable_images_left_out']) == (40, 0)
+
+
+def test_the_test_split_shrinks_with_consent_only_and_the_row_says_so(tiny_market, tmp_path):
+  data = Path(shutil.copytree(tiny_market, tmp_path / 'market'))
+  victim = sorted((data / 'bounding_box_test').glob('0*.jpg'))[-1]
+  victim.write_bytes(b'')
+  with pytest.raises(ValueError, match=f'1 of the 40 images.*{victim.name}.*skip_also_in_test'):
+    train(tmp_path / 'run', data, bad='skip', stages=[joint(epochs=1)])
+  assert not (tmp_path / 'run').exists()
+  train(tmp_path / 'run', data, bad='skip_also_in_test', stages=[joint(epochs=1)])
+  (row,) = rows(tmp_path / 'run')
+  assert (row['images'], row['unreadable_images_left_out']) == (39, 1)
 
 
 def test_fewer_images_than_a_batch_is_one_clear_message(tiny_market, tmp_path):

@@ -7,6 +7,7 @@ so that a test or a notebook can call it as well.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -39,6 +40,8 @@ PRECISIONS = ('float32', 'mixed_float16', 'mixed_bfloat16')
 STRATEGIES = ('mirrored', 'multi_worker', 'one_device')
 SPLITS = ('test', 'validation')
 RESULTS_FILE = 'results.jsonl'
+# Of the images that were left out since they could not be decoded: path to reason.
+UNREADABLE_FILE = 'unreadable_images.json'
 CONFIG_FILE = 'config.gin'
 _PATIENCE = 10.0  # seconds, after which missing workers are named; then twice as many, and so on
 
@@ -145,7 +148,7 @@ def train(
       storage.make_directories(run_directory)
       ending.enter_context(stages_lib.alone(run_directory))
       _check_config(run_directory, stages, config, allow_changed_config)
-      _write_facts(run_directory, benchmark, config)
+      _write_facts(run_directory, benchmark, config, built.left_out)
     attached = _attached(
       run_directory,
       benchmark,
@@ -191,12 +194,14 @@ def _no_hooks(run_directory: str, benchmark: Benchmark) -> Sequence[Hooks]:
   return ()
 
 
-def _write_facts(run_directory, benchmark, config):
+def _write_facts(run_directory, benchmark, config, left_out):
   """What a stranger would ask of a run, before anything is trained in it."""
   storage.remove_partial_files(run_directory)
   storage.write_checked_text(os.path.join(run_directory, CONFIG_FILE), config)
   storage.write_json(os.path.join(run_directory, 'schema.json'), benchmark.schema.to_json())
   storage.write_json(os.path.join(run_directory, 'environment.json'), environment())
+  if left_out:
+    storage.write_json(os.path.join(run_directory, UNREADABLE_FILE), left_out)
 
 
 def _batches(
@@ -241,7 +246,11 @@ def _evaluate_spaces(run_directory, benchmark, part, pipeline, stages, method, s
         evaluation=evaluation,
         config=config,
         # What a paired comparison with another run needs.
-        more={'per_query': evaluation.to_json(per_query=True)['per_query']},
+        more={
+          'per_query': evaluation.to_json(per_query=True)['per_query'],
+          'images': len(getattr(benchmark, part)),
+          'unreadable_images_left_out': getattr(benchmark, part).dropped.get('unreadable', 0),
+        },
       )
       evaluations[label] = evaluation
       for hook in hooks:
@@ -341,15 +350,12 @@ class OperativeConfig(Hooks):
 
 def _readable(benchmark: Benchmark, pipeline: Pipeline) -> Benchmark:
   """The benchmark without unreadable images, where the pipeline is told to skip them."""
-  if pipeline.on_bad_image == 'error':
-    return benchmark
   validation = benchmark.validation
-  return Benchmark(
-    benchmark.name,
-    benchmark.schema,
-    pipeline.check(benchmark.train),
-    pipeline.check(validation) if validation is not None else None,
-    pipeline.check(benchmark.test),
+  return dataclasses.replace(
+    benchmark,
+    train=pipeline.check(benchmark.train),
+    validation=validation and pipeline.check(validation, evaluated=True),
+    test=pipeline.check(benchmark.test, evaluated=True),
   )
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tracemalloc
 from pathlib import Path
 
@@ -298,10 +297,12 @@ def test_doubled_ids_are_found_by_name_not_by_hash_alone(monkeypatch):
   assert manifest.doubled([*rows, Row('7')]) == (7, 50)
 
 
-def test_a_file_name_that_is_no_text_is_refused(tmp_path):
-  try:
-    open(os.fsencode(tmp_path) + b'/\xff.jpg', 'w').close()
-  except OSError:
-    pytest.skip('this file system has no such names')
-  with pytest.raises(ValueError, match='not valid UTF-8'):
+def test_what_is_left_out_of_a_folder_is_told(tmp_path, caplog):
+  for name in ('1.jpg', '2.WEBP', '3.heic', 'notes.txt', '.hidden.jpg'):
+    (tmp_path / name).touch()
+  assert [row.id for row in manifest.read(str(tmp_path))] == ['1.jpg', '2.WEBP']
+  assert '1 .heic' in caplog.text and '1 .txt' in caplog.text and '1 hidden files' in caplog.text
+  for name in ('1.jpg', '2.WEBP'):
+    (tmp_path / name).unlink()
+  with pytest.raises(ValueError, match=r'has no image: no file that ends in .*It has .*1 \.heic'):
     manifest.read(str(tmp_path))

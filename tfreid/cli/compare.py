@@ -499,6 +499,7 @@ class Comparison:
   def _num_images(self) -> int:
     """Number of training images: as a pre-training noted it, as the folder shows, or 0."""
     from tfreid.comparison import plan
+    from tfreid.data import image_bytes
 
     for seed in self.seeds:
       directory = plan.Run(plan.PRETRAIN, '', seed).directory(self.out)
@@ -510,7 +511,7 @@ class Comparison:
           return int(noted)
     folder = os.path.join(self.data_root, 'bounding_box_train')
     if os.path.isdir(folder):
-      return sum(name.endswith(('.jpg', '.png')) for name in os.listdir(folder))
+      return sum(name.lower().endswith(image_bytes.ENDINGS) for name in os.listdir(folder))
     if _DATA_ROOT.value is None:
       return training_runs.NUM_IMAGES
     return 0

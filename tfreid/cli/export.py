@@ -20,6 +20,7 @@ code 0 if the answers are those of the export, within the tolerance that was put
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 
@@ -104,7 +105,6 @@ _TIMEOUT = flags.DEFINE_float(
   'timeout', 30.0, 'With --server: seconds to wait for an answer.', lower_bound=0.001
 )
 
-SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 # Facts of a row of an export that fields of an index must not stand for.
 _RESERVED = ('id', 'path', 'attributes')
@@ -155,16 +155,18 @@ def benchmark_gallery(schema):
 
 def folder_gallery(folder):
   """The image files below a folder, sorted, and what is known of them: their paths."""
+  from tfreid.data import folders, image_bytes
+
   if not os.path.isdir(folder):
     raise FileNotFoundError(f"There is no folder '{folder}'. Give one that holds person crops.")
-  paths = sorted(
-    os.path.join(parent, name)
-    for parent, _, names in os.walk(os.path.abspath(folder))
-    for name in names
-    if name.lower().endswith(SUFFIXES)
-  )
+  images = folders.ImageFolder(os.path.abspath(folder))
+  paths = [os.path.join(images.folder, name) for name in images]
+  if images.left_out:
+    logging.warning("Left out of '%s': %s.", folder, images.told())
   if not paths:
-    raise ValueError(f"'{folder}' holds no image: no file ends in {', '.join(SUFFIXES)}.")
+    raise ValueError(
+      f"'{folder}' holds no image: no file ends in {', '.join(image_bytes.ENDINGS)}."
+    )
   return paths, [{'path': path} for path in paths]
 
 

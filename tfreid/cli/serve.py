@@ -1,9 +1,9 @@
 """Serves the page in the browser and its JSON API, for an exported model, an index or a TF Serving.
 
-  tools/serve.py --model=saved_models/demo
-  tools/serve.py --index=indexes/depot --audit_log=audit.jsonl --policy=policy.json
-  tools/serve.py --index=indexes/depot --host=0.0.0.0 --token_file=tokens.txt
-  tools/serve.py --server=grpc://localhost:8500 --model_name=people
+  tfreid serve --model=saved_models/demo
+  tfreid serve --index=indexes/depot --audit_log=audit.jsonl --policy=policy.json
+  tfreid serve --index=indexes/depot --host=0.0.0.0 --token_file=tokens.txt
+  tfreid serve --server=grpc://localhost:8500 --model_name=people
 
 Only this machine can reach it unless --host says otherwise, and then it asks who is there. There is
 no encryption: for other machines, put it behind a proxy that encrypts (docs/web.md).
@@ -179,16 +179,17 @@ def _serve(listening, rules, tokens):
 
 
 def _most_connections():
-  """How many connections there may be at a time: as many as there may be open files, less some."""
+  """How many connections there may be at a time, by the files that this process may open."""
   import resource
 
-  _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-  wanted = 4096 if most == resource.RLIM_INFINITY else min(most, 4096)
-  before, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-  if before < wanted:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+  from tfreid.web import connections
+
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
+  if soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
   # An index has some files for each of its parts.
-  return max(16, min(1000, max(before, wanted) - 500))
+  return max(16, min(connections.ConnectionLimits.total, max(soft, wanted) - 500))
 
 
 def _check_public_url():

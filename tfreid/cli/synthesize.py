@@ -85,7 +85,8 @@ def write_sheet(people, path: str, num_people: int = 24) -> None:
     chosen = sorted(by_view.values())
     chosen += [pair for pair in crops if pair not in chosen]
     for i, (number, crop) in enumerate(chosen[:4]):
-      images.append(PIL.Image.open(io.BytesIO(people.draw(person, number, crop))))
+      drawn = io.BytesIO(people.draw(person, number, crop))
+      images.append(PIL.Image.open(drawn, formats=('JPEG',)))
       labels.append(person.attributes.words() if i == 0 else f'camera {crop.camera}\n{crop.view}')
     while len(images) % 4:
       images.append(PIL.Image.new('RGB', images[0].size, 'white'))

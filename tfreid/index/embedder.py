@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfreid import forks, replicas
+from tfreid.data import image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import errors, loading, versions
 
@@ -74,14 +75,15 @@ class Embedder:
     self._embed_attributes = signatures['embed_attributes']
 
   def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
-    """Image concepts, float32 [B, E], of B encoded images (JPEG or PNG).
+    """Image concepts, float32 [B, E], of B encoded images (`image_bytes.KINDS`).
 
     Raises:
-      ValueError: one of them cannot be decoded; the message is the model's, and does not say which.
+      ValueError: one of them cannot be decoded; the message does not say which.
     """
     forks.check()
+    contents = [image_bytes.for_model(image) for image in contents]
     with _clear():
-      return self._embed_images(tf.constant(list(contents))).numpy()
+      return self._embed_images(tf.constant(contents, tf.string)).numpy()
 
   def embed_attributes(self, vectors: np.ndarray) -> np.ndarray:
     """Attribute concepts, float32 [B, E], of attribute vectors [B, A]."""

@@ -11,8 +11,9 @@
 * a column with the name of one of the model's attributes is an annotation: a value, 'none', or
   several as 'red+blue'; empty where nobody annotated the crop.
 
-Of a folder, all JPEG and PNG files below it are taken, in the order of their names; ids are the
-paths relative to it.
+Of a folder, all image files below it are taken, in the order of their names; ids are the paths
+relative to it. Files of other endings, hidden ones, and what systems put between them are left out
+and counted; links to folders are followed.
 
 One machine of several reads its part only: `part=(i, n)`.
 """
@@ -20,30 +21,22 @@ One machine of several reads its part only: `part=(i, n)`.
 from __future__ import annotations
 
 import array
-import collections
 import csv
 import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tfreid.data import tables
+from tfreid.data import folders, image_bytes, tables
 from tfreid.index import filters, segment
 from tfreid.index.segment import Row
 from tfreid.text import normalized, shortened
 
-ENDINGS = ('.jpg', '.jpeg', '.png')
+ENDINGS = image_bytes.ENDINGS
 
-# Other files of images, as telephones and cameras write them: left out of a folder, and told.
-_OTHER_ENDINGS = frozenset(
-  (
-    *('.heic', '.heif', '.avif', '.webp', '.jxl', '.jp2', '.jfif', '.jpe', '.bmp', '.gif', '.tif'),
-    *('.tiff', '.dng', '.raw', '.nef', '.cr2', '.cr3', '.arw', '.ppm', '.pgm', '.tga', '.psd'),
-  )
-)
 _NONE = 'none'
 _log = logging.getLogger(__name__)
 
@@ -73,10 +66,7 @@ def read(
     raise ValueError(f'There is no part {part[0]} of {part[1]}; they are numbered from 1 on.')
   check(source)
   if os.path.isdir(source):
-    rows = _folder(source, part)
-    if not rows:
-      raise ValueError(f"'{source}' has no image: no file that ends in {', '.join(ENDINGS)}.")
-    return rows
+    return _folder(source, part)
   try:
     rows = _file(source, attributes or {}, part)
   except UnicodeDecodeError as error:
@@ -131,56 +121,21 @@ def _bounds(part: tuple[int, int], total: int) -> tuple[int, int]:
 
 def _folder(source: str, part: tuple[int, int] | None) -> list[Row]:
   start, stop = 0, None
-  others: collections.Counter[str] = collections.Counter()
+  images = folders.ImageFolder(source)
   if part:
-    start, stop = _bounds(part, sum(1 for _ in _images(source, others=others)))
+    start, stop = _bounds(part, sum(1 for _ in images))
   rows = []
-  for name in itertools.islice(_images(source, others=None if part else others), start, stop):
+  for name in itertools.islice(images, start, stop):
     path = os.path.abspath(os.path.join(source, name))
-    rows.append(_checked(Row(_utf8(name, path), path), repr(path)))
-  if others:
-    _log.warning(
-      "'%s': %d images are left out: %s. Only %s are read; convert the others.",
-      source,
-      sum(others.values()),
-      ', '.join(f'{count} {ending}' for ending, count in others.most_common()),
-      ', '.join(ENDINGS),
+    rows.append(_checked(Row(name, path), repr(path)))
+  if images.left_out:
+    _log.warning("Left out of '%s': %s.", source, images.told())
+  if not rows:
+    nothing = f' It has {images.told()}.' if images.left_out else ''
+    raise ValueError(
+      f"'{source}' has no image: no file that ends in {', '.join(ENDINGS)}.{nothing}"
     )
   return rows
-
-
-def _images(
-  source: str, below: str = '', *, others: collections.Counter[str] | None = None
-) -> Iterator[str]:
-  """Images below a folder by their paths relative to it, ascending; holds one folder at a time.
-
-  Args:
-    source: the folder.
-    below: of it, what is gone through.
-    others: counts, by their endings, the images that are left out.
-  """
-  folder = os.path.join(source, below).rstrip('/') or '/'
-  try:
-    with os.scandir(folder) as found:
-      entries = []
-      for entry in found:
-        if not entry.is_dir():
-          ending = os.path.splitext(entry.name)[1].lower()
-          if entry.name.lower().endswith(ENDINGS):
-            entries.append(entry.name)
-          elif others is not None and ending in _OTHER_ENDINGS:
-            others[ending] += 1
-        elif not entry.is_symlink():
-          # With the slash it has in a path, a folder comes where its files come among all paths.
-          entries.append(f'{entry.name}/')
-  except OSError as error:
-    # Passed over, its crops would be missing.
-    raise OSError(f"The folder '{folder}' cannot be listed: {error.strerror}.") from error
-  for name in sorted(entries):
-    if name.endswith('/'):
-      yield from _images(source, below + name, others=others)
-    else:
-      yield below + name
 
 
 def _file(source, attributes, part) -> list[Row]:

@@ -228,7 +228,7 @@ class Searcher:
       if isinstance(crop, str):
         if not os.path.isfile(crop):
           raise ValueError(f"'{crop}' is neither an id of the index nor an image file.")
-        crop = storage.read_bytes(crop, limit=_LARGEST_IMAGE)
+        crop = queries.contents_of(crop)
       concept = self.model.embed_images([crop])[0]
     return self.search(concept, top_k=top_k, text=text, options=options)
 

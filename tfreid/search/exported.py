@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfreid import forks, storage
+from tfreid import forks
+from tfreid.data import image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search import gallery
 from tfreid.serving import errors, loading, versions
@@ -126,7 +127,7 @@ class ExportedModel:
     text, left_out = '', ''
     started = time.perf_counter()
     if isinstance(crop, bytes):
-      outputs = self._ask('search_images', image_bytes=tf.constant([crop]))
+      outputs = self._ask('search_images', image_bytes=tf.constant([image_bytes.for_model(crop)]))
     else:
       text = f'like {crop}'
       name = self._known(crop)
@@ -135,7 +136,7 @@ class ExportedModel:
         concept = self._concept(name)
         outputs = self._ask('search_concepts', concepts=tf.constant(concept[np.newaxis]))
       elif os.path.isfile(crop):
-        contents = storage.read_bytes(crop)
+        contents = queries.contents_of(crop)
         outputs = self._ask('search_images', image_bytes=tf.constant([contents]))
       else:
         raise ValueError(f"'{crop}' is neither an id of the gallery nor an image file.")
@@ -174,9 +175,9 @@ class ExportedModel:
     """The concepts of crops; see `Source`."""
     return queries.embedded(
       crops,
-      lambda contents: self._ask('embed_images', image_bytes=tf.constant(contents))[
-        'concepts'
-      ].numpy(),
+      lambda contents: self._ask(
+        'embed_images', image_bytes=tf.constant([image_bytes.for_model(crop) for crop in contents])
+      )['concepts'].numpy(),
     )
 
   def embed_query(self, query: Description) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tfreid import storage
+from tfreid.data import image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.query import read_setting
 from tfreid.search import client, gallery
@@ -221,7 +221,7 @@ class ServedModel:
           return self._answer(served, outputs, started, top_k=top_k, text=text, left_out=crop)
       if not os.path.isfile(crop):
         raise ValueError(f"'{crop}' is neither an id of the gallery nor an image file.")
-      outputs = self._look(served, storage.read_bytes(crop))
+      outputs = self._look(served, queries.contents_of(crop))
       return self._answer(served, outputs, started, top_k=top_k, text=text)
 
     return self._asking(ask)
@@ -268,7 +268,8 @@ class ServedModel:
       return queries.embedded(
         crops,
         lambda contents: served.client.predict(
-          'embed_images', {'image_bytes': client.strings(contents)}
+          'embed_images',
+          {'image_bytes': client.strings([image_bytes.for_model(crop) for crop in contents])},
         )['concepts'],
       )
 
@@ -453,7 +454,9 @@ class ServedModel:
     return statements, outputs
 
   def _look(self, served, contents):
-    return served.client.predict('search_images', {'image_bytes': client.strings([contents])})
+    return served.client.predict(
+      'search_images', {'image_bytes': client.strings([image_bytes.for_model(contents)])}
+    )
 
   def _find(self, served, identifier):
     return served.client.predict('search_ids', {'crop_ids': client.strings([identifier])})

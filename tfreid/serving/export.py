@@ -30,7 +30,7 @@ import tensorflow as tf
 
 import tfreid
 from tfreid import replicas, storage
-from tfreid.data import image_files
+from tfreid.data import image_bytes, image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.joint_space import JointSpace
 from tfreid.serving import folding, golden, warmup
@@ -97,7 +97,7 @@ class Encoders(NamedTuple):
 
 
 class Crop(NamedTuple):
-  """An encoded image: what to call it in messages, and its bytes (JPEG or PNG)."""
+  """An encoded image: what to call it in messages, and its bytes."""
 
   name: str
   contents: bytes
@@ -128,7 +128,7 @@ def embed_files(
 
   Args:
     encoder: pixels -> concepts.
-    paths: JPEG or PNG files.
+    paths: of image files.
     batch_size: images at a time, on each device.
     skip_bad: leave files out that cannot be decoded, instead of failing.
     progress: called after each batch.
@@ -149,26 +149,20 @@ def embed_files(
   )
   batch_size *= strategy.num_replicas_in_sync
 
-  def load(position, path):
-    return position, image_files.decode(tf.io.read_file(path), image_size)
-
   paths = [str(path) for path in paths]
-  dataset = tf.data.Dataset.from_tensor_slices((np.arange(len(paths)), np.asarray(paths, object)))
-  dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-  if skip_bad:
-    dataset = dataset.ignore_errors()
+  dataset = image_files.images(paths, image_size, skip_bad=skip_bad)
   concepts, positions = [], []
   try:
-    for batch, images in dataset.batch(batch_size).prefetch(2):
-      concepts.append(embed(images).numpy())
+    for batch, pictures in dataset.batch(batch_size).prefetch(2):
+      concepts.append(embed(pictures).numpy())
       positions.append(batch.numpy())
       if progress:
         progress(int(batch[-1]) + 1, len(paths))
   except tf.errors.OpError as error:
-    raise _explained(error, paths, image_size) from error
+    raise _explained(error, paths) from error
   if not concepts:
     raise ValueError(
-      f'None of the {len(paths)} images can be read. JPEG and PNG files are expected.'
+      f'None of the {len(paths)} images can be read. {image_bytes.KINDS} are expected.'
       if paths
       else 'There is no image to embed.'
     )
@@ -243,7 +237,7 @@ def export(
   if not crops:
     raise ValueError('Give at least one crop: an export is checked on real crops.')
   attributes = _example_attributes(space.num_attributes, schema)
-  crops = list(crops[:NUM_PARITY_CROPS])
+  crops = [_as_sent(crop) for crop in crops[:NUM_PARITY_CROPS]]
   # First: an exported model holds a gallery itself, and need not be in memory beside the new one.
   expected = _expected(space, crops, attributes)
   os.makedirs(directory, exist_ok=True)
@@ -372,23 +366,29 @@ def _example_attributes(size: int, schema: AttributeSchema | None) -> np.ndarray
   return vectors
 
 
-def _expected(space, crops, attributes) -> dict[str, np.ndarray]:
-  """The concepts that the space makes of crops and attribute vectors, by the side they are of.
+def _as_sent(crop: Crop) -> Crop:
+  """A crop as a client sends it to the exported model.
 
   Raises:
-    ValueError: a crop cannot be read.
+    ValueError: it cannot be read.
   """
-  images = []
-  for crop in crops:
-    try:
-      images.append(image_files.decode(tf.constant(crop.contents), space.image_shape[:2]))
-    except tf.errors.OpError as error:
-      raise ValueError(f'The crop {crop.name} cannot be read: {_first_line(error)}') from error
+  try:
+    contents = image_bytes.for_model(crop.contents)
+    image_bytes.pixels(contents)
+  except image_bytes.BadImageError as error:
+    raise ValueError(f'The crop {crop.name} cannot be read: {error}.') from error
+  return Crop(crop.name, contents)
+
+
+def _expected(space, crops, attributes) -> dict[str, np.ndarray]:
+  """The concepts that the space makes of crops and attribute vectors, by the side they are of."""
   if not isinstance(space, JointSpace):
     found = space.embed([crop.contents for crop in crops], attributes)
     return dict(zip(('image', 'attribute'), found))
+  size = space.image_shape[:2]
+  images = [tf.cast(image_files.decode(crop.contents, size), tf.float32) for crop in crops]
   return {
-    'image': space.encode_images(tf.cast(tf.stack(images), tf.float32)).numpy(),
+    'image': space.encode_images(tf.stack(images)).numpy(),
     'attribute': space.encode_attributes(tf.constant(attributes)).numpy(),
   }
 
@@ -570,16 +570,15 @@ def _lock(folder: str) -> int:
   return descriptor
 
 
-def _explained(error, paths, image_size) -> Exception:
+def _explained(error, paths) -> Exception:
   """What to raise for an error of reading one of the files: an error that names it."""
-  for path in paths:
-    try:
-      image_files.decode(tf.io.read_file(path), image_size)
-    except tf.errors.OpError as reason:
-      return ValueError(
-        f'{path} cannot be read: {_first_line(reason)}. JPEG and PNG files are expected. Replace '
-        'or remove it, or leave unreadable files out (--on_bad_image=skip).'
-      )
+  bad = image_files.undecodable(paths)
+  if len(bad):
+    return ValueError(
+      f'{paths[bad[0]]} cannot be read: {image_files.reason(paths[bad[0]])}. '
+      f'{image_bytes.KINDS} are expected. Replace or remove it, or leave unreadable files out '
+      '(--on_bad_image=skip).'
+    )
   if isinstance(error, (tf.errors.NotFoundError, tf.errors.InvalidArgumentError)):
     return ValueError(
       f'A file could not be read when its turn came, and can be read now: {_first_line(error)}. Do '

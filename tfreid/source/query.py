@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tfreid import storage
-from tfreid.data import words
+from tfreid.data import image_bytes, words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.query import Query
 
@@ -33,7 +32,7 @@ def embedded(
   """The concepts of crops, some at a time.
 
   Args:
-    crops: paths of images, or their bytes (JPEG or PNG).
+    crops: paths of images, or their bytes.
     embed: bytes of B images to float32 [B, E].
     batch: B at most.
 
@@ -51,7 +50,22 @@ def embedded(
     contents = []
     for crop in crops[start : start + batch]:
       if isinstance(crop, str):
-        crop = storage.read_bytes(crop)
+        crop = contents_of(crop)
       contents.append(crop)
     parts.append(np.asarray(embed(contents), np.float32))
   return np.concatenate(parts)
+
+
+def contents_of(path: str) -> bytes:
+  """An image file as an exported model takes it; see `image_bytes.for_model`.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is no picture, is damaged, or exceeds a limit; the message names it.
+  """
+  try:
+    return image_bytes.for_model(image_bytes.read(path))
+  except image_bytes.MissingImageError as error:
+    raise FileNotFoundError(f"There is no image file '{path}'.") from error
+  except image_bytes.BadImageError as error:
+    raise ValueError(f"'{path}' cannot be searched for: {error}.") from error
