@@ -97,7 +97,6 @@ def _tell_unknown(source):
 
 
 def _show(answer):
-  import os
 
   if _JSON.value:
     print(printable_json(answer.to_json()))
@@ -113,11 +112,9 @@ def _show(answer):
       text = printable(f'Ask next: {answer.ask_next()}', lines=False)
       console.print(text, highlight=False, soft_wrap=True, markup=False)
   if _HTML.value:
+    from tfreid import storage
     from tfreid.search import page
 
-    partial = f'{_HTML.value}.partial'
-    with open(partial, 'w', encoding='utf-8') as file:
-      file.write(page.render(answer))
-    os.replace(partial, _HTML.value)
+    storage.write_text(_HTML.value, page.render(answer))
     if not _JSON.value:
       print(printable(f'Result page: {_HTML.value}', lines=False))
