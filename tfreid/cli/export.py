@@ -283,12 +283,12 @@ def main(argv):
 def _export():
   from rich.console import Console
 
-  from tfreid.serving import export
+  from tfreid.serving import export, versions
 
   # Names are not markup: a folder may be called [bold].
   console = Console(highlight=False, soft_wrap=True, markup=False)
-  version = _VERSION.value or export.next_version(_OUT.value)
-  export.check_version(_OUT.value, version)  # before minutes are spent on the gallery
+  version = _VERSION.value or versions.next_number(_OUT.value)
+  versions.check_number(_OUT.value, version)  # before minutes are spent on the gallery
   with contextlib.ExitStack() as stack:
     if _INDEX.value:
       import tfreid.index
