@@ -22,6 +22,13 @@ os.environ.setdefault('TF_NUM_INTEROP_THREADS', '2')
 os.environ['TF_ONEDNN_ASSUME_FROZEN_WEIGHTS'] = '0'
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _nothing_in_the_home_directory(tmp_path_factory):
+  """What `tfreid.index.trust` keeps of a user, in a file of the session."""
+  if 'TFREID_TRUST_FILE' not in os.environ:
+    os.environ['TFREID_TRUST_FILE'] = str(tmp_path_factory.mktemp('trust') / 'trusted.jsonl')
+
+
 def _split_cpu():
   import tensorflow as tf
 

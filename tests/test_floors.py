@@ -7,9 +7,10 @@ F4  training, evaluation, serving, index,            rooms; none imports another
     search.exported, search.page, search.remote
 F3  methods                                          training alone sees it, only methods.method
 F2  joint_space, search.asking, search.client, search.gallery
-F1  networks, data                                   rooms that do not know each other
-F0  losses, correlation, replicas, spec, storage, evaluation.ranking, serving.search,
-    serving.errors, serving.versions, search.answer
+F1  networks, data, search.answer                    rooms that do not know each other
+F0  losses, correlation, replicas, spec, storage, printable, cancellation, evaluation.ranking,
+    serving.search, serving.errors, serving.versions
+Cellar  text, and query above it                     what even the ground floor stands on
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ FLOORS = {
   'tfreid.correlation': 0,
   'tfreid.replicas': 0,
   'tfreid.spec': 0,
+  'tfreid.text': -2,
+  'tfreid.query': -1,
+  'tfreid.cancellation': 0,
   'tfreid.storage': 0,
+  'tfreid.printable': 0,
   'tfreid.evaluation.ranking': 0,
   'tfreid.serving.search': 0,
   'tfreid.serving.errors': 0,
@@ -37,7 +42,7 @@ FLOORS = {
   'tfreid.serving.light_encoder': 0,
   'tfreid.serving.versions': 1,
   'tfreid.serving.loading': 2,
-  'tfreid.search.answer': 0,
+  'tfreid.search.answer': 1,
   'tfreid.networks': 1,
   'tfreid.data': 1,
   'tfreid.joint_space': 2,

@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = sorted(path.stem for path in (ROOT / 'gin' / 'methods').glob('*.gin'))
+ENCODERS = sorted(path.stem for path in (ROOT / 'gin' / 'encoders').glob('*.gin'))
 DATASETS = sorted(path.stem for path in (ROOT / 'gin' / 'datasets').glob('*.gin'))
 
 # One process for all: importing TensorFlow takes longer than reading every file.
@@ -34,6 +35,12 @@ def _combinations():
   yield (
     'three_state',
     ['methods/a2img.gin', 'datasets/market1501.gin', 'three_state.gin'],
+  )
+  for name in ENCODERS:
+    yield f'encoder {name}', ['methods/a2img.gin', 'datasets/peta.gin', f'encoders/{name}.gin']
+  yield (
+    'person_ids',
+    ['methods/dcca.gin', 'datasets/peta.gin', 'encoders/osnet.gin', 'stages/person_ids.gin'],
   )
   yield 'demo', ['demo.gin']
   yield 'full_size', ['full_size.gin']

@@ -174,3 +174,46 @@ def test_coral_loss_does_not_see_the_means_unless_told_to():
   x, y = tf.constant(IMAGES), tf.constant(IMAGES + np.float32([3.0, -1.0]))
   assert float(losses.coral_loss(x, y)) == pytest.approx(0.0, abs=1e-6)
   assert float(losses.coral_loss(x, y, match_mean=True)) == pytest.approx((9.0 + 1.0) / 2, rel=1e-5)
+
+
+# Person ids: label smoothing and the batch-hard triplet loss.
+
+
+def test_smoothed_classification_loss_is_the_cross_entropy_with_the_smoothed_distribution():
+  logits = np.array([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
+  wanted = np.full([2, 3], 0.3 / 3) + 0.7 * np.eye(3)[[1, 0]]
+  expected = -np.mean(np.sum(wanted * (logits - np.log(np.exp(logits).sum(1, keepdims=True))), 1))
+  found = losses.semantic_classification_loss(
+    tf.constant(logits, tf.float32), tf.constant([1, 0]), label_smoothing=0.3
+  )
+  assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('margin', [0.3, 0.0, None])
+def test_triplet_loss_takes_the_farthest_of_the_person_and_the_nearest_other(margin):
+  x = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+  people = [0, 0, 1, 1, 1, 2, 2, 3, 0]  # person 3 is alone: no positive
+  terms = []
+  for i in range(9):
+    distances = [float(np.linalg.norm(x[i] - x[j])) for j in range(9)]
+    same = [distances[j] for j in range(9) if j != i and people[j] == people[i]]
+    others = [distances[j] for j in range(9) if people[j] != people[i]]
+    if same:
+      gap = max(same) - min(others)
+      terms.append(math.log1p(math.exp(gap)) if margin is None else max(0.0, gap + margin))
+  found = losses.batch_hard_triplet_loss(tf.constant(x), tf.constant(people), margin=margin)
+  assert len(terms) == 8
+  assert float(found) == pytest.approx(np.mean(terms), rel=1e-4)
+
+
+def test_triplet_loss_of_equal_embeddings_is_the_margin_with_a_finite_gradient():
+  x = tf.Variable(tf.ones([4, 3]))
+  with tf.GradientTape() as tape:
+    loss = losses.batch_hard_triplet_loss(x, tf.constant([0, 0, 1, 1]), margin=0.3)
+  assert float(loss) == pytest.approx(0.3, abs=1e-5)
+  assert np.isfinite(tape.gradient(loss, x)).all()
+
+
+def test_triplet_loss_without_a_triplet_is_nothing():
+  assert float(losses.batch_hard_triplet_loss(tf.eye(3), tf.range(3))) == 0.0
+  assert float(losses.batch_hard_triplet_loss(tf.eye(3), tf.zeros([3], tf.int32))) == 0.0

@@ -108,7 +108,7 @@ def test_a_line_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):
   storage.append_line(path, b'one')
   write = os.write
   monkeypatch.setattr(os, 'write', lambda fd, content: write(fd, content[:2]))
-  with pytest.raises(OSError, match='only 2 of 6 bytes') as caught:
+  with pytest.raises(OSError, match='only 4 of 6 bytes') as caught:
     storage.append_line(path, b'three')
   assert caught.value.errno == errno.ENOSPC
   assert path.read_bytes() == b'one\n'
@@ -190,8 +190,47 @@ def test_a_second_process_does_not_get_the_lock(tmp_path):
     )
 
   with storage.exclusive_lock(path, message='taken'):
-    assert 'BlockingIOError: [Errno 11] taken' in other().stderr
+    assert 'BlockingIOError: taken' in other().stderr
   assert other().stdout == 'mine\n'
+
+
+@pytest.mark.parametrize('kind', ['link', 'dangling link', 'folder', 'pipe'])
+def test_a_lock_is_a_file_of_its_own(tmp_path, kind):
+  path, other = tmp_path / 'lock', tmp_path / 'other'
+  if kind == 'link':
+    other.write_text('precious')
+  if 'link' in kind:
+    path.symlink_to(other)
+  else:
+    (os.mkdir if kind == 'folder' else os.mkfifo)(path)
+  with pytest.raises(OSError, match='is a link, or no file'):
+    with storage.exclusive_lock(path, message='taken'):
+      pass
+  assert other.exists() == (kind == 'link')
+
+
+def test_only_regular_files_are_opened(tmp_path):
+  """In a process of its own, which a pipe or a device would stop for good."""
+  os.mkfifo(tmp_path / 'pipe')
+  (tmp_path / 'file').write_bytes(b'12345')
+  (tmp_path / 'link').symlink_to(tmp_path / 'file')
+  code = """
+import sys
+from tfreid import storage
+for path in sys.argv[1:]:
+  try:
+    print(storage.read_bytes(path, limit=5))
+  except OSError as error:
+    print(error.strerror)
+"""
+  paths = [tmp_path / 'file', tmp_path / 'link', tmp_path / 'pipe', '/dev/zero', tmp_path]
+  done = subprocess.run(
+    [sys.executable, '-c', code, *paths], capture_output=True, text=True, check=True, timeout=60
+  )
+  no_file = 'it is a pipe, a device or a socket, and no file'
+  assert done.stdout.splitlines() == [*["b'12345'"] * 2, no_file, no_file, 'Is a directory']
+  with pytest.raises(OSError, match='more than 4 bytes'):
+    storage.read_bytes(tmp_path / 'file', limit=4)
 
 
 def test_new_folders_are_named_on_the_disk(tmp_path, recorded):

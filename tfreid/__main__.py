@@ -1,4 +1,4 @@
-"""`python -m tfreid`, and what sub-commands start that start others."""
+"""`python -m tfreid`: the command `tfreid`. Sub-commands that start others run it by its path."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import sys
 if not __package__:  # run by its path: the folder that holds the package, not the package itself
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from tfreid import cli
+from tfreid.cli.main import main
 
 if __name__ == '__main__':
-  cli.run(sys.argv[1], sys.argv[2:])
+  main()

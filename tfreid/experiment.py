@@ -7,6 +7,7 @@ so that a test or a notebook can call it as well.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from tfreid.joint_space import JointSpace
 from tfreid.training import checkpoints
 from tfreid.training import stages as stages_lib
 from tfreid.training.batches import ImageBatches
-from tfreid.training.stages import Hooks, Progress, Setting, Stage
+from tfreid.training.stages import Hooks, Progress, Setting, Stage, StageData
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def train(
   dataset: Callable[[], Benchmark],
   pipeline: Callable[[], Pipeline],
   stages: Sequence[Stage],
+  first_stages: Sequence[Stage] = (),
   method: str = '',
   seed: int = 0,
   precision: str = 'float32',
@@ -70,6 +72,7 @@ def train(
     dataset: () -> Benchmark.
     pipeline: () -> Pipeline.
     stages: the recipe.
+    first_stages: what goes before the recipe, whatever it is: a pre-training on other data.
     method: its name in the results.
     seed: of weights, order, augmentation and everything random inside a method.
     precision: 'float32', 'mixed_float16' or 'mixed_bfloat16'.
@@ -105,6 +108,7 @@ def train(
   tf.keras.mixed_precision.set_global_policy(precision)
   tf.keras.utils.set_random_seed(seed)
 
+  stages = [*first_stages, *stages]
   built = pipeline()
   benchmark = _readable(dataset(), built)
   if final_split == 'validation' and benchmark.validation is None:
@@ -115,9 +119,7 @@ def train(
   setting = Setting(
     run_directory=run_directory,
     spec=benchmark.spec(built.image_shape),
-    batches=lambda p: ImageBatches(
-      p, benchmark.train, benchmark.schema, seed=seed, shard=(index, workers)
-    ),
+    batches=functools.partial(_batches, benchmark, seed=seed, shard=(index, workers)),
     pipeline=built,
     strategy=distribution,
     seed=seed,
@@ -184,6 +186,22 @@ def _write_facts(run_directory, benchmark, config):
   storage.write_checked_text(os.path.join(run_directory, CONFIG_FILE), config)
   storage.write_json(os.path.join(run_directory, 'schema.json'), benchmark.schema.to_json())
   storage.write_json(os.path.join(run_directory, 'environment.json'), environment())
+
+
+def _batches(
+  benchmark: Benchmark,
+  pipeline: Pipeline,
+  data: StageData | None = None,
+  own_seed: int | None = None,
+  *,
+  seed: int,
+  shard: tuple[int, int],
+) -> ImageBatches:
+  """Batches of the benchmark's training split, or of a stage's own data."""
+  seed = seed if own_seed is None else own_seed
+  if data is None:
+    return ImageBatches(pipeline, benchmark.train, benchmark.schema, seed=seed, shard=shard)
+  return ImageBatches(pipeline, data.split, None, seed=seed, shard=shard, sampler=data.sampler)
 
 
 def _evaluate_spaces(run_directory, benchmark, part, pipeline, stages, method, seed, config, hooks):

@@ -9,19 +9,62 @@ from __future__ import annotations
 import tensorflow as tf
 
 
-def semantic_classification_loss(logits: tf.Tensor, semantic_ids: tf.Tensor) -> tf.Tensor:
+def semantic_classification_loss(
+  logits: tf.Tensor, semantic_ids: tf.Tensor, *, label_smoothing: float = 0.0
+) -> tf.Tensor:
   """Softmax cross-entropy over semantic IDs: l_I of Eq. 3 and l_A of Eq. 8.
 
   Args:
     logits: [B, C], f = Psi(C^I) or Psi(C^A), unnormalised log probabilities.
     semantic_ids: int [B], y in 0 ... C-1.
+    label_smoothing: share s of the wanted probability that is spread evenly over all C classes
+      (Szegedy et al. 2016), 0 in the paper. The wanted probability of y is 1 - s + s / C.
 
   Returns:
     Scalar, mean over the batch.
   """
-  return tf.reduce_mean(
-    tf.nn.sparse_softmax_cross_entropy_with_logits(labels=semantic_ids, logits=logits)
+  loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=semantic_ids, logits=logits)
+  if label_smoothing:
+    uniform = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)  # [B]
+    loss = (1.0 - label_smoothing) * loss + label_smoothing * uniform
+  return tf.reduce_mean(loss)
+
+
+def batch_hard_triplet_loss(
+  embeddings: tf.Tensor, people: tf.Tensor, *, margin: float | None = 0.3
+) -> tf.Tensor:
+  """Batch-hard triplet loss (Hermans et al. 2017), on Euclidean distances.
+
+  For each crop i with another crop of its person in the batch: with p its farthest crop of the same
+  person and n its nearest of another, max(0, d(i, p) - d(i, n) + margin); with the soft margin,
+  log(1 + exp(d(i, p) - d(i, n))).
+
+  Args:
+    embeddings: [B, F].
+    people: int [B].
+    margin: >= 0, or None for the soft margin.
+
+  Returns:
+    Scalar, mean over the crops that have both p and n; 0 where there is none.
+  """
+  squares = tf.reduce_sum(tf.square(embeddings), axis=1)
+  distances = (
+    squares[:, None] + squares[None, :] - 2.0 * tf.matmul(embeddings, embeddings, transpose_b=True)
   )
+  # The root has no derivative at 0, and cancellation can leave -1e-6.
+  distances = tf.sqrt(tf.maximum(distances, 1e-12))  # [B, B]
+  same = tf.equal(people[:, None], people[None, :])
+  others = tf.logical_and(same, tf.logical_not(tf.eye(tf.shape(people)[0], dtype=tf.bool)))
+  valid = tf.logical_and(tf.reduce_any(others, axis=1), tf.reduce_any(tf.logical_not(same), axis=1))
+  farthest = tf.reduce_max(tf.where(others, distances, 0.0), axis=1)
+  nearest = tf.reduce_min(tf.where(same, distances.dtype.max, distances), axis=1)
+  difference = tf.where(valid, farthest - nearest, 0.0)
+  if margin is None:
+    loss = tf.nn.softplus(difference)
+  else:
+    loss = tf.nn.relu(difference + margin)
+  count = tf.reduce_sum(tf.cast(valid, loss.dtype))
+  return tf.reduce_sum(tf.where(valid, loss, 0.0)) / tf.maximum(count, 1.0)
 
 
 def discriminator_loss(image_logits: tf.Tensor, attribute_logits: tf.Tensor) -> tf.Tensor:

@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
@@ -250,7 +251,10 @@ def append_line(path: str | os.PathLike, line: bytes) -> None:
     content = (b'\n' if torn else b'') + line + b'\n'
     try:
       written = os.write(descriptor, content)
-      if written != len(content):
+      if written < len(content):
+        # For the system's own reason why the rest had no room.
+        written += os.write(descriptor, content[written:])
+      if written < len(content):
         raise OSError(
           errno.ENOSPC,
           f'only {written} of {len(content)} bytes of a line could be written; is the disk full?',
@@ -268,6 +272,55 @@ def append_line(path: str | os.PathLike, line: bytes) -> None:
     sync_directory(os.path.dirname(os.fspath(path)) or '.')
 
 
+def open_regular(path: str | os.PathLike) -> IO[bytes]:
+  """Opens a regular file for reading, and nothing else.
+
+  Opening a pipe waits for somebody who writes to it, and opening a device may do anything; both can
+  stand under a name that a list of files gives.
+
+  Args:
+    path: the file; a link to a regular file is one.
+
+  Raises:
+    FileNotFoundError: there is none.
+    OSError: it is a folder, a pipe, a device or a socket, or it cannot be read.
+  """
+  path = os.fspath(path)
+  _check_regular(os.stat(path), path)
+  # Another thing may have taken the name meanwhile: a pipe must not be waited for.
+  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+  try:
+    _check_regular(os.fstat(descriptor), path)
+    return os.fdopen(descriptor, 'rb')
+  except BaseException:
+    os.close(descriptor)
+    raise
+
+
+def _check_regular(status: os.stat_result, path: str) -> None:
+  if stat.S_ISDIR(status.st_mode):
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+  if not stat.S_ISREG(status.st_mode):
+    raise OSError(errno.EINVAL, 'it is a pipe, a device or a socket, and no file', path)
+
+
+def read_bytes(path: str | os.PathLike, *, limit: int | None = None) -> bytes:
+  """The content of a regular file; see `open_regular`.
+
+  Args:
+    path: the file.
+    limit: how many bytes it may have at most.
+
+  Raises:
+    OSError: as `open_regular`, or the file is larger than the limit.
+  """
+  with open_regular(path) as file:
+    content = file.read() if limit is None else file.read(limit + 1)
+  if limit is not None and len(content) > limit:
+    raise OSError(errno.EFBIG, f'it has more than {limit} bytes', os.fspath(path))
+  return content
+
+
 def checksum(content: bytes) -> str:
   """The checksum of some bytes: BLAKE2b of 128 bits, as 32 hexadecimal digits."""
   return hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -282,7 +335,7 @@ def checksum_of_file(path: str | os.PathLike) -> str:
   if not os.path.isfile(path):
     raise FileNotFoundError(errno.ENOENT, 'there is no such regular file', os.fspath(path))
   state = hashlib.blake2b(digest_size=16)
-  with open(path, 'rb') as file:
+  with open_regular(path) as file:
     while block := file.read(1 << 20):
       state.update(block)
   return state.hexdigest()
@@ -333,8 +386,7 @@ def read_json(
     FileNotFoundError: there is none.
     ValueError: it is damaged; the message names the file.
   """
-  with open(path, 'rb') as file:
-    content = file.read()
+  content = read_bytes(path)
   damaged = f"The {what} '{os.fspath(path)}' is damaged"
   try:
     document = json.loads(content.decode('utf-8'))
@@ -503,21 +555,28 @@ def exclusive_lock(path: str | os.PathLike, *, message: str) -> Iterator[None]:
   files of one name. On network file systems such a lock may do nothing between machines.
 
   Args:
-    path: the lock's file; made if there is none.
+    path: the lock's file; made if there is none. A link is not followed: it would make, and lock,
+      a file elsewhere.
     message: what to tell whoever comes second.
 
   Raises:
     BlockingIOError: another process holds it; with `message`.
-    OSError: the file cannot be made.
+    OSError: the file cannot be made, or something else has its name.
   """
   import fcntl
 
-  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+  path = os.fspath(path)
+  if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+    raise OSError(errno.EINVAL, 'the file of a lock is a link, or no file', path)
+  descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
   try:
     try:
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-      raise BlockingIOError(error.errno, message) from error
+      # Only with the message: with a number it would begin with '[Errno 11]'.
+      refused = BlockingIOError(message)
+      refused.errno = error.errno
+      raise refused from error
     except OSError as error:
       # Without locks nothing is protected, but refusing to work there would protect nothing either.
       if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""`tfreid check_data` of this checkout, whether it is installed or not."""
+"""`tfreid check-data` of this checkout, whether it is installed or not."""
 
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from tfreid import cli
+from tfreid.cli.main import main
 
 if __name__ == '__main__':
-  cli.run('check_data', sys.argv[1:])
+  main(['check-data', *sys.argv[1:]])

@@ -6,8 +6,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from tfreid import cli
+from tfreid.cli.main import main
 
 if __name__ == '__main__':
   os.chdir(sys.path[0])
-  cli.run('demo', sys.argv[1:])
+  main(['demo', *sys.argv[1:]])

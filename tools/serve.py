@@ -6,7 +6,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from tfreid import cli
+from tfreid.cli.main import main
 
 if __name__ == '__main__':
-  cli.run('serve', sys.argv[1:])
+  main(['serve', *sys.argv[1:]])

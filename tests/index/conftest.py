@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tfreid.data.attributes import Attribute, AttributeSchema
-from tfreid.index import engine, engines, milvus, segment
+from tfreid.index import engine, engines, milvus, segment, trust
 from tfreid.index.ledger import Ledger
 from tfreid.serving.search import ExactSearch
 
@@ -187,6 +187,7 @@ def milvus_server(tmp_path_factory):
         break
       except OSError:
         time.sleep(0.1)
+    trust.remember_place(f'http://127.0.0.1:{port}')
     yield f'http://127.0.0.1:{port}'
   finally:
     server.stdin.close()

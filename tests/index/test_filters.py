@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import random
 
 import numpy as np
@@ -88,7 +89,12 @@ def test_a_condition_chooses_these_rows(text, expected):
     ('camera <> 1', "'<>' is not known"),
     ('camera is null', "What a crop does not have is 'None'"),
     ('indoor == true', "Write 'True'"),
-    ('site == “north”', 'Use straight quotation marks'),
+    ('site == “north', 'The quotation mark “ is not closed'),
+    ('camera == 1 # or 2', "A '#' stands in texts only"),
+    ('camera == 1 #', "A '#' stands in texts only"),
+    ('not ' * 21 + 'camera == 1', 'nested too deeply'),
+    ('(' * 21 + 'camera == 1' + ')' * 21, 'nested too deeply'),
+    (f'a in [{"1," * 3990}] or a in [{"1," * 11}]', 'compares with 4,001 values'),
     ('site like "n%"', "There is no 'like'"),
     ('site == "C:\\new"', 'r"C:'),
     ("site == 'a\\d'", 'A backslash is written twice'),
@@ -218,6 +224,120 @@ def test_texts_say_backslashes_and_quotation_marks():
   ]:
     assert filters.parse(f'site == {text}') == Compare('site', '==', value)
     assert filters.parse(f'"x" == site or site in [{text}]').parts[1] == In('site', (value,))
+
+
+def test_curly_marks_are_quotation_marks_and_accents_may_stand_apart():
+  for text in ('“nørth”', '„nørth“', '«nørth»', '‘nørth’', '‚nørth‘', 'r“nørth”'[1:]):
+    assert filters.parse(f'site == {text}') == Compare('site', '==', 'nørth')
+  assert filters.parse('site == “l’été 5" "”') == Compare('site', '==', 'l’été 5" "')
+  assert filters.parse('site == "“a” ‘b’"') == Compare('site', '==', '“a” ‘b’')
+  assert filters.parse('site == "e\u0301te\u0301"') == Compare('site', '==', 'été')
+  assert filters.parse('camera\u00a0==\u30001\nand\tsite is None')
+  rows = [{'site': 'été'}, {'site': 'e\u0301te\u0301'}, {'site': 'ete'}]
+  assert chosen('site == "été"', rows) == chosen('site in ["e\u0301te\u0301"]', rows) == [0, 1]
+  assert chosen(filters.required({'site': 'e\u0301te\u0301'}), rows) == [0, 1]
+
+
+def test_times_are_compared_as_instants():
+  rows = [
+    {'time': '2024-03-01T09:15:00+01:00'},
+    {'time': '2024-03-01 08:15:00.5Z'},
+    {'time': '2024-03-01T08:14:59.999+00:00'},
+    {'time': '2024-03-01T03:15-0500'},
+    {'time': '2024-02-29T23:59:59-09'},
+    {},
+  ]
+  assert chosen('time == "2024-03-01T08:15:00Z"', rows) == [0, 3]
+  assert chosen('time > "2024-03-01 08:15Z"', rows) == [1, 4]
+  assert chosen('time in ["2024-03-01T10:15:00+02:00", "2024-03-01T08:59:59Z"]', rows) == [0, 3, 4]
+  assert chosen('time < "2024-03-01T08:15:00Z"', rows) == [2]
+  assert chosen('time >= "2024-03-01" and time < "2024-03-02"', rows) == [0, 1, 2, 3, 4]
+  with pytest.raises(
+    ValueError, match='with an offset from UTC, and "2024-03-01T08:15:00" has not'
+  ):
+    chosen('time == "2024-03-01T08:15"', rows)
+  local = [{'time': '2024-03-01 09:15'}, {'time': '2024-03-01T09:15:00.25'}, {'time': 'noon'}]
+  assert chosen('time == "2024-03-01T09:15:00"', local) == [0]
+  assert chosen('time <= "2024-03-01T09:15:00.250"', local) == [0, 1]
+  with pytest.raises(ValueError, match='without an offset'):
+    chosen('time == "2024-03-01T08:15Z"', local)
+
+
+def test_random_comparisons_hold_as_python_says():
+  draw = random.Random(1)
+  pool = [
+    1,
+    2,
+    2.5,
+    -3,
+    2**62 + 1,
+    2**62,
+    0.1,
+    True,
+    False,
+    'a',
+    'b',
+    'ab',
+    '',
+    'ø',
+    '1',
+    '2024-01',
+  ]
+  symbols = {
+    '==': operator.eq, '<': operator.lt, '<=': operator.le, '>': operator.gt, '>=': operator.ge,
+  }  # fmt: skip
+
+  def holds(value, symbol, other):
+    if filters.kind(value) != filters.kind(other):
+      return symbol == '!='
+    return value != other if symbol == '!=' else symbols[symbol](value, other)
+
+  for _ in range(100):
+    rows = [{'a': draw.choice(pool)} if draw.random() < 0.9 else {} for _ in range(12)]
+    # As the segments make it: True, 1 and 1.0 are different values.
+    distinct = {}
+    codes = [
+      distinct.setdefault((filters.kind(row['a']), row['a']), len(distinct)) if row else -1
+      for row in rows
+    ]
+    found = Column([value for _, value in distinct], np.asarray(codes, np.int32))
+    symbol, other = draw.choice([*symbols, '!=']), draw.choice(pool)
+    listed = tuple(draw.sample(pool, 4))
+    for condition, expected in (
+      (Compare('a', symbol, other), [bool(r) and holds(r['a'], symbol, other) for r in rows]),
+      (In('a', listed), [bool(r) and any(holds(r['a'], '==', o) for o in listed) for r in rows]),
+      (
+        In('a', listed, negated=True),
+        [bool(r) and not any(holds(r['a'], '==', o) for o in listed) for r in rows],
+      ),
+    ):
+      answer = filters.evaluate(condition, {'a': found}.get, 12)
+      assert answer.tolist() == expected, condition
+
+
+def test_a_column_is_ordered_in_runs(monkeypatch):
+  monkeypatch.setattr(filters, '_RUN', 3)
+  rows = [{'a': str(i % 8)} for i in range(20)] + [{'a': i} for i in range(5)]
+  assert len(column(rows, 'a').runs) > 2
+  for text, holds in (
+    ('a >= "5"', lambda a: isinstance(a, str) and a >= '5'),
+    ('a < 3', lambda a: isinstance(a, int) and a < 3),
+    ('a in ["0", "7", 2]', lambda a: a in ('0', '7', 2)),
+    ('a != "3"', lambda a: a != '3'),
+  ):
+    assert chosen(text, rows) == [i for i, row in enumerate(rows) if holds(row['a'])], text
+
+
+def test_many_values_in_a_list_are_looked_up_and_not_gone_through(monkeypatch):
+  """Bound by the number of comparisons; it was one for each value of each crop."""
+  values = [f'2024-03-01T{i // 3600:02}:{i // 60 % 60:02}:{i % 60:02}' for i in range(20_000)]
+  found = Column(values, np.arange(len(values), dtype=np.int32))
+  assert found.runs
+  calls = []
+  monkeypatch.setattr(filters, '_key', lambda value: calls.append(value) or value)
+  condition = filters.And((In('time', tuple(values[:4000])), In('time', tuple(values[2000:6000]))))
+  assert filters.evaluate(condition, lambda _: found, len(values)).sum() == 2000
+  assert len(calls) == 8000
 
 
 def test_a_long_unreadable_filter_is_refused_fast():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfreid.networks import encoder as encoders
 from tfreid.networks import image
 
 CROP = (64, 32, 3)
@@ -33,7 +34,7 @@ def test_pixels_are_normalised_as_keras_normalises_for_its_resnet(pixels):
 
 
 def test_concept_is_the_tanh_of_a_linear_layer_on_pooled_features(encoder, pixels):
-  features = image.features(encoder)
+  features = encoders.features(encoder)
   assert features.output_shape == (None, 2048)
   assert encoder.output_shape == (None, 16)
   kernel, bias = encoder.get_layer('concept').get_weights()
@@ -45,13 +46,13 @@ def test_features_are_the_mean_of_the_last_map(encoder, pixels):
   last = tf.keras.Model(encoder.input, encoder.get_layer('conv5_block3_out').output)
   maps = last(pixels).numpy()
   assert maps.shape == (2, 2, 1, 2048)  # 32 times smaller
-  found = image.features(encoder)(pixels)
+  found = encoders.features(encoder)(pixels)
   np.testing.assert_allclose(found, maps.mean(axis=(1, 2)), rtol=1e-4, atol=1e-5)
 
 
 def test_features_share_the_encoders_variables(encoder):
   mine = {id(v) for v in encoder.variables}
-  assert {id(v) for v in image.features(encoder).variables} < mine
+  assert {id(v) for v in encoders.features(encoder).variables} < mine
 
 
 def test_every_batch_norm_has_the_momentum_asked_for(encoder):
@@ -126,7 +127,7 @@ def test_encoder_with_published_weights_computes_keras_features(form, conv_bias,
   convolutions = [x for x in encoder.layers if isinstance(x, tf.keras.layers.Conv2D)]
   assert [x.use_bias for x in convolutions] == [conv_bias] * 53
   expected = body(tf.keras.applications.resnet50.preprocess_input(pixels.copy())).numpy()
-  found = image.features(encoder)(pixels).numpy()
+  found = encoders.features(encoder)(pixels).numpy()
   np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
@@ -135,7 +136,7 @@ def test_biases_make_no_difference_in_training(published, pixels):
   _, files = published
   batch = np.concatenate([pixels, 255 - pixels])
   found = [
-    image.features(
+    encoders.features(
       image.image_encoder(CROP, 16, weights=str(files['without top']), conv_bias=conv_bias)
     )(batch, training=True).numpy()
     for conv_bias in (True, False)

@@ -199,7 +199,7 @@ def test_usage_is_told_without_tensorflow():
   )
   for flags, message in (
     (['--help'], '--space'),
-    ([], 'Flag --space must have a value'),
+    ([], 'Give --space='),
     (['--space=x', 'market1501'], "Unexpected argument: 'market1501'"),
     (['--space=x', '--dataset=market1501'], 'give --data_root'),
   ):

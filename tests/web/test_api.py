@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import io
 import json
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 import tfreid.index
-from tfreid.web import app, guard
+from tfreid.web import access, app
 
 QUERY = {'hat': 'yes', 'upper_color': '!blue'}
 
@@ -117,9 +118,9 @@ def test_no_answer_and_no_error_tells_a_path(serve, people):
 
 
 def test_messages_are_cleaned_of_paths(serve, people):
-  desk = serve().app.app.state.desk
+  service = serve().app.app.state.services.search
   text = f"The model '{people.model}/1' at /srv/models/x/1 and ~/private/data/crop.png and a/b"
-  assert desk.clean(text) == "The model 'model/1' at 1 and crop.png and a/b"
+  assert service.clean(text) == "The model 'model/1' at 1 and crop.png and a/b"
 
 
 def test_pictures_are_those_of_answered_crops_only(serve, people):
@@ -182,7 +183,7 @@ def test_the_api_is_described(serve):
 
 
 def test_the_description_says_how_to_show_who_one_is(serve):
-  found = serve(access=guard.Access(tokens=TOKENS)).get('/api/v1/openapi.json').json()
+  found = serve(access=access.Access(tokens=TOKENS)).get('/api/v1/openapi.json').json()
   assert found['paths']['/api/v1/search']['post']['security'] == [
     {'HTTPBearer': []},
     {'APIKeyCookie': []},
@@ -359,7 +360,7 @@ TOKENS = {'ann': 'the secret of ann', 'bob': 'the secret of bob'}
 
 
 def test_where_tokens_are_asked_for_nothing_is_told_without(serve):
-  client = serve(access=guard.Access(tokens=TOKENS))
+  client = serve(access=access.Access(tokens=TOKENS))
   for path in ('/api/v1/schema', '/api/v1/info', f'/api/v1/crops/{"0" * 32}/thumbnail'):
     error(client.get(path), 401)
   error(client.search(query=QUERY), 401, 'Authorization: Bearer')
@@ -370,28 +371,35 @@ def test_where_tokens_are_asked_for_nothing_is_told_without(serve):
 
 
 def test_who_was_turned_away_is_in_the_log(serve):
-  client = serve(access=guard.Access(tokens=TOKENS))
-  error(client.get('/api/v1/info'), 401)  # asks for nothing that is logged
+  client = serve(access=access.Access(tokens=TOKENS))
+  for path in ('schema', 'info', f'crops/{"0" * 32}/thumbnail'):
+    error(client.get(f'/api/v1/{path}'), 401)
   error(client.search(query=QUERY), 401)
   error(client.like(id='x'), 401)
+  error(client.delete('/api/v1/session'), 401)
   error(client.post('/api/v1/session', json={'token': 'a guess'}), 401)
   client.post('/api/v1/session', json={'token': TOKENS['ann']})
   client.search(query=QUERY)
+  client.get('/api/v1/info')
   found = [(line['action'], line['outcome'], line['who'].get('token')) for line in client.log()]
   assert found == [
+    ('schema', 'unauthorized', None),
+    ('info', 'unauthorized', None),
+    ('thumbnail', 'unauthorized', None),
     ('search', 'unauthorized', None),
     ('like', 'unauthorized', None),
+    ('sign_out', 'unauthorized', None),
     ('session', 'unauthorized', None),
     ('session', 'answered', 'ann'),
     ('search', 'answered', 'ann'),
   ]
   # Neither what a stranger asked nor what was tried as a token.
-  assert 'query' not in client.log()[0]
+  assert not any('query' in line for line in client.log() if line['outcome'] == 'unauthorized')
   assert 'guess' not in client.path.read_text()
 
 
 def test_the_log_names_whose_token_it_was(serve):
-  client = serve(access=guard.Access(tokens=TOKENS, user_header='x-user'))
+  client = serve(access=access.Access(tokens=TOKENS, user_header='x-user'))
   headers = {'authorization': 'Bearer the secret of bob', 'x-user': 'B. O. B.'}
   client.post('/api/v1/search', json={'query': QUERY}, headers=headers)
   assert client.log()[-1]['who'] == {'address': 'testclient', 'token': 'bob', 'user': 'B. O. B.'}
@@ -404,25 +412,79 @@ def test_a_header_names_nobody_unless_a_proxy_is_trusted(serve):
 
 
 def test_a_browser_gets_a_cookie_for_a_token(serve):
-  access = guard.Access(tokens=TOKENS)
-  client = serve(access=access)
+  rules = access.Access(tokens=TOKENS)
+  client = serve(access=rules)
   error(client.post('/api/v1/session', json={'token': 'guess'}), 401)
   error(client.post('/api/v1/session', json={'token': 1}), 400)
   given = client.post('/api/v1/session', json={'token': TOKENS['ann']})
   cookie = given.headers['set-cookie']
   assert 'HttpOnly' in cookie
   assert 'SameSite=strict' in cookie
-  assert client.get('/api/v1/info').json()['user'] == 'ann'
+  assert 'Max-Age=43200' in cookie
+  assert 'Secure' not in cookie
+  facts = client.get('/api/v1/info').json()
+  assert (facts['user'], facts['session']) == ('ann', True)
   client.http.cookies.clear()
-  name, _, signature = access.cookie('ann').partition('.')
-  forged = [f'{b"bob".hex()}.{signature}', f'{name}.', name, f'zz.{signature}', '.', 'é']
-  for value in forged:
+  session, _, signature = rules.cookie('ann').rpartition('.')
+  name, expires, identifier = session.split('.')
+  for value in (
+    f'{b"bob".hex()}.{expires}.{identifier}.{signature}',
+    f'{name}.{int(expires) + 1}.{identifier}.{signature}',
+    f'{name}.{expires}.{identifier[:-1]}.{signature}',
+    f'{session}.',
+    session,
+    name,
+    f'zz.{expires}.{identifier}.{signature}',
+    '...',
+    'é',
+  ):
     header = {'cookie': f'tfreid_session={value}'.encode()}
     assert client.get('/api/v1/info', headers=header).status_code == 401
   # Another process has another key.
-  other = serve(access=guard.Access(tokens=TOKENS))
-  header = {'cookie': f'tfreid_session={access.cookie("ann")}'}
+  other = serve(access=access.Access(tokens=TOKENS))
+  header = {'cookie': f'tfreid_session={rules.cookie("ann")}'}
   assert other.get('/api/v1/info', headers=header).status_code == 401
+
+
+def test_a_session_ends_when_it_is_over_and_when_its_user_signs_out(serve):
+  rules = access.Access(tokens=TOKENS)
+  client = serve(access=rules)
+  client.post('/api/v1/session', json={'token': TOKENS['ann']})
+  copied = client.http.cookies['tfreid_session']
+  ended = client.delete('/api/v1/session')
+  assert 'Max-Age=0' in ended.headers['set-cookie']
+  error(client.get('/api/v1/info'), 401)
+  # Whoever has copied the cookie is out as well; another session of the same user is not.
+  assert rules.name_of_cookie(copied) is None
+  assert rules.name_of_cookie(rules.cookie('ann')) == 'ann'
+  assert client.log()[-2]['action'] == 'sign_out'
+  over = access.Access(tokens=TOKENS, session_seconds=-1)
+  assert over.name_of_cookie(over.cookie('ann')) is None
+  # Programs have no session, and are told so.
+  bearer = {'authorization': f'Bearer {TOKENS["bob"]}'}
+  assert client.get('/api/v1/info', headers=bearer).json()['session'] is False
+
+
+@pytest.mark.parametrize(
+  ('base', 'public', 'secure'),
+  [
+    ('http://localhost:8000', '', False),
+    ('http://localhost:8000', 'http://depot.example', False),
+    ('https://localhost:8000', '', True),
+    ('http://depot.example', 'https://depot.example', True),
+  ],
+)
+def test_a_cookie_is_sent_over_https_only_where_there_is_https(serve, base, public, secure):
+  client = serve(access=access.Access(tokens=TOKENS, public_url=public))
+  for ask in (
+    lambda: client.post(f'{base}/api/v1/session', json={'token': TOKENS['ann']}),
+    lambda: client.delete(
+      f'{base}/api/v1/session', headers={'authorization': f'Bearer {TOKENS["ann"]}'}
+    ),
+  ):
+    answer = ask()
+    assert answer.status_code == 200, answer.text
+    assert ('Secure' in answer.headers['set-cookie']) is secure
 
 
 @pytest.mark.parametrize(
@@ -443,7 +505,7 @@ def test_a_browser_gets_a_cookie_for_a_token(serve):
   ],
 )
 def test_only_known_names_lead_here(serve, host, status):
-  client = serve(access=guard.Access(hosts=frozenset({'depot.example'})))
+  client = serve(access=access.Access(hosts=frozenset({'depot.example'})))
   for path in ('/', '/api/v1/info', '/healthz'):
     assert client.get(path, headers={'host': host}).status_code == status
 
@@ -471,7 +533,7 @@ def test_pages_of_others_may_not_ask(serve, headers, status):
 
 def test_every_answer_forbids_the_browser_what_is_not_needed(serve, monkeypatch):
   client = serve()
-  monkeypatch.setattr(client.app.app.state.desk, 'search', lambda _: 1 / 0)
+  monkeypatch.setattr(client.app.app.state.services.search, 'search', lambda _: 1 / 0)
   answers = [
     client.get('/'),
     client.get('/static/page.js'),
@@ -508,15 +570,15 @@ def test_the_page_asks_for_nothing_of_other_hosts(serve):
 
 def test_a_slow_search_blocks_nobody(serve, monkeypatch):
   client = serve(limits=app.Limits(threads=2, waiting=1, seconds=0.5, refresh_seconds=0))
-  desk = client.app.app.state.desk
-  search, released = desk.search, threading.Event()
+  service = client.app.app.state.services.search
+  search, released = service.search, threading.Event()
 
   def slow(asked):
     if asked.words == 'hat':
       released.wait(10)
     return search(asked)
 
-  monkeypatch.setattr(desk, 'search', slow)
+  monkeypatch.setattr(service, 'search', slow)
   with concurrent.futures.ThreadPoolExecutor(8) as threads:
     stuck = threads.submit(lambda: client.search(words='hat'))
     time.sleep(0.1)
@@ -534,7 +596,7 @@ def test_a_slow_search_blocks_nobody(serve, monkeypatch):
     assert [error(one.result(), 504) for one in more]
     released.set()
     deadline = time.monotonic() + 10
-    while client.app.app.state.searches.taken and time.monotonic() < deadline:
+    while client.app.app.state.services.searches.taken and time.monotonic() < deadline:
       time.sleep(0.01)
   assert client.search(query=QUERY).status_code == 200
   outcomes = [line['outcome'] for line in client.log()]
@@ -594,3 +656,76 @@ def test_a_changed_index_is_taken_over_while_it_is_asked(serve, people, loaded, 
   generations = [json.loads(line)['generation'] for line in client.path.read_text().splitlines()]
   assert generations == sorted(generations)
   assert generations[-1] > generations[0]
+
+
+def test_a_client_that_hangs_up_ends_what_it_asked_for(serve, monkeypatch, caplog):
+  from tfreid import cancellation
+
+  client = serve()
+  begun, ended = threading.Event(), threading.Event()
+
+  def slow(_):
+    begun.set()
+    try:
+      while True:
+        cancellation.check()
+        time.sleep(0.001)
+    except cancellation.CancelledError:
+      ended.set()
+      raise
+
+  service = client.app.app.state.services.search
+  monkeypatch.setattr(service, 'search', slow)
+  body = json.dumps({'query': QUERY}).encode()
+  scope = {
+    'type': 'http',
+    'method': 'POST',
+    'path': '/api/v1/search',
+    'query_string': b'',
+    'headers': [(b'host', b'localhost'), (b'content-type', b'application/json')],
+    'client': ('10.0.0.1', 1),
+  }
+  sent = []
+
+  async def ask(*messages):
+    coming = iter(messages)
+
+    async def receive():
+      message = next(coming)
+      while message['type'] == 'http.disconnect' and len(messages) > 1 and not begun.is_set():
+        await asyncio.sleep(0.01)
+      return message
+
+    async def send(message):
+      sent.append(message)
+
+    await client.app(dict(scope), receive, send)
+
+  # In the middle of the search, and before all of the question had come.
+  asyncio.run(ask({'type': 'http.request', 'body': body}, {'type': 'http.disconnect'}))
+  assert ended.wait(30)
+  asyncio.run(ask({'type': 'http.disconnect'}))
+  assert [line['outcome'] for line in client.log()] == ['cancelled'] * 2
+  assert not [record for record in caplog.records if record.levelname in ('ERROR', 'WARNING')]
+  assert client.app.intake.used == 0
+
+
+def test_a_refused_body_writes_a_bounded_line(serve):
+  client = serve()
+  error(client.search(query={'hat': 'y' * 80_000}), 400)
+  error(client.search(query={f'a{i}': 'y' * 190 for i in range(400)}), 400)
+  error(client.search(query=QUERY, exclude=[f'{i}' * 200 for i in range(100, 250)], top_k=0), 400)
+  assert [line['outcome'] for line in client.log()] == ['invalid'] * 3
+  assert max(map(len, client.path.read_text().splitlines())) < 4000
+
+
+def test_a_flood_without_a_token_is_a_count_in_the_log(serve):
+  client = serve(access=access.Access(tokens=TOKENS))
+  for _ in range(30):
+    error(client.get('/api/v1/info'), 401)
+  client.app.app.state.services.log.close()
+  lines = client.log()
+  assert len(lines) == 11
+  assert (lines[-1]['action'], lines[-1]['outcome'], lines[-1]['count']) == (
+    'counted', 'unauthorized', 20,
+  )  # fmt: skip

@@ -4,6 +4,8 @@ import concurrent.futures
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -106,3 +108,64 @@ def test_a_log_that_becomes_unwritable_recovers(tmp_path):
   (tmp_path / 'away').rename(folder)
   log.write({'n': 2})
   assert [line['n'] for line in lines(folder / 'audit.jsonl')] == [0, 2]
+
+
+def test_what_a_crash_left_of_a_line_does_not_swallow_the_next(tmp_path):
+  path = tmp_path / 'audit.jsonl'
+  path.write_bytes(b'{"n": 0}\n{"n": 1, "wor')
+  log = AuditLog(str(path))
+  log.write({'n': 2})
+  log.write({'n': 3})
+  assert path.read_bytes() == b'{"n": 0}\n{"n": 1, "wor\n{"n":2}\n{"n":3}\n'
+
+
+_WRITER = """
+import os, sys
+from tfreid.web.audit import AuditLog, UnwritableError
+log, write = AuditLog(sys.argv[1]), os.write
+print('ready', flush=True)
+sys.stdin.readline()
+for i in range(200):
+  # Each third time the disk takes only a part, which is taken back.
+  os.write = (lambda fd, data: write(fd, data[:-7])) if i % 3 == 2 else write
+  try:
+    log.write({'who': sys.argv[2], 'n': i, 'pad': 'x' * (i * 37 % 3000)})
+  except UnwritableError:
+    assert i % 3 == 2
+"""
+
+
+def test_two_servers_do_not_cut_each_others_lines(tmp_path):
+  path = tmp_path / 'audit.jsonl'
+  writers = [
+    subprocess.Popen(
+      [sys.executable, '-c', _WRITER, str(path), name],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for name in 'ab'
+  ]
+  for writer in writers:
+    assert writer.stdout.readline() == 'ready\n'
+  for writer in writers:
+    writer.stdin.write('\n')
+    writer.stdin.flush()
+  assert [writer.wait(60) for writer in writers] == [0, 0]
+  for writer in writers:
+    writer.stdin.close()
+    writer.stdout.close()
+  found = lines(path)
+  for name in 'ab':
+    mine = [line['n'] for line in found if line['who'] == name]
+    assert mine == [i for i in range(200) if i % 3 != 2]
+
+
+def test_a_log_that_others_can_read_is_warned_about_and_left_as_it_is(tmp_path, caplog):
+  path = tmp_path / 'audit.jsonl'
+  AuditLog(str(path)).close()
+  assert caplog.text == ''
+  path.chmod(0o644)
+  AuditLog(str(path)).close()
+  assert 'Others than its owner' in caplog.text
+  assert stat.S_IMODE(path.stat().st_mode) == 0o644

@@ -22,6 +22,7 @@ def test_without_rules_everything_is_allowed():
   rules.check_attributes(['gender'])
   rules.check_purpose('')
   assert rules == policy.Policy()
+  assert policy.from_json({'blur_thumbnails': 3}).blur_thumbnails == 3.0
 
 
 def test_rules_are_read(tmp_path):
@@ -59,6 +60,11 @@ def test_rules_are_read(tmp_path):
     ('{"disabled_attributes": "gender"}', 'list of texts'),
     ('{"disabled_attributes": ["gender", 1]}', 'list of texts'),
     ('{"require_purpose": []}', 'no purpose'),
+    ('{"require_purpose": ["lost child", "\\u200b"]}', 'list of texts'),
+    ('{"max_results": null}', 'at least 1'),
+    ('{"max_results": 2.5}', 'at least 1'),
+    ('{"blur_thumbnails": 65}', 'a radius'),
+    ('{"blur_thumbnails": 1e999}', 'a radius'),
     ('{"require_purpose": "yes"}', 'list of texts'),
   ],
 )
@@ -114,8 +120,14 @@ def test_messages_about_words_do_not_tell_of_disabled_attributes():
 def test_purposes():
   any_purpose = policy.from_json({'require_purpose': True})
   any_purpose.check_purpose('lost child')
-  with pytest.raises(RefusedError, match='purpose is stated'):
-    any_purpose.check_purpose('  ')
+  for purpose in (
+    '', '  ', '\t\n', '\u200b', '\u200b\u2060\ufeff', '\u00ad', '\u3164', '\u2800 \u00a0', '\u0301',
+    '\u202e\u202c', '\x00\x1b', '\ufe0f', '\U000e0001', '\ue000',
+  ):  # fmt: skip
+    with pytest.raises(RefusedError, match='purpose is stated'):
+      any_purpose.check_purpose(purpose)
+  for purpose in ('?', 'é', '人', '\U0001f600', '\u200b7\u200b'):
+    any_purpose.check_purpose(purpose)
   listed = policy.from_json({'require_purpose': ['lost child']})
   listed.check_purpose('lost child')
   for purpose in ('', 'curiosity', 'LOST CHILD', 'lost child '):

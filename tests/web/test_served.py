@@ -14,7 +14,7 @@ from tfreid.search.client import ServingError
 from tfreid.search.exported import ExportedModel
 from tfreid.search.remote import ServedModel
 from tfreid.web import app
-from tfreid.web import desk as desks
+from tfreid.web import service as search_service
 from tfreid.web.policy import Policy
 
 pytestmark = pytest.mark.slow
@@ -126,8 +126,8 @@ def test_page_and_log_are_told_name_and_version_and_no_address(behind, models, p
   line = client.log()[0]
   assert (line['source'], line['generation']) == ('people, version 1', None)
   assert line['model'] == answers[0].json()['model']['fingerprint']
-  desk = client.app.app.state.desk
-  assert desk.clean(f'{address}, people, version 1: people at {address} does not.') == (
+  service = client.app.app.state.services.search
+  assert service.clean(f'{address}, people, version 1: people at {address} does not.') == (
     'people, version 1: people at its server does not.'
   )
 
@@ -220,7 +220,7 @@ def test_a_policy_that_does_not_fit_a_new_version_opens_nothing(
   with caplog.at_level(logging.ERROR):
     models.publish('renamed', other.model, 2)
     until(lambda: client.get('/api/v1/info').json()['name'] == 'renamed, version 2')
-  (complaint,) = [r.getMessage() for r in caplog.records if r.name == 'tfreid.web.desk']
+  (complaint,) = [r.getMessage() for r in caplog.records if r.name == 'tfreid.web.service']
   assert "The policy does not fit renamed, version 2: The policy disables 'gender'" in complaint
   # What gender is called there, and what is new there, is as much out of reach as gender was.
   assert [a['name'] for a in client.get('/api/v1/schema').json()['attributes']] == ['hat']
@@ -328,11 +328,13 @@ class Failing:
 
 def test_what_is_lacking_is_not_offered_and_what_fails_is_told(people):
   with ExportedModel(people.model) as model:
-    found = desks.learn(Failing(model, 'suggest', 'FAILED_PRECONDITION'), Policy())
+    found = search_service.learn_capabilities(
+      Failing(model, 'suggest', 'FAILED_PRECONDITION'), Policy()
+    )
     assert (found.can['suggest'], found.can['explain'], found.can['like']) == (False, True, True)
     for code in ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'INTERNAL'):
       with pytest.raises(ServingError, match='It is told why'):
-        desks.learn(Failing(model, 'suggest', code), Policy())
+        search_service.learn_capabilities(Failing(model, 'suggest', code), Policy())
 
 
 def test_a_server_that_is_too_slow_is_a_504(behind, monkeypatch):
@@ -341,6 +343,6 @@ def test_a_server_that_is_too_slow_is_a_504(behind, monkeypatch):
   def slow(_):
     raise ServingError('No answer of people at http://127.0.0.1:1 within 1 s.', 'DEADLINE_EXCEEDED')
 
-  monkeypatch.setattr(client.app.app.state.desk, 'search', slow)
+  monkeypatch.setattr(client.app.app.state.services.search, 'search', slow)
   said(client.search(query={'hat': 'yes'}), 504, 'did not finish in time')
   assert client.log()[-1]['outcome'] == 'timeout'

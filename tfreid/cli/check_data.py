@@ -12,6 +12,7 @@ import sys
 from absl import flags
 
 from tfreid.cli import configuration, startup
+from tfreid.printable import printable
 
 _DATASET = flags.DEFINE_string(
   'dataset', None, 'Name of a file in gin/datasets/: market1501, dukemtmc, peta, …', required=True
@@ -51,10 +52,10 @@ def _table(title, frame, format_cell=str):
   table = rich.table.Table(title=title, title_justify='left')
   table.add_column('')
   for column in frame.columns:
-    table.add_column(str(column).replace('_', ' '), justify='right')
+    table.add_column(printable(column, lines=False).replace('_', ' '), justify='right')
   for name, row in frame.iterrows():
     label = ' '.join(name) if isinstance(name, tuple) else str(name)
-    table.add_row(label, *(format_cell(cell) for cell in row))
+    table.add_row(printable(label, lines=False), *(format_cell(cell) for cell in row))
   return table
 
 
@@ -86,7 +87,8 @@ def check_images(benchmark, console) -> int:
       soft_wrap=True,
     )
   for check in bad:
-    console.print(f'unreadable: {check.path}: {check.problem}', markup=False, soft_wrap=True)
+    problem = printable(f'unreadable: {check.path}: {check.problem}', lines=False)
+    console.print(problem, markup=False, soft_wrap=True)
   return len(bad)
 
 
@@ -104,7 +106,7 @@ def main(argv):
     summary = audit.summarize(benchmark)
     console.print(
       _table(
-        f'{benchmark.name}, {benchmark.schema.size} columns',
+        printable(f'{benchmark.name}, {benchmark.schema.size} columns', lines=False),
         summary.T.rename(lambda count: count.replace('_', ' ')),
       )
     )
@@ -122,6 +124,7 @@ def main(argv):
     found = audit.findings(benchmark, rare=_RARE.value)
     console.print(f'{len(found)} remarks' if found else 'No remarks.', style='bold')
     for finding in found:
-      console.print(f'- {finding}', highlight=False, markup=False, soft_wrap=True)
+      text = printable(f'- {finding}')
+      console.print(text, highlight=False, markup=False, soft_wrap=True)
     if _IMAGES.value and check_images(benchmark, console):
       sys.exit(1)

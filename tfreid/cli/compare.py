@@ -54,7 +54,6 @@ _SPEED = flags.DEFINE_float(
   'Speed of training to estimate times with until a run is finished.',
   lower_bound=1e-3,
 )
-_RESAMPLES = flags.DEFINE_integer('resamples', 2000, 'Draws of a bootstrap.', lower_bound=100)
 _WORKERS = flags.DEFINE_integer(
   'workers', 1, 'Runs at a time, each on its own share of the cores.', lower_bound=1
 )
@@ -79,9 +78,7 @@ def main(argv):
   if not _RENDER_ONLY.value and _DATA_ROOT.value is None and _DATASET.value != 'synthetic':
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
   signal.signal(signal.SIGTERM, training_runs.interrupt)
-  with startup.clear_errors(
-    interrupted='Interrupted. The same command goes on with what is left to do.'
-  ):
+  with startup.clear_errors('The same command continues where it stopped.'):
     if _RENDER_ONLY.value:
       _render_only()
       return
@@ -98,12 +95,11 @@ class Comparison:
 
   def __init__(self):
     """Reads the gin files and what is on disk; runs and writes nothing."""
-    from tfreid.comparison import paper, plan, scores
+    from tfreid.comparison import paper, plan
 
     self.out = _OUT.value
     self.report = _REPORT.value or self.out
     self.systems = _SYSTEMS.value or [system.name for system in paper.SYSTEMS]
-    scores.check_resamples(_RESAMPLES.value, len(self.systems))
     self.cores = training_runs.shares(_WORKERS.value)
     self.seeds = training_runs.seeds(_SEEDS.value)
     drawn = _DATA_ROOT.value is None
@@ -320,7 +316,7 @@ class Comparison:
         os.path.join(directory, _ABOUT), json.dumps(about, indent=1, ensure_ascii=False) + '\n'
       )
     if page:
-      path = report.write(rows, about, self.report, out=self.out, resamples=_RESAMPLES.value)
+      path = report.write(rows, about, self.report, out=self.out)
       print(f'Written: {path}', flush=True)
 
   def _do(self, runs):
@@ -371,7 +367,6 @@ class Comparison:
       The exit status, and the seconds it took.
     """
     from tfreid.comparison import plan
-    from tfreid.training.stages import facts
 
     directory = run.directory(self.out)
     record = self.record(run)
@@ -392,8 +387,10 @@ class Comparison:
     seconds = time.time() - started
     stages = {}
     for leg in plan.legs_of(run, self.recipes):
-      final = facts(os.path.join(directory, leg.name))
-      if final:
+      path = os.path.join(directory, leg.name, 'final.json')
+      if os.path.isfile(path):
+        with open(path, encoding='utf-8') as file:
+          final = json.load(file)
         stages[leg.name] = {name: final[name] for name in ('epochs', 'steps', 'seconds')}
     record.update(
       status=status,
@@ -689,7 +686,7 @@ class Queue:
 
 def _render_only():
   """Writes the page from a comparison's results file."""
-  from tfreid.comparison import plan, report, scores
+  from tfreid.comparison import report, scores
 
   path = os.path.join(_OUT.value, scores.RESULTS_FILE)
   rows = scores.read_rows(path)
@@ -698,19 +695,11 @@ def _render_only():
       f"There are no results in '{path}'. Give --out as it was given to the command that ran the "
       'systems.'
     )
-  systems = {row['system'] for row in rows if row['role'] == plan.TABLE}
-  scores.check_resamples(_RESAMPLES.value, len(systems))
   # A pre-training has no results and so no data set.
   about = {'dataset': next((row['dataset'] for row in rows if row.get('dataset')), _DATASET.value)}
   saved = os.path.join(_OUT.value, _ABOUT)
   if os.path.isfile(saved):
     with open(saved, encoding='utf-8') as file:
       about = json.load(file)
-  page = report.write(
-    rows,
-    about,
-    _REPORT.value or _OUT.value,
-    out=_OUT.value,
-    resamples=_RESAMPLES.value,
-  )
+  page = report.write(rows, about, _REPORT.value or _OUT.value, out=_OUT.value)
   print(f'Written: {page}')

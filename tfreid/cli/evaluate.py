@@ -18,6 +18,7 @@ from absl import app, flags
 
 from tfreid import storage
 from tfreid.cli import configuration, startup
+from tfreid.printable import printable
 
 _SPACE = flags.DEFINE_string(
   'space', None, "The 'space' folder of a finished stage, <run>/<stage>/space.", required=True
@@ -249,6 +250,7 @@ def main(argv):
     from tfreid.evaluation import results
 
     title = f'{about.get("method") or "joint space"} on {benchmark.name}, {_SPLIT.value} split'
+    title = printable(title, lines=False)
     console = rich.console.Console()
     if not console.is_terminal:
       console.width = max(console.width, 140)

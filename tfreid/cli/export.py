@@ -387,10 +387,10 @@ def _from_index(export, index):
   """What to export of an index, whose concepts are taken as they are."""
   import types
 
-  from tfreid.index import building
+  from tfreid.index import building, trust
 
   state = index.engine.state
-  space, make_encoders, origin, schema = _original(state['model']['path'])
+  space, make_encoders, origin, schema = _original(trust.model_path(state, index.directory))
   encoders = make_encoders()
   where = _SPACE.value or space.directory
   building.check_model(

@@ -8,6 +8,7 @@
   tools/index.py compact --index=indexes/depot
   tools/index.py merge   --index=indexes/all indexes/part1 indexes/part2
   tools/index.py merge   --index=indexes/all --engine=milvus --uri=http://milvus:19530 indexes/depot
+  tools/index.py trust   --index=indexes/from_elsewhere
 
 The source is a folder, or a manifest (.csv or .jsonl) with a column `path` and whatever else is
 known: id, camera, time, fields of one's own, attributes. Stopped by anything, `build` and `add` go
@@ -15,6 +16,9 @@ on where they were when the same command is given again; until it has come to it
 as it was before. Without a terminal there is a line in the log for each finished shard. Crops are
 embedded on all GPUs of the machine; on several machines, `build --shard=1/4` ... `--shard=4/4`,
 each of which keeps its part of the source only, then `merge`.
+
+A model is a program. `add` and searching load the one that an index names only if this user has
+built an index with it on this machine; else name it with --model, or trust what the index names.
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import difflib
-import json
 import re
 import sys
 import time
@@ -30,10 +33,21 @@ import time
 from absl import app, flags
 
 from tfreid.cli import startup
+from tfreid.printable import printable, printable_json
 
 startup.never_trains()
 
-_COMMANDS = ('build', 'add', 'remove', 'info', 'verify', 'compact', 'merge')
+# What there is to do, the first argument.
+ACTIONS = {
+  'build': 'makes an index of a folder of crops or of a manifest.',
+  'add': 'adds the crops of a folder or a manifest.',
+  'remove': 'removes crops; their ids are further arguments, or stand in the file of --ids.',
+  'info': 'shows what an index holds and how it was made.',
+  'verify': 'checks that an index is whole; exit code 1 if it is not.',
+  'compact': 'rewrites the files of an index without what was removed.',
+  'merge': 'joins indexes, whose folders are further arguments, in a new one.',
+  'trust': 'notes that you trust the model (and the Milvus) that an index from elsewhere names.',
+}
 
 _INDEX = flags.DEFINE_string('index', None, 'Folder of the index.')
 _MODEL = flags.DEFINE_string(
@@ -77,7 +91,7 @@ _PROGRESS = flags.DEFINE_bool(
   'progress', True, 'Show a progress bar, or without a terminal lines in the log; not with --json.'
 )
 
-# What of the flags above is for some commands only.
+# What of the flags above is for some actions only.
 _FOR = {
   **dict.fromkeys(('shard', 'overwrite'), ('build',)),
   **dict.fromkeys(('engine', 'uri'), ('build', 'merge')),
@@ -89,14 +103,20 @@ _FOR = {
 }
 
 
+def options_of(action: str) -> list[str]:
+  """The names of the flags that an action takes."""
+  own = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])]
+  return [name for name in own if action in _FOR.get(name, ACTIONS)]
+
+
 def main(argv):
   """Does what the first argument says."""
   command = argv[1] if len(argv) > 1 else ''
-  if command not in _COMMANDS:
-    near = difflib.get_close_matches(command, _COMMANDS, n=1)
+  if command not in ACTIONS:
+    near = difflib.get_close_matches(command, ACTIONS, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ''
     what = f"'{command}' is none of these.{hint}" if command else ''
-    raise app.UsageError(f'Say what to do: {", ".join(_COMMANDS)}. {what}'.strip())
+    raise app.UsageError(f'Say what to do: {", ".join(ACTIONS)}. {what}'.strip())
   if not _INDEX.value:
     raise app.UsageError('Give --index=DIRECTORY.')
   if command in ('build', 'add') and not _SOURCE.value:
@@ -118,6 +138,7 @@ def main(argv):
         'verify': _verify,
         'compact': _compact,
         'merge': _merge,
+        'trust': _trust,
       }[command](argv[2:])
     except KeyboardInterrupt:
       print('\nInterrupted. The index is as it was; the same command goes on.', file=sys.stderr)
@@ -153,11 +174,11 @@ def _build(_):
 
 
 def _add(_):
-  from tfreid.index import building, ledger, manifest
+  from tfreid.index import building, ledger, manifest, trust
 
   state = ledger.Ledger(_INDEX.value).read()
   manifest.check(_SOURCE.value)
-  model = _embedder(_MODEL.value or state['model']['path'])
+  model = _embedder(_MODEL.value or trust.model_path(state, _INDEX.value))
   rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
   with _shown(len(rows)) as shown:
     report = building.add(
@@ -187,7 +208,7 @@ def _info(_):
   with tfreid.index.open(_INDEX.value) as index:
     facts = index.info()
   if _JSON.value:
-    print(json.dumps(facts, indent=1, ensure_ascii=False))
+    print(printable_json(facts))
     return
   from rich.console import Console
   from rich.table import Table
@@ -203,7 +224,7 @@ def _info(_):
         for key, item in value.items()
       )
     # As texts: in names that people gave, brackets are no markup.
-    table.add_row(name, Text(f'{value:,}' if isinstance(value, int) else str(value)))
+    table.add_row(name, Text(f'{value:,}' if isinstance(value, int) else printable(value)))
   Console().print(table)
 
 
@@ -213,7 +234,7 @@ def _verify(_):
   from tfreid.index.ledger import Ledger
 
   try:
-    with tfreid.index.open(_INDEX.value) as index:
+    with tfreid.index.open(_INDEX.value, check=False) as index:
       problems, size = index.problems(files=_FILES.value), len(index)
   except (ValueError, OSError):
     # Too damaged to be opened, or no index at all: then this fails, too.
@@ -221,10 +242,10 @@ def _verify(_):
     if not problems:
       raise
   if _JSON.value:
-    print(json.dumps({'crops': size, 'problems': problems}, indent=1, ensure_ascii=False))
+    print(printable_json({'crops': size, 'problems': problems}))
   else:
     for problem in problems:
-      print(problem)
+      print(printable(problem, lines=False))
     what = f'{size} crops' if size is not None else 'The index cannot be opened'
     count = f'{len(problems)} problem{"s" if len(problems) > 1 else ""}'
     print(f'{what}: {count if problems else "no problem found"}.')
@@ -250,6 +271,18 @@ def _merge(parts):
     )
   count = f'{len(parts)} index{"es" if len(parts) > 1 else ""}'
   _print({'crops': size}, f'{size} crops of {count} in {_INDEX.value}.')
+
+
+def _trust(_):
+  from tfreid.index import ledger, trust
+
+  state = ledger.Ledger(_INDEX.value).read()
+  trust.remember(state)
+  named = {'model': state['model']['path'], 'fingerprint': state['model']['fingerprint']}
+  if state['engine'].get('uri'):
+    named['uri'] = state['engine']['uri']
+  listed = ', '.join(f'{name} {value}' for name, value in named.items())
+  _print(named, f'Trusted from now on, by this user on this machine: {listed}.')
 
 
 def _read_shard():
@@ -390,7 +423,7 @@ def _say(report):
     said.append(f'{len(report.corrupt)} file{"s" if len(report.corrupt) > 1 else ""} left out')
   if not _JSON.value:
     for path, reason in report.corrupt:
-      print(f'left out: {path} ({reason})')
+      print(printable(f'left out: {path} ({reason})', lines=False))
   _print(
     {
       'added': report.added,
@@ -403,4 +436,4 @@ def _say(report):
 
 
 def _print(facts, text):
-  print(json.dumps(facts, indent=1, ensure_ascii=False) if _JSON.value else text)
+  print(printable_json(facts) if _JSON.value else printable(text))

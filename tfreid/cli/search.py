@@ -15,6 +15,7 @@ and below the table what to ask for next.
 from absl import app, flags
 
 from tfreid.cli import source_flags, startup
+from tfreid.printable import printable, printable_json
 
 flags.adopt_module_key_flags(source_flags)
 _TIMEOUT = flags.DEFINE_float(
@@ -86,11 +87,10 @@ def _ask(source, text, options):
 
 
 def _show(answer):
-  import json
   import os
 
   if _JSON.value:
-    print(json.dumps(answer.to_json(), indent=1, ensure_ascii=False))
+    print(printable_json(answer.to_json()))
   else:
     from rich.console import Console
 
@@ -100,7 +100,8 @@ def _show(answer):
       console.width = max(console.width, 160)
     console.print(answer.table())
     if answer.ask_next():
-      console.print(f'Ask next: {answer.ask_next()}', highlight=False, soft_wrap=True, markup=False)
+      text = printable(f'Ask next: {answer.ask_next()}', lines=False)
+      console.print(text, highlight=False, soft_wrap=True, markup=False)
   if _HTML.value:
     from tfreid.search import page
 
@@ -109,4 +110,4 @@ def _show(answer):
       file.write(page.render(answer))
     os.replace(partial, _HTML.value)
     if not _JSON.value:
-      print(f'Result page: {_HTML.value}')
+      print(printable(f'Result page: {_HTML.value}', lines=False))

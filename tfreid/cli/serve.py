@@ -15,6 +15,7 @@ import re
 import signal
 import socket
 import sys
+import urllib.parse
 
 from absl import flags, logging
 
@@ -50,6 +51,18 @@ _USER_HEADER = flags.DEFINE_string(
   'user_header', '', 'Header in which a proxy, which must overwrite it, names the user to the log.'
 )
 _RESIDENT = flags.DEFINE_bool('resident', True, 'With --index: keep its concepts in memory.')
+_PUBLIC_URL = flags.DEFINE_string(
+  'public_url',
+  '',
+  'How browsers reach this server through a proxy that encrypts: https://depot.example. Cookies '
+  'are then sent over HTTPS only, and the name need not be in --allowed_hosts.',
+)
+_TRUSTED_PROXIES = flags.DEFINE_list(
+  'trusted_proxies',
+  [],
+  'Addresses of proxies whose headers X-Forwarded-For and X-Forwarded-Proto say who asks, and how; '
+  'they must overwrite these headers.',
+)
 _REFRESH = flags.DEFINE_float(
   'refresh_seconds',
   5.0,
@@ -73,6 +86,7 @@ def main(argv):
     # What can be wrong is found before the model is loaded, which takes seconds.
     tokens = _tokens()
     _check_access(tokens)
+    _check_public_url()
     try:
       import fastapi  # noqa: F401
       import uvicorn  # noqa: F401
@@ -93,8 +107,8 @@ def _serve(listening, rules, tokens):
 
   import uvicorn
 
+  from tfreid.web import access, audit, connections
   from tfreid.web import app as web
-  from tfreid.web import audit, guard
 
   # The library speaks by the standard logging, whose root is absl's here.
   standard_logging.getLogger('tfreid').setLevel(standard_logging.INFO)
@@ -103,8 +117,9 @@ def _serve(listening, rules, tokens):
     source_flags.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value),
     policy=rules,
     audit=log,
-    access=guard.Access(
+    access=access.Access(
       tokens=tokens,
+      public_url=_PUBLIC_URL.value,
       user_header=_USER_HEADER.value,
       hosts=frozenset(
         name.strip().lower() for name in [*_ALLOWED_HOSTS.value, _HOST.value, socket.gethostname()]
@@ -122,13 +137,19 @@ def _serve(listening, rules, tokens):
     uvicorn.Config(
       application,
       log_config=None,
-      log_level='warning',
+      # A warning of uvicorn's tells that somebody has sent what is not HTTP.
+      log_level='error',
       access_log=False,
       server_header=False,
       # Who asks is who is connected; what a header says of it can be invented.
-      proxy_headers=False,
+      proxy_headers=bool(_TRUSTED_PROXIES.value),
+      forwarded_allow_ips=_TRUSTED_PROXIES.value,
       ws='none',
-      limit_concurrency=1000,
+      http=connections.protocol(
+        connections.ConnectionLimits(
+          total=_most_connections(), exempt=frozenset(_TRUSTED_PROXIES.value)
+        )
+      ),
       timeout_keep_alive=30,
       timeout_graceful_shutdown=10,
       h11_max_incomplete_event_size=32 * 1024,
@@ -156,6 +177,32 @@ def _serve(listening, rules, tokens):
   # The source and the log are closed. What is left is Python taking TensorFlow apart, object by
   # object, which can take longer than whoever stops a service waits before it kills.
   os._exit(0)
+
+
+def _most_connections():
+  """How many connections there may be at a time: as many as there may be open files, less some."""
+  import resource
+
+  _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = 4096 if most == resource.RLIM_INFINITY else min(most, 4096)
+  before, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if before < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+  # An index has some files for each of its parts.
+  return max(16, min(1000, max(before, wanted) - 500))
+
+
+def _check_public_url():
+  """Refuses what is no address of a server.
+
+  Raises:
+    ValueError: the message says what was expected.
+  """
+  url = urllib.parse.urlsplit(_PUBLIC_URL.value)
+  if _PUBLIC_URL.value and (url.scheme not in ('http', 'https') or not url.hostname):
+    raise ValueError(
+      f"--public_url: expected an address such as https://depot.example, not '{_PUBLIC_URL.value}'."
+    )
 
 
 def _listen():

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 
 from absl import app, logging
 
+from tfreid.printable import printable
+
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # Read by TensorFlow when it is first imported, which the sub-commands do late. What matters reaches
@@ -27,7 +29,16 @@ _NOISE = (
   'Writing fingerprint to',
   'then broadcast to',
 )
-logging.get_absl_handler().setFormatter(logging_.Formatter('%(message)s'))
+
+
+class _Printable(logging_.Formatter):
+  """The message, which may quote what stands in files."""
+
+  def format(self, record: logging_.LogRecord) -> str:
+    return printable(super().format(record))
+
+
+logging.get_absl_handler().setFormatter(_Printable('%(message)s'))
 logging.get_absl_handler().addFilter(
   lambda record: not any(noise in str(record.msg) for noise in _NOISE)
 )
@@ -53,23 +64,25 @@ def no_arguments(argv: Sequence[str]):
 
 
 @contextlib.contextmanager
-def clear_errors(*, interrupted: str = 'Interrupted.') -> Iterator[None]:
+def clear_errors(interrupted: str = '') -> Iterator[None]:
   """Turns errors that are the user's to mend into one message without a traceback, exit code 1.
 
   With --verbosity=1 (debug) the traceback is shown as well.
 
   Args:
-    interrupted: what to say after Ctrl-C, for example how to go on.
+    interrupted: what to add after 'Interrupted.' on Ctrl-C, e.g. how to go on.
   """
   try:
     yield
+  except BrokenPipeError:
+    raise
   except (ValueError, OSError, FloatingPointError, ImportError) as error:
     if logging.get_verbosity() >= logging.DEBUG:
       raise
-    print(f'\nError: {_GIN_TRAIL.sub("", str(error))}', file=sys.stderr)
+    print(printable(f'\nError: {_GIN_TRAIL.sub("", str(error))}'), file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:
-    print(f'\n{interrupted}', file=sys.stderr)
+    print(f'\nInterrupted. {interrupted}'.rstrip(), file=sys.stderr)
     sys.exit(130)
 
 

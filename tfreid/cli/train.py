@@ -30,8 +30,6 @@ _ALLOW = flags.DEFINE_bool(
   'allow_changed_config', False, 'Continue a run although its configuration has changed.'
 )
 
-_INTERRUPTED = 'Interrupted. The same command continues from the last checkpoint.'
-
 
 def main(argv):
   """Reads the configuration, then trains."""
@@ -50,7 +48,7 @@ def main(argv):
     )
     if value is not None
   ]
-  with startup.clear_errors(interrupted=_INTERRUPTED):
+  with startup.clear_errors('The same command continues from the last checkpoint.'):
     import gin
 
     config = configuration.configure(_GIN_FILE.value, [*_GIN_BINDINGS.value, *overrides])

@@ -58,9 +58,7 @@ def main(argv):
   if _DATA_ROOT.value is None and _DATASET.value != 'synthetic':
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
   signal.signal(signal.SIGTERM, training_runs.interrupt)
-  with startup.clear_errors(
-    interrupted='Interrupted. The same command goes on with what is left to do.'
-  ):
+  with startup.clear_errors('The same command continues where it stopped.'):
     tuning = Tuning()
     if _DRY_RUN.value:
       tuning.print_plan()

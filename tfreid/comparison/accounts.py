@@ -13,14 +13,15 @@ from tfreid.comparison.scores import Result
 _GIB = 2.0**30
 
 HOW_COMPARED = (
-  'A difference is called clear if a paired bootstrap over seeds and queries rejects equality at '
-  'the 5 % level, corrected for the number of systems in the column (Holm). Each draw takes as '
-  'many queries and as many seeds as there are, with replacement, the same for both systems, and '
-  'adds up how far both move the mean: neither other queries nor other seeds may turn the order. '
-  'With three seeds, one that says the opposite is enough for a difference not to be clear; with '
-  'one seed, nothing is said about others. The bracket is the 95 % interval of the difference in '
-  'percent points without the correction; behind it stands in how many seeds the difference has '
-  'the same sign.'
+  'A difference is called clear if it is larger than the choice of queries and of seeds explains, '
+  'at the 5 % level. The values of two systems on the same query and seed are subtracted; the '
+  'differences are taken as a mean plus random effects of the seed, of the query and of both '
+  "(two-way analysis of variance), and the mean is tested by Student's t with Satterthwaite's "
+  'degrees of freedom. Against a system that was named before, p-values are corrected for the '
+  'number of systems in the column (Holm); statements about the best system, which the same '
+  'results have chosen, are corrected for all pairs of systems. With one seed, nothing is said '
+  'about other seeds. The bracket is the 95 % interval of the difference in percent points without '
+  'the correction; behind it stands in how many seeds the difference has the same sign.'
 )
 
 

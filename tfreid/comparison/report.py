@@ -23,7 +23,6 @@ def write(
   directory: str,
   *,
   out: str = '',
-  resamples: int = 2000,
 ) -> str:
   """Writes the page, its Markdown with the drawing, and the ranked-result sheets it links to.
 
@@ -33,7 +32,6 @@ def write(
       'failed' (title -> what went wrong), 'unfinished' (titles).
     directory: to write to.
     out: folder of the comparison's runs, whose ranked results are copied; '' keeps what is there.
-    resamples: draws of each bootstrap.
 
   Returns:
     The path of the page.
@@ -44,7 +42,7 @@ def write(
   os.makedirs(directory, exist_ok=True)
   found = scores.results(rows)
   links = sheets.copy(found, out, directory)
-  made = build(rows, about, links=links, resamples=resamples)
+  made = build(rows, about, links=links)
   page = os.path.join(directory, PAGE)
   for section in made.sections:
     for part in section.parts:
@@ -60,7 +58,6 @@ def build(
   about: Mapping[str, Any],
   *,
   links: Mapping[str, str] | None = None,
-  resamples: int = 2000,
 ) -> Document:
   """The page's content.
 
@@ -68,17 +65,15 @@ def build(
     rows: of the comparison's results file.
     about: as `write` takes it.
     links: system -> address of its ranked results.
-    resamples: draws of each bootstrap.
   """
-  return _Report(rows, about, links or {}, resamples).document()
+  return _Report(rows, about, links or {}).document()
 
 
 class _Report:
-  def __init__(self, rows, about, links, resamples):
+  def __init__(self, rows, about, links):
     self.rows = rows
     self.about = about
     self.links = links
-    self.resamples = resamples
     self.found = scores.results(rows)
     primary = [result for result in self.found if result.primary]
     self.systems = _by_system(primary, plan.TABLE)
@@ -113,12 +108,12 @@ class _Report:
     if not self.systems:
       return ['No run has finished yet.']
     winner = scores.score(self.systems[self.best], 'rank1')
-    behind = self._against(self.best, 'rank1')
+    behind = self._against_the_best('rank1')
     close = [paper.label(name) for name, verdict in behind.items() if not verdict.is_real]
     lines = [
       f'Highest rank-1: {paper.label(self.best)}, {_plus_minus(winner)} %.'
       + (
-        f' Not clearly behind it (paired bootstrap over seeds and queries): {", ".join(close)}.'
+        f' Not clearly behind it (over seeds and queries, all pairs): {", ".join(close)}.'
         if close
         else ' Every other system is clearly behind it.'
         if behind
@@ -159,9 +154,12 @@ class _Report:
     )
 
   def _against(self, reference, metric, part='all'):
-    return scores.compare(
-      self.systems, self.systems[reference], metric, part, resamples=self.resamples
-    )
+    return scores.compare(self.systems, self.systems[reference], metric, part)
+
+  def _against_the_best(self, metric):
+    """By system, the verdict against the best, which the same results have chosen."""
+    pairs = scores.all_pairs(self.systems, metric)
+    return {first: verdict for (first, second), verdict in pairs.items() if second == self.best}
 
   def _glance(self) -> Table:
     ranked = sorted(self.systems, key=lambda name: -scores.score(self.systems[name], 'rank1').mean)
@@ -241,7 +239,12 @@ class _Report:
     columns = [(self.reference, 'rank1'), (self.reference, 'mAP')]
     if self.best != self.reference:
       columns.append((self.best, 'rank1'))
-    verdicts = {column: self._against(*column) for column in columns}
+    verdicts = {
+      (reference, metric): self._against_the_best(metric)
+      if reference == self.best != self.reference
+      else self._against(reference, metric)
+      for reference, metric in columns
+    }
     rows = [
       Row(
         [
@@ -259,11 +262,30 @@ class _Report:
       Table(
         headings,
         rows,
-        'Percent points with their 95 % interval (paired bootstrap over seeds and queries), and in '
-        'how many seeds the difference has this sign. ▲ clearly better, ▼ clearly worse, ≈ no '
-        'clear difference, corrected for the number of systems.',
-      )
+        'Percent points with their 95 % interval over seeds and queries (two-way model, not '
+        'corrected), and in how many seeds the difference has this sign. ▲ clearly better, ▼ '
+        'clearly worse, ≈ no clear difference: corrected for the number of systems, and against '
+        'the best, which these results have chosen, for the number of pairs.',
+      ),
+      *self._design(),
     ]
+
+  def _design(self) -> list[str]:
+    """How large a difference these seeds and queries could have shown."""
+    sentences = []
+    for metric in ('rank1', 'mAP'):
+      pairs = scores.all_pairs(self.systems, metric)
+      number = len(pairs) // 2
+      if not number:
+        continue
+      alone = scores.detectable(pairs)
+      corrected = scores.detectable(pairs, comparisons=number)
+      sentences.append(
+        f'{_HEADINGS[metric]}: a true difference of {alone:.1f} points between two systems is '
+        f'found in four of five such comparisons when the two were chosen before, and one of '
+        f'{corrected:.1f} points among all {number} pairs.'
+      )
+    return sentences
 
   def _table3(self):
     names = [name for name in paper.TABLE3_ORDER if name in self.systems]
@@ -356,12 +378,8 @@ class _Report:
           twins.setdefault(name, fresh)
     # One call for the column, so that the correction counts all its systems. The untrained network
     # has a seed of its own: the mean over all of the system's seeds is compared with it.
-    verdicts = scores.compare(
-      self.systems, twins, 'mAP', paired_seeds=False, resamples=self.resamples
-    )
-    above = {
-      name: scores.above_chance(own, resamples=self.resamples) for name, own in self.systems.items()
-    }
+    verdicts = scores.compare(self.systems, twins, 'mAP', paired_seeds=False)
+    above = {name: scores.above_chance(own) for name, own in self.systems.items()}
     rows = []
     for name in self._ordered():
       own, fresh = self.systems[name], twins.get(name, ())
@@ -392,7 +410,7 @@ class _Report:
       'pre-training), one seed; the mean over all seeds of a system is compared with it. DeepCCA '
       'and DeepCCAE still fit their closing linear CCA, which reads the training data. Above '
       'chance: average precision less what a random ranking of the same gallery has on the same '
-      'query, mean and 95 % bootstrap interval over queries and seeds, not corrected for the '
+      'query, mean and 95 % interval over queries and seeds, not corrected for the '
       'number of systems; ▲ where the whole interval is above 0. '
       f'Chance: rank-1 {_number(luck["rank1"])}, mAP {_number(luck["mAP"])}.'
     )

@@ -95,15 +95,19 @@ class Verdict(NamedTuple):
   """Whether a system differs from a reference, in percent points.
 
   Attributes:
-    difference: system - reference, with the 95 % interval of the paired bootstrap over seeds and
-      queries.
-    p_value: two-sided, corrected for the number of systems compared (Holm).
+    difference: system - reference, with its 95 % interval over seeds and queries
+      (`significance.two_way_comparison`), not corrected.
+    p_value: two-sided, corrected for the number of comparisons (Holm).
+    standard_error: of the difference.
+    degrees_of_freedom: of the standard error.
     agreeing: seeds in which the difference has this sign.
     seeds: seeds compared: those that both have or, where seeds are not paired, the system's.
   """
 
   difference: significance.Interval
   p_value: float
+  standard_error: float
+  degrees_of_freedom: float
   agreeing: int
   seeds: int
 
@@ -254,13 +258,12 @@ def compare(
   part: str = 'all',
   *,
   paired_seeds: bool = True,
-  resamples: int = 2000,
 ) -> dict[str, Verdict]:
-  """How each system differs from a reference: paired bootstrap over seeds and queries.
+  """How each system differs from a reference that was chosen before the results were known.
 
-  The test (`significance.two_level_bootstrap`) asks whether other queries or other seeds could turn
+  The test (`significance.two_way_comparison`) asks whether other queries or other seeds could turn
   the order. p-values are corrected for the number of systems (Holm 1979), so one call makes one
-  column of a table.
+  column of a table. A reference that was chosen by its result, such as the best, needs `all_pairs`.
 
   Args:
     systems: name -> its results, one per seed. The reference itself may be among them and is left
@@ -272,7 +275,6 @@ def compare(
     paired_seeds: compare seed by seed, of the seeds that both have (all of each where they share
       none); runs of one seed share their pre-training. Otherwise all seeds of the system are taken
       against all of the reference's.
-    resamples: draws of the bootstrap; `check_resamples` says how many it takes.
 
   Returns:
     system -> verdict, of those that kept what their queries scored.
@@ -283,66 +285,93 @@ def compare(
   verdicts = {}
   for name, own in systems.items():
     others = reference.get(name, ()) if isinstance(reference, Mapping) else reference
-    others = [result for result in others if result.per_query is not None]
-    own = [result for result in own if result.per_query is not None]
-    if not own or not others or own[0].row is others[0].row:
-      continue
-    verdicts[name] = _verdict(name, own, others, metric, part, paired_seeds, resamples)
-  adjusted = holm([verdict.p_value for verdict in verdicts.values()])
-  return {
-    name: verdict._replace(p_value=p_value)
-    for (name, verdict), p_value in zip(verdicts.items(), adjusted)
-  }
+    verdict = _verdict(name, own, others, metric, part, paired_seeds)
+    if verdict is not None:
+      verdicts[name] = verdict
+  return _corrected(verdicts)
 
 
-def above_chance(found: Sequence[Result], *, resamples: int = 2000) -> significance.Interval | None:
+def all_pairs(
+  systems: Mapping[str, Sequence[Result]], metric: str, part: str = 'all'
+) -> dict[tuple[str, str], Verdict]:
+  """How every two systems differ, corrected for the number of pairs (Holm 1979).
+
+  What holds for all pairs at once holds for whichever pair is looked at afterwards, so statements
+  about the best system, which the same results have chosen, are read from here.
+
+  Args:
+    systems: name -> its results, one per seed.
+    metric: one of METRICS.
+    part: 'all', 'seen' or 'unseen'.
+
+  Returns:
+    (first, second) -> verdict on first - second, each pair once in each direction.
+
+  Raises:
+    ValueError: two systems were evaluated on different queries.
+  """
+  names = list(systems)
+  once = {}
+  for position, first in enumerate(names):
+    for second in names[position + 1 :]:
+      verdict = _verdict(first, systems[first], systems[second], metric, part, True)
+      if verdict is not None:
+        once[first, second] = verdict
+  corrected = _corrected(once)
+  turned = {}
+  for (first, second), verdict in corrected.items():
+    mean, low, high = verdict.difference
+    difference = significance.Interval(-mean, -high, -low)
+    turned[second, first] = verdict._replace(difference=difference)
+  return {**corrected, **turned}
+
+
+def detectable(verdicts: Mapping[Any, Verdict], *, comparisons: int = 1) -> float:
+  """The difference, in percent points, that the design finds with a probability of 80 %.
+
+  Args:
+    verdicts: whose standard errors are taken; the median speaks for the design.
+    comparisons: by how many the level of 5 % is divided (the first step of Holm's correction).
+
+  Returns:
+    NaN where there is no verdict.
+  """
+  values = [
+    significance.detectable_difference(
+      verdict.standard_error, verdict.degrees_of_freedom, level=LEVEL / comparisons
+    )
+    for verdict in verdicts.values()
+  ]
+  return float(np.median(values)) if values else math.nan
+
+
+def above_chance(results: Sequence[Result]) -> significance.Interval | None:
   """Average precision above that of a random ranking, in percent points, with its 95 % interval.
 
-  Each query is compared with its own chance, which depends on how many matches it has; seeds and
-  queries are drawn as in `compare`.
+  Each query is compared with its own chance, which depends on how many matches it has; over seeds
+  and queries as in `compare`.
 
   Returns:
     None where no run kept what its queries scored.
   """
-  found = [result for result in found if result.per_query is not None]
-  if not found:
+  kept = [result for result in results if result.per_query is not None]
+  if not kept:
     return None
-  first = found[0]
-  values = np.stack([result.vector('mAP') for result in found])  # [S, Q]
+  first = kept[0]
+  values = np.stack([result.vector('mAP') for result in kept])  # [S, Q]
   matches = np.maximum(first.per_query.num_matches, 1)
   luck = ranking.chance_average_precision(matches, int(first.value('gallery')))
-  luck = np.where(np.isnan(values[0]), np.nan, luck)
-  comparison = significance.two_level_bootstrap(
-    values, luck[np.newaxis], paired_seeds=False, resamples=resamples
-  )
+  luck = np.where(np.isnan(values), np.nan, luck)
+  comparison = significance.two_way_comparison(values, luck)
   return significance.Interval(*(100 * value for value in comparison.difference))
 
 
-def check_resamples(resamples: int, systems: int):
-  """Refuses so few draws that no difference could be called clear.
-
-  Raises:
-    ValueError: the smallest p-value that they can give, 2 / (draws + 1), is not below the level
-      once it is corrected for so many systems.
-  """
-  smallest = 2 * systems / (resamples + 1)
-  if smallest >= LEVEL:
-    raise ValueError(
-      f'--resamples={resamples} is too few for {systems} systems: the smallest corrected p-value '
-      f'is 2 * {systems} / ({resamples} + 1) = {smallest:.3g}, and a difference is clear below '
-      f'{LEVEL:g}. Give at least {math.floor(2 * systems / LEVEL + 1e-9)}.'
-    )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-  """p-values corrected for their number by Holm's step-down method, in their order."""
-  order = np.argsort(p_values, kind='stable')
-  adjusted = [1.0] * len(p_values)
-  largest = 0.0
-  for position, index in enumerate(order):
-    largest = max(largest, min(1.0, (len(p_values) - position) * p_values[index]))
-    adjusted[index] = largest
-  return adjusted
+def _corrected(verdicts: Mapping[Any, Verdict]) -> dict[Any, Verdict]:
+  adjusted = significance.holm([verdict.p_value for verdict in verdicts.values()])
+  return {
+    key: verdict._replace(p_value=p_value)
+    for (key, verdict), p_value in zip(verdicts.items(), adjusted)
+  }
 
 
 def best(systems: Mapping[str, Sequence[Result]], metric: str = 'rank1', part: str = 'all') -> str:
@@ -392,11 +421,43 @@ def parameter_curves(
   return left, right, chosen
 
 
-def _verdict(name, own, others, metric, part, paired_seeds, resamples):
+def _verdict(
+  name: str,
+  own: Sequence[Result],
+  others: Sequence[Result],
+  metric: str,
+  part: str,
+  paired_seeds: bool,
+) -> Verdict | None:
+  """Uncorrected; None where one side kept nothing of its queries, or both are the same."""
+  own = [result for result in own if result.per_query is not None]
+  others = [result for result in others if result.per_query is not None]
+  if not own or not others or own[0].row is others[0].row:
+    return None
   shared = sorted({r.seed for r in own} & {r.seed for r in others}) if paired_seeds else []
   if shared:
     own = [next(r for r in own if r.seed == seed) for seed in shared]
     others = [next(r for r in others if r.seed == seed) for seed in shared]
+  _check_same_queries(name, own, others)
+  mine = np.stack([result.vector(metric, part) for result in own])  # [S, Q]
+  theirs = np.stack([result.vector(metric, part) for result in others])  # [T, Q]
+  comparison = significance.two_way_comparison(mine, theirs, paired_seeds=bool(shared))
+  difference = comparison.difference
+  floors = [result.value(metric, part) for result in others]
+  if not shared:
+    floors = [float(np.mean(floors))] * len(own)
+  signs = [np.sign(result.value(metric, part) - floor) for result, floor in zip(own, floors)]
+  return Verdict(
+    difference=significance.Interval(*(100 * value for value in difference)),
+    p_value=comparison.p_value if not math.isnan(comparison.p_value) else 1.0,
+    standard_error=100 * comparison.standard_error,
+    degrees_of_freedom=comparison.degrees_of_freedom,
+    agreeing=sum(sign == np.sign(difference.mean) for sign in signs),
+    seeds=len(own),
+  )
+
+
+def _check_same_queries(name: str, own: Sequence[Result], others: Sequence[Result]) -> None:
   first = own[0]
   for other in (*own, *others):
     same = np.array_equal(first.query_ids, other.query_ids) and np.array_equal(
@@ -408,22 +469,6 @@ def _verdict(name, own, others, metric, part, paired_seeds, resamples):
         f'({first.row["run"]}, {other.row["run"]}) were evaluated on different test splits, so '
         'they cannot be compared. Run all systems on one data set.'
       )
-  mine = np.stack([result.vector(metric, part) for result in own])  # [S, Q]
-  theirs = np.stack([result.vector(metric, part) for result in others])  # [T, Q]
-  comparison = significance.two_level_bootstrap(
-    mine, theirs, paired_seeds=bool(shared), resamples=resamples
-  )
-  difference = comparison.difference
-  floors = [result.value(metric, part) for result in others]
-  if not shared:
-    floors = [float(np.mean(floors))] * len(own)
-  signs = [np.sign(result.value(metric, part) - floor) for result, floor in zip(own, floors)]
-  return Verdict(
-    significance.Interval(*(100 * value for value in difference)),
-    comparison.p_value if not math.isnan(comparison.p_value) else 1.0,
-    sum(sign == np.sign(difference.mean) for sign in signs),
-    len(own),
-  )
 
 
 def _short(values: Sequence[Any]) -> list[Any]:

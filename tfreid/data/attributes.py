@@ -8,16 +8,23 @@ attribute vector is made from it by a schema that knows which name belongs to wh
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from tfreid import query as queries
+from tfreid.query import Is, IsNot, Query, Statement
+from tfreid.text import did_you_mean, normalized, shortened
+
 ENCODINGS = ('binary', 'three_state')
 NONE = 'none'
+# Characters of a name or a value that are compared with those of a schema.
+_LONGEST = 200
+
+_Derived = TypeVar('_Derived')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +92,7 @@ class AttributeSchema:
       the table's columns; the semantic IDs are the distinct rows of that table.
     encoding: 'binary' or 'three_state'.
     rates: share of training images with each column on, A floats, or () where not known.
+    derived: what others have made of the schema and keep with it, by name; see `derive`.
   """
 
   name: str
@@ -92,6 +100,9 @@ class AttributeSchema:
   raw_values: Mapping[str, tuple[int, ...]]
   encoding: str = 'binary'
   rates: tuple[float, ...] = ()
+  derived: dict[str, Any] = dataclasses.field(
+    default_factory=dict, init=False, repr=False, compare=False
+  )
 
   def __post_init__(self):
     if self.encoding not in ENCODINGS:
@@ -121,15 +132,37 @@ class AttributeSchema:
     """For each of the A columns, the position of its attribute in `attributes`."""
     return tuple(i for i, a in enumerate(self.attributes) for _ in a.columns)
 
+  def derive(self, name: str, make: Callable[[AttributeSchema], _Derived]) -> _Derived:
+    """What `make` makes of this schema: made once, then kept.
+
+    A schema does not change, so what follows from it, such as the table of its phrases, does not
+    either. Two threads that ask at once may both make it; it is the same.
+
+    Args:
+      name: of what is made.
+      make: makes it; its result must not be changed.
+    """
+    if name not in self.derived:
+      self.derived[name] = make(self)
+    return self.derived[name]
+
   def block(self, name: str) -> slice:
     """Positions of the attribute's columns in a vector."""
+    return self._places[self.attribute(name).name][1]
+
+  @property
+  def _places(self) -> dict[str, tuple[Attribute, slice]]:
+    """The attributes by name, each with the positions of its columns in a vector."""
+    return self.derive('places', AttributeSchema._find_places)
+
+  def _find_places(self) -> dict[str, tuple[Attribute, slice]]:
+    places: dict[str, tuple[Attribute, slice]] = {}
     start = 0
     for attribute in self.attributes:
       stop = start + len(attribute.columns)
-      if attribute.name == name:
-        return slice(start, stop)
+      places.setdefault(attribute.name, (attribute, slice(start, stop)))
       start = stop
-    raise ValueError(self._unknown('attribute', name, [a.name for a in self.attributes]))
+    return places
 
   def attribute(self, name: str) -> Attribute:
     """The attribute of that name.
@@ -137,27 +170,62 @@ class AttributeSchema:
     Raises:
       ValueError: there is none; the message suggests the nearest.
     """
-    for attribute in self.attributes:
-      if attribute.name == name:
-        return attribute
+    if name in self._places:
+      return self._places[name][0]
+    if not name.isascii():
+      for attribute in self.attributes:
+        if normalized(attribute.name) == normalized(name[:_LONGEST]):
+          return attribute
     raise ValueError(self._unknown('attribute', name, [a.name for a in self.attributes]))
 
   def check_value(self, name: str, value: str) -> str:
     """`value` if the attribute knows it ('none' too, where it has one column per value).
+
+    Returns:
+      The value as the schema spells it, which may compose accents otherwise.
 
     Raises:
       ValueError: unknown attribute or value; the message suggests the nearest.
     """
     attribute = self.attribute(name)
     known = attribute.values if attribute.is_binary else (*attribute.values, NONE)
-    if value not in known:
-      raise ValueError(self._unknown(f"value of '{name}'", value, known))
-    return value
+    if value in known:
+      return value
+    for other in known:
+      if normalized(' '.join(other.split())) == normalized(value[:_LONGEST]):
+        return other
+    raise ValueError(self._unknown(f"value of '{attribute.name}'", value, known))
+
+  def read_query(self, query: Query) -> dict[str, Statement]:
+    """What a query says, with names and values as the schema spells them.
+
+    Args:
+      query: attribute name to 'value', to 'a+b' for several values at once, to '!value' for "not
+        this value", or to a statement.
+
+    Raises:
+      ValueError: an unknown attribute or value, an attribute twice, or what nobody can be.
+    """
+    read: dict[str, Statement] = {}
+    for given, text in query.items():
+      attribute = self.attribute(given)
+      name, statement = attribute.name, queries.read(text)
+      if name in read:
+        raise ValueError(f"'{name}' is asked for twice, in two spellings. Keep one.")
+      if isinstance(statement, IsNot):
+        statement = IsNot(self.check_value(name, statement.value))
+        if statement.value == NONE and not attribute.is_binary:
+          raise ValueError(f"'{name}!=none' says that some value is on but not which; name one.")
+      else:
+        statement = Is(tuple(self.check_value(name, value) for value in statement.values))
+        if len(statement.values) > 1 and (attribute.is_binary or NONE in statement.values):
+          raise ValueError(f"'{name}={statement}' contradicts itself: keep one of its values.")
+      read[name] = statement
+    return read
 
   def _unknown(self, what: str, given: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ''
-    return f"Unknown {what}: '{given}'.{hint} {self.name} knows: {', '.join(known)}."
+    hint = did_you_mean(given, known)
+    return f"Unknown {what}: '{shortened(given)}'.{hint} {self.name} knows: {', '.join(known)}."
 
   def encode(self, table: pd.DataFrame) -> np.ndarray:
     """Attribute vectors of annotated people.
@@ -198,11 +266,11 @@ class AttributeSchema:
       return np.zeros(self.size, np.float32)
     return np.asarray(self.rates or (0.5,) * self.size, np.float32)
 
-  def encode_query(self, query: Mapping[str, str]) -> np.ndarray:
+  def encode_query(self, query: Query) -> np.ndarray:
     """The attribute vector of a description that may leave attributes out.
 
     Args:
-      query: attribute name to value; '!value' says "not this value".
+      query: see `read_query`.
 
     Returns:
       float32 [A]. What is not said is 0 in the three-state encoding and the training rate in the
@@ -218,25 +286,25 @@ class AttributeSchema:
       )
     off, on = (-1.0, 1.0) if self.encoding == 'three_state' else (0.0, 1.0)
     vector = self.unsaid()
-    for name, said in query.items():
-      negated = said.startswith('!')
-      value = self.check_value(name, said.lstrip('!'))
+    for name, statement in self.read_query(query).items():
       attribute, block = self.attribute(name), self.block(name)
       if attribute.is_binary:
-        vector[block] = on if (value == attribute.values[1]) != negated else off
-      elif value == NONE:
-        if negated:
-          raise ValueError(f"'{name}!=none' says that some value is on but not which; name one.")
-        vector[block] = off
-      elif negated:
-        vector[block.start + attribute.values.index(value)] = off
+        wanted = statement.fits(attribute.values[1])
+        vector[block] = on if wanted else off
+      elif isinstance(statement, IsNot):
+        vector[block.start + attribute.values.index(statement.value)] = off
       else:
         vector[block] = off
-        vector[block.start + attribute.values.index(value)] = on
+        for value in statement.values:
+          if value != NONE:
+            vector[block.start + attribute.values.index(value)] = on
     return vector
 
   def describe(self, vector: np.ndarray) -> dict[str, str]:
-    """A fully known vector [A] as attribute name to value; 'a+b' where several are on."""
+    """A fully known vector [A] as attribute name to value; 'a+b' where several are on.
+
+    `encode_query` reads what this writes, and gives the same vector again.
+    """
     bits = self.to_bits(vector)
     described = {}
     for attribute in self.attributes:

@@ -98,6 +98,6 @@ def reason(path: str) -> str:
     tf.io.decode_image(contents, channels=3, expand_animations=False)
   except tf.errors.OpError as error:
     # Without the names of ops that TensorFlow puts around its sentence.
-    said = re.sub(r'\{\{.*?\}\}|\[Op:.*?\]|name:', '', error.message).strip()
+    said = re.sub(r'\{\{.*?\}\}|\[Op:.*?\]|name:', '', error.message[:1000]).strip()
     return f'the image is truncated or damaged ({said.splitlines()[0]})'
   return 'it cannot be resized'

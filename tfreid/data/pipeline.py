@@ -17,6 +17,7 @@ from tfreid.data.attributes import AttributeSchema
 from tfreid.data.augmentation import Stream
 from tfreid.data.benchmark import Split
 from tfreid.data.image_files import Progress
+from tfreid.data.samplers import Sampler
 
 _log = logging.getLogger(__name__)
 
@@ -129,6 +130,7 @@ class Pipeline:
     epoch: int,
     schema: AttributeSchema | None = None,
     shard: tuple[int, int] = (0, 1),
+    sampler: Sampler | None = None,
   ) -> tf.data.Dataset:
     """Shuffled and augmented batches of one epoch; the remainder is dropped.
 
@@ -151,15 +153,15 @@ class Pipeline:
       epoch: number of the epoch, not negative.
       schema: of the attributes; needed for `attribute_dropout`.
       shard: (index, count) of the worker. Batches then hold batch_size / count examples.
+      sampler: chooses the examples of the epoch; by default each is taken once, shuffled.
 
     Returns:
-      Dataset of `num_batches(split)` dicts.
+      Dataset of `num_batches(split)` dicts, or as many as the sampler fills.
 
     Raises:
       ValueError: the split is smaller than a batch, the shards do not divide the batch, attributes
         cannot be dropped under this schema, or an image could not be read while filling the cache.
     """
-    num_batches = self.num_batches(split)
     _check_whole('seed', seed, 0)
     _check_whole('epoch', epoch, 0)
     index, count = shard
@@ -172,14 +174,19 @@ class Pipeline:
         f'batch_size={self.batch_size} cannot be divided among {count} workers. '
         f'Set Pipeline.batch_size to a multiple of {count}.'
       )
-    order = np.random.default_rng([seed, epoch, int(Stream.ORDER)]).permutation(len(split))
+    if sampler is None:
+      num_batches = self.num_batches(split)
+      order = np.random.default_rng([seed, epoch, int(Stream.ORDER)]).permutation(len(split))
+    else:
+      order = sampler(split.semantic_ids, seed=seed, epoch=epoch, batch_size=self.batch_size)
+      num_batches = len(order) // self.batch_size
     positions = np.arange(num_batches * self.batch_size).reshape(num_batches, count, -1)
     positions = positions[:, index].reshape(-1)  # places in the epoch's order that are this shard's
 
     draws = {}
 
     def draw(stream, *width):
-      numbers = augmentation.draws(seed, epoch, stream, (len(split), *width))
+      numbers = augmentation.draws(seed, epoch, stream, (len(order), *width))
       draws[stream] = numbers.numpy()[positions]
 
     groups = None

@@ -6,11 +6,21 @@ that is in no phrase is reported, never guessed.
 
 from __future__ import annotations
 
-import difflib
 import re
+import types
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from tfreid import query as queries
 from tfreid.data.attributes import NONE, AttributeSchema
+from tfreid.query import Is, IsNot, Statement
+from tfreid.text import check_length, nearest, normalized, shortened
+
+# A person in all attributes of the largest schema, as settings, takes some 1,800 characters.
+MAX_CHARACTERS = 4000
+# Unknown words for which a message names the nearest known phrase, and those it names at all.
+_HINTS = 3
+_REPORTED = 10
 
 _SPELLINGS = {'gray': ('gray', 'grey')}
 
@@ -24,8 +34,14 @@ _CONNECTIVES = frozenset(
   )
 )
 _NEGATIONS = ('no', 'without', 'not')
-_SETTING = re.compile(r'\s*(?P<name>[^=!]*?)\s*(?P<sign>!?=)\s*(?P<value>.*?)\s*')
-_TOKEN = re.compile(r"[^\s.,;:!?()\"']+")
+# Curly quotation marks and apostrophes separate words as straight ones do.
+_QUOTES = '"\'\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\u00ab\u00bb'
+_TOKEN = re.compile(rf'[^\s.,;:!?(){_QUOTES}]+')
+# Characters that nobody sees: soft hyphens, blanks without width, byte order marks.
+_INVISIBLE = '\u00ad\u200b\u2060\ufeff'
+# Control characters separate as blanks do. Those that Python takes for white space do anyway.
+_CONTROLS = ''.join(map(chr, (*range(0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0))))
+_PLAIN = str.maketrans(dict.fromkeys(_INVISIBLE, '') | dict.fromkeys(_CONTROLS, ' '))
 
 
 def color_words(colors: Sequence[str], garments: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
@@ -42,6 +58,44 @@ def color_words(colors: Sequence[str], garments: Sequence[str]) -> Mapping[str, 
     color: tuple(f'{c} {garment}' for c in _SPELLINGS.get(color, (color,)) for garment in garments)
     for color in colors
   }
+
+
+class Vocabulary(NamedTuple):
+  """What descriptions of a schema may say; made once per schema, see `vocabulary`.
+
+  Attributes:
+    table: see `phrases`.
+    things: names of the attributes that a person has or has not, such as a backpack.
+    longest: number of words of the longest phrase.
+    names: names of the attributes, by `_folded` name.
+    values: for each attribute, its values by `_folded` value.
+  """
+
+  table: Mapping[str, tuple[str, str]]
+  things: frozenset[str]
+  longest: int
+  names: Mapping[str, str]
+  values: Mapping[str, Mapping[str, str]]
+
+
+def vocabulary(schema: AttributeSchema) -> Vocabulary:
+  """The vocabulary of a schema, which keeps it.
+
+  Raises:
+    ValueError: the schema uses one phrase for two things.
+  """
+  return schema.derive('words.vocabulary', _vocabulary)
+
+
+def _vocabulary(schema: AttributeSchema) -> Vocabulary:
+  table = _table(schema)
+  longest = max(len(phrase.split()) for phrase in table)
+  names = {_folded(attribute.name): attribute.name for attribute in schema.attributes}
+  values = {
+    attribute.name: {_folded(value): value for value in (*attribute.values, NONE)}
+    for attribute in schema.attributes
+  }
+  return Vocabulary(types.MappingProxyType(table), _things(schema), longest, names, values)
 
 
 def phrases(schema: AttributeSchema) -> dict[str, tuple[str, str]]:
@@ -65,6 +119,10 @@ def phrases(schema: AttributeSchema) -> dict[str, tuple[str, str]]:
   Raises:
     ValueError: the schema uses one phrase for two things.
   """
+  return dict(vocabulary(schema).table)
+
+
+def _table(schema: AttributeSchema) -> dict[str, tuple[str, str]]:
   table: dict[str, tuple[str, str]] = {}
   things = _things(schema)
 
@@ -75,7 +133,8 @@ def phrases(schema: AttributeSchema) -> dict[str, tuple[str, str]]:
     if table.setdefault(phrase, (attribute, value)) != (attribute, value):
       raise ValueError(
         f"The schema of {schema.name} uses the phrase '{phrase}' both for "
-        f'{_setting(*table[phrase])} and for {_setting(attribute, value)}; remove one.'
+        f'{queries.setting(*table[phrase])} and for {queries.setting(attribute, value)}; remove '
+        'one.'
       )
 
   # What a schema says itself comes first; the phrases made from it give way where they collide.
@@ -123,34 +182,55 @@ def parse(text: str, schema: AttributeSchema) -> dict[str, str]:
     ValueError: a word, attribute or value is unknown (the message names each, with the nearest
       that is known), the description contradicts itself, or it says nothing.
   """
-  table = phrases(schema)
+  text = _plain(check_length('The description', text, MAX_CHARACTERS))
+  known = vocabulary(schema)
+  table = known.table
   said: list[tuple[str, str, str]] = []
   unknown: list[str] = []
   for part in re.split(r'[,;\n]', text):
     if '=' in part:
       said.append((*_read_setting(part, schema), part.strip()))
     else:
-      _read_phrases(part, table, schema, said, unknown)
+      _read_phrases(part, known, said, unknown)
   if unknown:
+    reported = [
+      _hint(words, table) if i < _HINTS else f"'{shortened(words)}'"
+      for i, words in enumerate(unknown[:_REPORTED])
+    ]
+    if len(unknown) > _REPORTED:
+      reported.append(f'and {len(unknown) - _REPORTED} more')
     raise ValueError(
-      f'Did not understand {"; ".join(_hint(words, table) for words in unknown)}. '
+      f'Did not understand {"; ".join(reported)}. '
       f'{schema.name} can be asked for: {", ".join(a.name for a in schema.attributes)}.'
     )
   if not said:
+    first = schema.attributes[0]
     raise ValueError(
-      f"The description '{text.strip()}' names no attribute. Say at least one, for example "
-      f"'{schema.attributes[0].name}={schema.attributes[0].values[-1]}' or '{next(iter(table))}'."
+      f"The description '{shortened(text.strip())}' names no attribute. Say at least one, for "
+      f"example '{first.name}={first.values[-1]}' or '{next(iter(table))}'."
     )
-  description: dict[str, str] = {}
+  return {name: str(statement) for name, statement in _joined(said).items()}
+
+
+def _joined(said: Sequence[tuple[str, str, str]]) -> dict[str, Statement]:
+  """What all that is said comes to, attribute by attribute.
+
+  Args:
+    said: attribute, value and the words that say so, in the order of the text.
+
+  Raises:
+    ValueError: two of them contradict each other.
+  """
+  description: dict[str, Statement] = {}
   sources: dict[str, str] = {}
   for name, value, source in said:
-    before = description.get(name)
-    merged = value if before is None else _merge(before, value)
+    statement, before = queries.read(value), description.get(name)
+    merged = statement if before is None else _merge(before, statement)
     if merged is None:
       raise ValueError(
         f"The description contradicts itself about '{name}': '{sources[name]}' and '{source}'. "
         'Keep one of the two.'
-        if not (before.startswith('!') and value.startswith('!'))
+        if not (isinstance(before, IsNot) and isinstance(statement, IsNot))
         else f"Only one value of '{name}' can be excluded, not both '{sources[name]}' and "
         f"'{source}'. Say which value is wanted."
       )
@@ -159,13 +239,14 @@ def parse(text: str, schema: AttributeSchema) -> dict[str, str]:
   return description
 
 
+def _plain(text: str) -> str:
+  """The text composed (NFC), without invisible characters, and with blanks for control ones."""
+  return normalized(text).translate(_PLAIN)
+
+
 def _tokens(text: str) -> list[str]:
   """The words of a text, lower case, without articles."""
-  return [token for token in _TOKEN.findall(text.lower()) if token not in _ARTICLES]
-
-
-def _setting(name: str, value: str) -> str:
-  return f'{name}!={value[1:]}' if value.startswith('!') else f'{name}={value}'
+  return [token for token in _TOKEN.findall(_plain(text).lower()) if token not in _ARTICLES]
 
 
 def _negated(schema: AttributeSchema, name: str, value: str) -> str:
@@ -177,40 +258,36 @@ def _negated(schema: AttributeSchema, name: str, value: str) -> str:
 
 
 def _read_setting(part: str, schema: AttributeSchema) -> tuple[str, str]:
-  match = _SETTING.fullmatch(part)
-  if match is None or '=' in match['value']:
-    raise ValueError(
-      f"Cannot read '{part.strip()}'. Write attribute=value or attribute!=value, separated by "
-      'commas.'
-    )
-  name = _as_known('_'.join(match['name'].split()), [a.name for a in schema.attributes])
-  value, negated = match['value'], match['sign'] == '!='
-  if value.startswith('!'):
-    negated, value = not negated, value[1:].strip()
-  value = schema.check_value(name, _as_known(value, [*schema.attribute(name).values, NONE]))
-  if not negated:
-    return name, value
-  if value == NONE:
-    raise ValueError(f"'{name}!=none' says that some value is on but not which; name one.")
-  return name, _negated(schema, name, value)
+  """The attribute and the value ('!value', 'a+b') of a setting, checked."""
+  name, statement = queries.read_setting(part)
+  known = vocabulary(schema)
+  # What is not known is passed on: the schema says which it knows.
+  name = known.names.get(_folded(name), name)
+  values = known.values.get(name, {})
+  if isinstance(statement, IsNot):
+    statement = IsNot(values.get(_folded(statement.value), statement.value))
+  else:
+    statement = Is(tuple(values.get(_folded(value), value) for value in statement.values))
+  ((name, statement),) = schema.read_query({name: statement}).items()
+  if isinstance(statement, IsNot):
+    return name, _negated(schema, name, statement.value)
+  return name, str(statement)
 
 
-def _as_known(given: str, known: Sequence[str]) -> str:
-  """The known name that differs in case only, or what was given."""
-  return next((name for name in known if name.lower() == given.lower()), given)
+def _folded(name: str) -> str:
+  """A name without what does not matter: case, and whether blanks are underscores."""
+  return '_'.join(_plain(name).lower().replace('_', ' ').split())
 
 
 def _read_phrases(
   part: str,
-  table: Mapping[str, tuple[str, str]],
-  schema: AttributeSchema,
+  known: Vocabulary,
   said: list[tuple[str, str, str]],
   unknown: list[str],
 ) -> None:
   """Appends what one comma-separated part says to `said`, and what is not known to `unknown`."""
   tokens = _tokens(part)
-  things = _things(schema)
-  longest = max(len(phrase.split()) for phrase in table)
+  table, things, longest = known[:3]
   position = 0
   run: list[str] = []  # of unknown words, reported together
   denied = None  # the phrase that was denied, while only 'and' has followed it
@@ -285,20 +362,20 @@ def _implied(
   return implied
 
 
-def _merge(first: str, second: str) -> str | None:
+def _merge(first: Statement, second: Statement) -> Statement | None:
   """What two statements about one attribute say together; None if they cannot both be kept."""
   if first == second:
     return first
-  if first.startswith('!') == second.startswith('!'):
+  if isinstance(first, IsNot) == isinstance(second, IsNot):
     return None
-  excluded, value = (first, second) if first.startswith('!') else (second, first)
-  return None if excluded[1:] == value else value
+  excluded, wanted = (first, second) if isinstance(first, IsNot) else (second, first)
+  return wanted if excluded.fits(str(wanted)) else None
 
 
 def _hint(words: str, table: Mapping[str, tuple[str, str]]) -> str:
-  candidates = difflib.get_close_matches(words, table, n=1, cutoff=0.6)
-  if not candidates:
+  near = nearest(words, table, cutoff=0.6)
+  if not near:
     # Of several words, one may be a slip: "purpel hat".
-    for word in words.split():
-      candidates = candidates or difflib.get_close_matches(word, table, n=1, cutoff=0.75)
-  return f"'{words}'" + (f" (nearest known: '{candidates[0]}')" if candidates else '')
+    for word in words.split()[:_HINTS]:
+      near = near or nearest(word, table, cutoff=0.75)
+  return f"'{shortened(words)}'" + (f" (nearest known: '{near}')" if near else '')

@@ -1,23 +1,28 @@
-"""How sure a number is: bootstrap over queries. Numpy only.
+"""How sure a number is, over queries and over seeds. Numpy and scipy.stats only.
 
-The test queries are a sample of the descriptions someone could ask for, so the spread of a mean
-over queries is found by drawing the queries anew, with replacement, many times (Efron 1979). Two
-systems are compared on the same draws ("paired"): most of the spread is that some descriptions are
-harder than others, which is the same for both. How much training with another seed would change is
-not seen from one run; from several it is, and `two_level_bootstrap` draws seeds and queries anew.
+The test queries are a sample of the descriptions that someone could ask for, and the seeds of the
+trainings that someone could run. One run is judged over its queries, by a bootstrap
+(`confidence_interval`). Systems with several seeds are compared by a two-way model with random
+effects of seeds and of queries (`two_way_comparison`): with three or five seeds a bootstrap that
+draws seeds anew finds differences where there are none, because its percentiles know nothing of
+how badly three numbers tell a variance; a t-interval with the degrees of freedom of the estimate
+does.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 
 _CHUNK = 2**22  # indices drawn at a time, which bounds the memory
 
 
 class Interval(NamedTuple):
-  """A mean and its bootstrap percentile interval."""
+  """A mean and its confidence interval."""
 
   mean: float
   low: float
@@ -30,8 +35,9 @@ class Comparison(NamedTuple):
   Attributes:
     first, second: mean of each system.
     difference: first - second, with its interval.
-    p_value: two-sided; how often resampling the queries puts the difference on the other side of
-      zero, times two.
+    p_value: two-sided, of the hypothesis that there is no difference.
+    standard_error: of the difference.
+    degrees_of_freedom: of the standard error (Satterthwaite), infinity where it is exactly 0.
     queries: number of queries compared.
   """
 
@@ -39,13 +45,25 @@ class Comparison(NamedTuple):
   second: float
   difference: Interval
   p_value: float
+  standard_error: float
+  degrees_of_freedom: float
   queries: int
+
+
+class _MeanSquare(NamedTuple):
+  """A part of the variance of a difference of means."""
+
+  value: float
+  degrees: float
 
 
 def confidence_interval(
   values: np.ndarray, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-  """The mean of per-query values with its bootstrap interval.
+  """The mean of per-query values of one run, with its bootstrap percentile interval (Efron 1979).
+
+  Says how much the mean would change with other queries. How much it would change with another
+  training seed cannot be seen from one run.
 
   Args:
     values: [Q], for example `QueryMetrics.average_precision`; NaN (a query without a match) is
@@ -62,104 +80,170 @@ def confidence_interval(
   """
   values = _vector(values)
   values = values[~np.isnan(values)]
-  _check(confidence, resamples)
+  _check_confidence(confidence)
+  if resamples < 1:
+    raise ValueError(f'resamples must be at least 1, not {resamples}.')
   if not len(values):
     return Interval(*(float('nan'),) * 3)
   means = _resampled_means(values, resamples, seed)
-  return Interval(float(values.mean()), *_percentiles(means, confidence))
+  low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+  return Interval(float(values.mean()), float(low), float(high))
 
 
-def paired_bootstrap(
-  first: np.ndarray,
-  second: np.ndarray,
-  *,
-  confidence: float = 0.95,
-  resamples: int = 2000,
-  seed: int = 0,
-) -> Comparison:
-  """Whether one system is better than another on the same queries.
-
-  Args:
-    first: [Q], per-query values of one system: average precision, or `QueryMetrics.hits(1)`.
-    second: [Q], those of the other, in the same order of queries.
-    confidence: in (0, 1).
-    resamples: number of draws, at least 1.
-    seed: of the draws.
-
-  Raises:
-    ValueError: the vectors differ in length or in where they are NaN, so that they cannot be of
-      the same queries and gallery; or an argument is out of range.
-  """
-  first, second = _vector(first), _vector(second)
-  _check(confidence, resamples)
-  if len(first) != len(second):
-    raise ValueError(
-      f'One system has {len(first)} queries and the other {len(second)}. Compare evaluations on '
-      'the same split.'
-    )
-  if not np.array_equal(np.isnan(first), np.isnan(second)):
-    raise ValueError(
-      'The systems skipped different queries, so their galleries differ. Compare evaluations '
-      'on the same split.'
-    )
-  kept = ~np.isnan(first)
-  first, second = first[kept], second[kept]
-  if not len(first):
-    nan = float('nan')
-    return Comparison(nan, nan, Interval(nan, nan, nan), nan, 0)
-  differences = first - second
-  means = _resampled_means(differences, resamples, seed)
-  return Comparison(
-    first=float(first.mean()),
-    second=float(second.mean()),
-    difference=Interval(float(differences.mean()), *_percentiles(means, confidence)),
-    p_value=_p_value(means),
-    queries=len(first),
-  )
-
-
-def two_level_bootstrap(
+def two_way_comparison(
   first: np.ndarray,
   second: np.ndarray,
   *,
   paired_seeds: bool = True,
   confidence: float = 0.95,
-  resamples: int = 2000,
-  seed: int = 0,
 ) -> Comparison:
   """Whether one system is better than another, for other queries and for other seeds.
 
-  Each draw takes as many queries and as many seeds as there are, both with replacement, the same
-  for both systems, and adds up how far the drawn queries (averaged over all seeds) and the drawn
-  seeds (averaged over all queries) are from the mean of all. Its spread is therefore that of
-  queries plus that of seeds, the variance of two-way clusters (Cameron, Gelbach and Miller 2011)
-  without the term that is subtracted there: what one query does in one seed counts twice, which
-  errs on the side of no difference. To average the drawn seeds x the drawn queries instead (the
-  pigeonhole bootstrap, Owen 2007) would count it three times, too much where a query's value is a
-  hit or none. The deviations of S seeds are scaled by sqrt(S / (S - 1)): drawn as they are, they
-  would spread too little by that factor, a fifth for three seeds.
+  The value of query q in seed s is taken as mean + effect of s + effect of q + remainder, all
+  effects random and independent. With paired seeds this is the model of the differences d[s, q],
+  whose mean has the variance (MS_S + MS_Q - MS_SQ) / (S Q), where MS_S, MS_Q and MS_SQ are the mean
+  squares of seeds, of queries and of the remainder in the two-way analysis of variance
+  (Searle, Casella and McCulloch 1992, section 4.7; for queries and topics Carterette 2012). The
+  interval and the p-value are Student's with the degrees of freedom of Satterthwaite (1946).
+  A component that is estimated below zero is set to zero, so the variance is never smaller than
+  that of the seeds, of the queries or of the remainder alone.
 
-  Chosen over a bootstrap over queries with the rule that all seeds must agree in sign, because
-  interval and p-value then say the same thing, and because it weighs how far seeds differ. With few
-  seeds it all but contains that rule: of three, one whose difference has the other sign is drawn
-  three times in 1 of 27 draws, which keeps a two-sided p-value above 5 % (of two, in 1 of 4). With
-  one seed only queries are drawn, and nothing is said about other seeds.
+  With one seed the variance is that of the queries, and nothing is said about other seeds.
+
+  `docs/statistics.md` has its rates of error and its power, from simulations.
 
   Args:
     first: [S, Q], per-query values of one system, a row per seed.
     second: [T, Q], those of the other, in the same order of queries.
-    paired_seeds: row i of both has the same seed, so S = T and the same rows are drawn; otherwise
-      the seeds of each are drawn apart.
+    paired_seeds: row i of both has the same seed, so S = T; otherwise the seeds of each are drawn
+      apart, and a system with one seed is taken to spread over seeds as the other does.
     confidence: in (0, 1).
-    resamples: number of draws, at least 1.
-    seed: of the draws.
+
+  Returns:
+    NaN throughout if there is no query. With a single query, or where no two values differ, there
+    is nothing to estimate a variance from: the interval is the difference itself, and the p-value
+    is 1 if that is 0 and 0 otherwise.
 
   Raises:
     ValueError: the tables differ in queries, in where they are NaN or, if paired, in seeds; or an
       argument is out of range.
   """
+  first, second = _tables(first, second, paired_seeds)
+  _check_confidence(confidence)
+  queries = first.shape[1]
+  if not queries:
+    nan = float('nan')
+    return Comparison(nan, nan, Interval(nan, nan, nan), nan, nan, nan, 0)
+  ours, theirs = float(first.mean()), float(second.mean())
+  difference = ours - theirs
+  if paired_seeds:
+    variance = _variance_of_mean_difference([first - second], first.mean(0) - second.mean(0))
+  else:
+    variance = _variance_of_mean_difference([first, second], first.mean(0) - second.mean(0))
+  error = math.sqrt(variance.value)
+  # Means of thirds and the like leave rounding where there is no difference at all.
+  if abs(difference) < 1e-12:
+    difference = 0.0
+  if error < 1e-12:
+    interval = Interval(difference, difference, difference)
+    p_value = 1.0 if difference == 0 else 0.0
+    return Comparison(ours, theirs, interval, p_value, 0.0, math.inf, queries)
+  distribution = scipy.stats.t(variance.degrees)
+  reach = float(distribution.ppf((1 + confidence) / 2)) * error
+  return Comparison(
+    first=ours,
+    second=theirs,
+    difference=Interval(difference, difference - reach, difference + reach),
+    p_value=float(2 * distribution.sf(abs(difference) / error)),
+    standard_error=error,
+    degrees_of_freedom=variance.degrees,
+    queries=queries,
+  )
+
+
+def detectable_difference(
+  standard_error: float, degrees_of_freedom: float, *, level: float = 0.05, power: float = 0.8
+) -> float:
+  """The true difference that a comparison of this design finds with a given probability.
+
+  Args:
+    standard_error: of the difference, as `two_way_comparison` estimates it.
+    degrees_of_freedom: of that estimate.
+    level: of the two-sided test, after whatever correction, in (0, 1).
+    power: the probability, in (0, 1).
+
+  Returns:
+    (t(1 - level / 2) + t(power)) standard errors: the usual approximation.
+  """
+  if standard_error == 0:
+    return 0.0
+  distribution = scipy.stats.t(degrees_of_freedom)
+  return float(distribution.ppf(1 - level / 2) + distribution.ppf(power)) * standard_error
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+  """p-values corrected for their number by the step-down method of Holm (1979), in their order."""
+  order = np.argsort(p_values, kind='stable')
+  adjusted = [1.0] * len(p_values)
+  largest = 0.0
+  for position, index in enumerate(order):
+    largest = max(largest, min(1.0, (len(p_values) - position) * p_values[index]))
+    adjusted[index] = largest
+  return adjusted
+
+
+def _variance_of_mean_difference(
+  tables: Sequence[np.ndarray], of_queries: np.ndarray
+) -> _MeanSquare:
+  """Variance of the difference of means, and its degrees of freedom.
+
+  Args:
+    tables: each [S, Q] whose seeds are drawn apart: the differences, or the two systems.
+    of_queries: [Q], the difference of each query's means over seeds.
+  """
+  count = len(of_queries)
+  # A system with one seed says nothing of its spread over seeds; it is taken to be the other's.
+  known = [table for table in tables if len(table) > 1]
+  share = sum(1 / len(table) for table in tables) if len(known) == 1 else 0.0
+  # Each is the variance of a mean: of the seeds', of the queries', and of the remainder, which both
+  # of them contain and which therefore is subtracted once.
+  seeds, remainders = [], []
+  for table in known:
+    rows, scale = len(table), share or 1 / len(table)
+    seeds.append(_MeanSquare(float(table.mean(1).var(ddof=1)) * scale, rows - 1))
+    if count > 1:
+      centred = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+      degrees = (rows - 1) * (count - 1)
+      value = float((centred**2).sum()) / degrees * scale / count
+      remainders.append(_MeanSquare(value, degrees))
+  parts_of_queries = []
+  if count > 1:
+    parts_of_queries.append(_MeanSquare(float(of_queries.var(ddof=1)) / count, count - 1))
+  if not seeds or not parts_of_queries:
+    return _sum(seeds + parts_of_queries, [])
+  candidates = (
+    _sum(seeds + parts_of_queries, remainders),
+    _sum(seeds, []),
+    _sum(parts_of_queries, []),
+    _sum(remainders, []),
+  )
+  return max(candidates, key=lambda part: part.value)
+
+
+def _sum(added: Sequence[_MeanSquare], subtracted: Sequence[_MeanSquare]) -> _MeanSquare:
+  """Sum of independent mean squares, with the degrees of freedom of Satterthwaite (1946)."""
+  value = sum(part.value for part in added) - sum(part.value for part in subtracted)
+  weights = sum(part.value**2 / part.degrees for part in (*added, *subtracted))
+  if value <= 0 or weights == 0:
+    return _MeanSquare(max(value, 0.0), 1.0)
+  return _MeanSquare(value, value**2 / weights)
+
+
+def _tables(
+  first: np.ndarray, second: np.ndarray, paired_seeds: bool
+) -> tuple[np.ndarray, np.ndarray]:
+  """Both as float64 [seeds, queries with a match]."""
   first, second = _table(first), _table(second)
-  _check(confidence, resamples)
   if paired_seeds and len(first) != len(second):
     raise ValueError(
       f'One system has {len(first)} seeds and the other {len(second)}. Give the seeds that both '
@@ -176,41 +260,7 @@ def two_level_bootstrap(
       'The systems skipped different queries, so their galleries differ. Compare evaluations '
       'on the same split.'
     )
-  first, second = first[:, ~missing], second[:, ~missing]
-  queries = first.shape[1]
-  if not queries:
-    nan = float('nan')
-    return Comparison(nan, nan, Interval(nan, nan, nan), nan, 0)
-  ours, theirs = float(first.mean()), float(second.mean())
-  # [Q] and, per independent set of seeds, [S].
-  of_queries = first.mean(axis=0) - second.mean(axis=0)
-  of_seeds = (
-    [(first - second).mean(axis=1)] if paired_seeds else [first.mean(axis=1), -second.mean(axis=1)]
-  )
-  means = _resampled_means(of_queries, resamples, seed)
-  rng = np.random.default_rng([seed, 1])
-  for values in of_seeds:
-    count = len(values)
-    if count > 1:
-      deviations = (values - values.mean()) * np.sqrt(count / (count - 1))
-      means = means + deviations[rng.integers(0, count, (resamples, count))].mean(axis=1)
-  # Means of thirds and the like leave rounding where a draw's difference is nothing at all.
-  means[np.abs(means) < 1e-12] = 0.0
-  return Comparison(
-    first=ours,
-    second=theirs,
-    difference=Interval(ours - theirs, *_percentiles(means, confidence)),
-    p_value=_p_value(means),
-    queries=queries,
-  )
-
-
-def _p_value(means: np.ndarray) -> float:
-  """Two-sided: how often the draws are on the other side of zero, times two."""
-  # The observed sample counts as one of the draws, so no finite number of draws says p = 0.
-  below = (np.count_nonzero(means <= 0) + 1) / (len(means) + 1)
-  above = (np.count_nonzero(means >= 0) + 1) / (len(means) + 1)
-  return min(1.0, 2.0 * min(below, above))
+  return first[:, ~missing], second[:, ~missing]
 
 
 def _table(values: np.ndarray) -> np.ndarray:
@@ -229,11 +279,9 @@ def _vector(values: np.ndarray) -> np.ndarray:
   return values
 
 
-def _check(confidence: float, resamples: int):
+def _check_confidence(confidence: float) -> None:
   if not 0.0 < confidence < 1.0:
     raise ValueError(f'confidence must be between 0 and 1, not {confidence}.')
-  if resamples < 1:
-    raise ValueError(f'resamples must be at least 1, not {resamples}.')
 
 
 def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
@@ -246,8 +294,3 @@ def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarra
     draws = rng.integers(0, len(values), (stop - start, len(values)))
     means[start:stop] = values[draws].mean(axis=1)
   return means
-
-
-def _percentiles(means: np.ndarray, confidence: float) -> tuple[float, float]:
-  low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-  return float(low), float(high)

@@ -15,13 +15,13 @@ import functools
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from tfreid.index import engine, engines, manifest, milvus, segment
+from tfreid import storage
+from tfreid.index import engine, engines, manifest, milvus, segment, trust
 from tfreid.index.engine import Engine, Progress
 from tfreid.index.index import EmbeddedIndex
 from tfreid.index.ledger import Ledger
@@ -111,6 +111,7 @@ def build(
         f"the one of '{engine_name}' a folder of its own."
       )
     ledger.clean()
+    trust.remember_place(engine.place(uri))
     about = {'fingerprint': model.fingerprint, 'embedding_size': model.size}
     state = engine.new_state({**about, 'path': model.directory}, engine=engine_name, uri=uri)
     # By its prefix an index knows its collections on a server it shares with others, also those
@@ -121,7 +122,7 @@ def build(
     prefix = (tried if tried != kept else None) if moves else kept or tried
     if prefix:
       state['engine']['prefix'] = prefix
-    state['generation'] = before.get('generation', 0)
+    state['generation'], state['commit'] = before.get('generation', 0), before.get('commit', '')
     if before.get('engine') == state['engine'] and 'collection' in before:
       state.update(collection=before['collection'], removing=before['removing'])
     found = engines.open_engine(ledger, state)
@@ -129,6 +130,7 @@ def build(
       report = _fill(found, rows, model, replace=True, shard=shard, **options)
     finally:
       found.close()
+    trust.remember_model(ledger.read()['model'])
   if moves:
     _drop(ledger, before, uri)
   return report
@@ -310,7 +312,9 @@ def merge(
   ledger = Ledger(directory)
   with contextlib.ExitStack() as opened:
     sources = [
-      opened.enter_context(contextlib.closing(engines.open_engine(Ledger(part)))) for part in parts
+      # Looked at below, when they are here.
+      opened.enter_context(contextlib.closing(engines.open_engine(Ledger(part), check=False)))
+      for part in parts
     ]
     models = {source.state['model']['fingerprint'] for source in sources}
     if len(models) > 1:
@@ -319,6 +323,7 @@ def merge(
         'with one model.'
       )
     _order(sources)
+    trust.remember_place(engine.place(uri))
     state = engine.new_state(sources[0].state['model'], engine=engine_name, uri=uri)
     with ledger.lock():
       if ledger.exists:
@@ -338,7 +343,9 @@ def merge(
         entries += staging.import_segments(source)
         said('Reading', sum(entry['rows'] for entry in entries), total)
       said('Checking', 0, total)
-      problems = EmbeddedIndex(ledger, {**staging.state, 'segments': entries}).problems()
+      problems = EmbeddedIndex(
+        ledger, {**staging.state, 'segments': entries}, check=False
+      ).problems()
       if problems:
         advice = ' Remove all but one.' if problems[0].startswith('The id') else ''
         raise ValueError(f'The parts cannot be joined. {problems[0]}{advice}')
@@ -459,6 +466,10 @@ def _check_ids(rows: Sequence[Row]) -> None:
   for row in rows:
     if not row.id:
       raise ValueError(f"The crop '{row.path}' has an empty id.")
+    try:
+      segment.check_row(row)
+    except ValueError as error:
+      raise ValueError(f"The crop '{row.path}': {error}") from error
   twice = manifest.doubled(rows)
   if twice:
     raise ValueError(f"The id '{rows[twice[0]].id}' occurs twice. Ids must be unique.")
@@ -559,11 +570,8 @@ def _contents(path: str) -> bytes:
     OSError: it cannot be read, is no file, or does not stop changing.
   """
   for _ in range(_ATTEMPTS):
-    # Not to wait for a writer, should it be a pipe.
-    with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    with storage.open_regular(path) as file:
       before = os.fstat(file.fileno())
-      if not stat.S_ISREG(before.st_mode):
-        raise OSError('it is not a file')
       contents = file.read()
       after = os.fstat(file.fileno())
     if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, len(contents)):

@@ -185,11 +185,13 @@ def new_state(
       f"address '{uri}'. Choose the engine 'milvus', or leave the address out."
     )
   if engine == 'milvus':
-    if uri and '://' not in uri:
-      # The index is also opened from elsewhere.
-      uri = os.path.abspath(os.path.expanduser(uri))
-    about.update(uri=uri, prefix=f'tfreid_{secrets.token_hex(6)}')
+    about.update(uri=place(uri), prefix=f'tfreid_{secrets.token_hex(6)}')
   return {'generation': 0, 'model': dict(model), 'engine': about, 'segments': []}
+
+
+def place(uri: str) -> str:
+  """An address as it is, a file by its absolute path: an index is also opened from elsewhere."""
+  return os.path.abspath(os.path.expanduser(uri)) if uri and '://' not in uri else uri
 
 
 def repeated(hashes: Iterable[np.ndarray]) -> np.ndarray:

@@ -15,7 +15,11 @@ from tfreid.index.milvus import MilvusIndex
 
 
 def open_engine(
-  ledger: Ledger, state: Mapping[str, Any] | None = None, *, resident: bool | str = False
+  ledger: Ledger,
+  state: Mapping[str, Any] | None = None,
+  *,
+  resident: bool | str = False,
+  check: bool | None = None,
 ) -> Engine:
   """The engine of an index.
 
@@ -23,8 +27,9 @@ def open_engine(
     ledger: the folder of the index.
     state: of an index that is not written yet; read if not given.
     resident: of the embedded engine, see `EmbeddedIndex`; Milvus has memory of its own.
+    check: compare checksums, see `EmbeddedIndex`.
   """
   state = ledger.read() if state is None else state
   if state['engine']['name'] == 'milvus':
     return MilvusIndex(ledger, state)
-  return EmbeddedIndex(ledger, state, resident=resident)
+  return EmbeddedIndex(ledger, state, resident=resident, check=check)

@@ -10,29 +10,43 @@ conditions here have no "not", and mean the same to every engine.
 
 Texts stand in single or double quotation marks. In them `\\` is a backslash, `\"` and `\'` are
 quotation marks, and `\u00f8` is a letter by its number. Any other backslash is refused: most often
-somebody wrote a path with single ones. In r"C:\crops" all backslashes are just that.
+somebody wrote a path with single ones. In r"C:\crops" all backslashes are just that. The curly
+marks of some keyboards and most word processors are quotation marks as well. A letter with an
+accent is the same letter whether its accent is a character of its own or not.
+
+Texts are ordered letter by letter, and times (a date and a time of day of ISO 8601) as the instants
+they name: see `tfreid.data.times`.
 """
 
 from __future__ import annotations
 
 import ast
+import bisect
 import dataclasses
-import difflib
+import functools
 import hashlib
 import json
 import keyword
-import operator
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Union
 
 import numpy as np
 
+from tfreid import cancellation, query
+from tfreid.data import times
+from tfreid.text import check_length, did_you_mean, normalized, shortened
+
 Value = Union[str, int, float, bool]
 
-# Longer texts are not written by people; the bound keeps Python's parser from deep recursion.
+# Longer texts are not written by people; the bounds keep Python's parser from deep recursion.
 MAX_CHARACTERS = 10_000
+MAX_CONSTANTS = 4000
+MAX_DEPTH = 20
+
+# Values of a column that are sorted at a time: sorting holds the interpreter.
+_RUN = 2**17
 
 _OPERATORS = {
   ast.Eq: '==',
@@ -42,23 +56,25 @@ _OPERATORS = {
   ast.Gt: '>',
   ast.GtE: '>=',
 }
-_FUNCTIONS = {
-  '==': operator.eq,
-  '!=': operator.ne,
-  '<': operator.lt,
-  '<=': operator.le,
-  '>': operator.gt,
-  '>=': operator.ge,
-}
 _OPPOSITES = {'==': '!=', '!=': '==', '<': '>=', '>=': '<', '>': '<=', '<=': '>'}
 _MIRRORED = {'==': '==', '!=': '!=', '<': '>', '>': '<', '<=': '>=', '>=': '<='}
+_TOO_DEEP = f'The filter is nested too deeply; at most {MAX_DEPTH} levels are read.'
 _HINT = 'Example: camera in [1, 2] and time >= "2024-01-01".'
 
+_DOUBLE = '\u201c\u201d\u201e\u201f\u00ab\u00bb'
+_SINGLE = '\u2018\u2019\u201a\u201b\u2039\u203a'
 # A text in quotation marks, closed or not, with what stands before it.
-_TEXT = re.compile(
-  r"""(?<![A-Za-z])([A-Za-z]{0,2})("(?:[^"\\]|\\(?:.|\Z))*(?:"|\Z)|'(?:[^'\\]|\\(?:.|\Z))*(?:'|\Z))""",
+_STRAIGHT = (
+  r"""(?<![A-Za-z])([A-Za-z]{0,2})"""
+  r"""("(?:[^"\\]|\\(?:.|\Z))*(?:"|\Z)|'(?:[^'\\]|\\(?:.|\Z))*(?:'|\Z))"""
+)
+_TEXT = re.compile(_STRAIGHT, re.DOTALL)
+# The same, or a text in curly marks (without the marks), or white space.
+_TEXT_OR_SPACE = re.compile(
+  rf'{_STRAIGHT}|[{_DOUBLE}]([^{_DOUBLE}]*)[{_DOUBLE}]|[{_SINGLE}]([^{_SINGLE}]*)[{_SINGLE}]|\s',
   re.DOTALL,
 )
+_MARK_OR_ESCAPE = re.compile(r'\\.|"', re.DOTALL)
 _ESCAPE = re.compile(r"""\\(?:[\\"']|u[0-9a-fA-F]{4}|(.))""", re.DOTALL)
 # What other languages write, and what it is called here; looked for outside of texts.
 _FOREIGN = (
@@ -66,7 +82,11 @@ _FOREIGN = (
     re.compile(r'\d{4}-\d\d?(?:-\d\d?)?(?:T[\d:.]*\d(?:Z|[+-]\d\d:?\d\d)?)?|\d\d?:\d\d(?::\d\d)?'),
     'Times are texts and stand in quotation marks: "{0}".',
   ),
-  (re.compile('[\u2018-\u201f\u00ab\u00bb]'), 'Use straight quotation marks (") instead of {0}.'),
+  (
+    re.compile(f'[{_DOUBLE}{_SINGLE}]'),
+    'The quotation mark {0} is not closed. A text stands between two: "north".',
+  ),
+  (re.compile('#'), "A '#' stands in texts only; there are no comments."),
   (re.compile(r'=[<>]'), "Write <= or >=; '{0}' is not known."),
   (re.compile(r'(?<![=!<>:])=(?!=)'), "Write == for 'equal'."),
   (re.compile(r'<>|(?<!=)!(?!=)|&&|\|\||&|\|'), "Write !=, and, or, not; '{0}' is not known."),
@@ -133,8 +153,23 @@ class Or:
 Condition = Union[Compare, In, Missing, Has, And, Or]
 
 
-class Column(NamedTuple):
-  """One field of n crops.
+class _Run(NamedTuple):
+  """Different values of one kind, ordered.
+
+  Attributes:
+    kind: of the values.
+    keys: what they are compared by, ascending.
+    codes: int32, position of each among the column's values.
+  """
+
+  kind: str
+  keys: list
+  codes: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Column:
+  """One field of n crops. Its values are ordered when it is first compared, which is remembered.
 
   Attributes:
     values: the different values.
@@ -144,6 +179,40 @@ class Column(NamedTuple):
   values: Sequence[Value]
   codes: np.ndarray
 
+  @functools.cached_property
+  def runs(self) -> tuple[_Run, ...]:
+    """The values by kind, in runs of at most 2^17, each of them ordered."""
+    positions: dict[str, list[int]] = {}
+    for position, value in enumerate(self.values):
+      positions.setdefault(kind(value), []).append(position)
+    runs = []
+    for of_kind, all_positions in positions.items():
+      for start in range(0, len(all_positions), _RUN):
+        part = all_positions[start : start + _RUN]
+        keys = [_key(self.values[position]) for position in part]
+        order = sorted(range(len(part)), key=keys.__getitem__)
+        runs.append(
+          _Run(of_kind, [keys[i] for i in order], np.asarray(part, np.int32)[np.asarray(order)])
+        )
+    return tuple(runs)
+
+  @functools.cached_property
+  def offsets(self) -> frozenset[bool]:
+    """Whether the times among the values have an offset: {True}, {False}, both or neither."""
+    keys = (key for run in self.runs if run.kind == 'text' for key in run.keys)
+    return frozenset(
+      times.has_offset(key) for key in keys if key[10:11] == 'T' and key[16:17] == ':'
+    )
+
+  @functools.cached_property
+  def holders(self) -> dict[str, np.ndarray]:
+    """For each part of annotations 'a+b', the positions int32 of the values that have it."""
+    positions: dict[str, list[int]] = {}
+    for position, value in enumerate(self.values):
+      for part in set(normalized(str(value)).split('+')):
+        positions.setdefault(part, []).append(position)
+    return {part: np.asarray(found, np.int32) for part, found in positions.items()}
+
 
 def parse(text: str) -> Condition:
   """The condition that a text states.
@@ -151,26 +220,69 @@ def parse(text: str) -> Condition:
   Raises:
     ValueError: it is not a condition; the message says what was not understood.
   """
-  if len(text) > MAX_CHARACTERS:
-    raise ValueError(f'The filter has {len(text)} characters; at most {MAX_CHARACTERS} are read.')
+  text = _straightened(normalized(check_length('The filter', text, MAX_CHARACTERS)))
   _check_texts(text)
+  _check_depth(text)
+  quoted = f"'{shortened(text, 300)}'"
   try:
-    tree = ast.parse(text.strip(), mode='eval')
-    return _condition(tree.body)
+    condition = _condition(ast.parse(text.strip(), mode='eval').body)
   except SyntaxError as error:
     # Python's message speaks of Python; only where nothing is known to be foreign is it the best.
     said = _foreign(text) or f'{error.msg}. {_HINT}'
-    raise ValueError(f"Cannot read the filter '{text}': {said}") from error
+    raise ValueError(f'Cannot read the filter {quoted}: {said}') from error
   except (RecursionError, MemoryError) as error:
-    raise ValueError('The filter is nested too deeply.') from error
+    raise ValueError(_TOO_DEEP) from error
   except ValueError as error:
     if isinstance(error, _NotUnderstoodError):
       advice = _foreign(text)
       if advice:
-        raise ValueError(f"Cannot read the filter '{text}': {advice}") from error
+        raise ValueError(f'Cannot read the filter {quoted}: {advice}') from error
       raise
     # Null characters, and numbers with more digits than Python converts.
     raise ValueError(f'Cannot read the filter: {error}. {_HINT}') from error
+  if '#' in _TEXT.sub('""', text):
+    raise ValueError(f'Cannot read the filter {quoted}: {_foreign(text)}')
+  count = _constants(condition)
+  if count > MAX_CONSTANTS:
+    raise ValueError(
+      f'The filter compares with {count:,} values; at most {MAX_CONSTANTS:,} are taken. Write '
+      'ranges (camera >= 1 and camera <= 9), or ask several times.'
+    )
+  return condition
+
+
+def _straightened(text: str) -> str:
+  """The text with straight quotation marks for curly ones, and blanks for what else is white."""
+
+  def straight(match: re.Match) -> str:
+    if match[2]:
+      return match[0]
+    inner = match[3] if match[3] is not None else match[4]
+    if inner is None:
+      return ' '
+    return '"{}"'.format(_MARK_OR_ESCAPE.sub(lambda m: '\\"' if m[0] == '"' else m[0], inner))
+
+  return _TEXT_OR_SPACE.sub(straight, text)
+
+
+def _check_depth(text: str) -> None:
+  """Refuses deep brackets before Python's parser, which tries each level anew, sees them.
+
+  Raises:
+    ValueError: there are more than `MAX_DEPTH` in each other.
+  """
+  depth = 0
+  for letter in _TEXT.sub('', text):
+    depth += (letter in '([{') - (letter in ')]}')
+    if depth > MAX_DEPTH:
+      raise ValueError(_TOO_DEEP)
+
+
+def _constants(condition: Condition) -> int:
+  """How many values a condition compares with."""
+  if isinstance(condition, (And, Or)):
+    return sum(map(_constants, condition.parts))
+  return len(condition.values) if isinstance(condition, In) else 1
 
 
 def _check_texts(text: str) -> None:
@@ -184,8 +296,9 @@ def _check_texts(text: str) -> None:
     for found in unknown:
       if found[1]:
         raise ValueError(
-          f"Cannot read the filter '{text}': in the text {quoted} stands '{found[0]}'. A backslash "
-          f'is written twice, or the text with an r before it: r{quoted}.'
+          f"Cannot read the filter '{shortened(text, 300)}': in the text {shortened(quoted)} "
+          f"stands '{found[0]}'. A backslash is written twice, or the text with an r before it: "
+          f'r{shortened(quoted)}.'
         )
 
 
@@ -200,27 +313,31 @@ def _foreign(text: str) -> str:
 
 
 def required(
-  must: Mapping[str, str] | None = None, must_not: Mapping[str, str] | None = None
+  must: query.Query | None = None, must_not: query.Query | None = None
 ) -> Condition | None:
   """The condition that attributes are annotated as asked; None if nothing is asked.
 
   Args:
-    must: attribute name to value; '!value' for "not this value". A crop that nobody annotated does
-      not fulfil it.
+    must: attribute name to value, 'a+b' or '!value'; see `tfreid.query`. A crop that nobody
+      annotated does not fulfil it.
     must_not: the same, for what a crop must not be annotated with. A crop that nobody annotated
       fulfils it.
   """
   parts: list[Condition] = []
   for name, value in (must or {}).items():
-    if value.startswith('!'):
-      parts += [Missing(name, negated=True), Has(name, value[1:], negated=True)]
+    statement = query.read(value)
+    if isinstance(statement, query.IsNot):
+      parts += [Missing(name, negated=True), Has(name, statement.value, negated=True)]
     else:
-      parts.append(Has(name, value))
+      parts += [Has(name, value) for value in statement.values]
   for name, value in (must_not or {}).items():
-    if value.startswith('!'):
-      parts.append(Or((Missing(name), Has(name, value[1:]))))
+    statement = query.read(value)
+    if isinstance(statement, query.IsNot):
+      parts.append(Or((Missing(name), Has(name, statement.value))))
+    elif len(statement.values) == 1:
+      parts.append(Has(name, statement.values[0], negated=True))
     else:
-      parts.append(Has(name, value, negated=True))
+      parts.append(Or(tuple(Has(name, value, negated=True) for value in statement.values)))
   return joined(*parts)
 
 
@@ -292,15 +409,13 @@ def check(condition: Condition, fields: Mapping[str, Sequence[str]]) -> None:
     for part in condition.parts:
       check(part, fields)
     return
-  name = condition.attribute if isinstance(condition, Has) else condition.field
+  name = _field(condition)
   if isinstance(condition, Has) and condition.negated:
     return  # True of a gallery that nobody annotated.
   if name not in fields:
-    near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ''
     raise ValueError(
-      f"No crop of the gallery has a field '{name}'.{hint} There are: "
-      f'{", ".join(sorted(fields)) or "none"}.'
+      f"No crop of the gallery has a field '{shortened(name)}'.{did_you_mean(name, fields)} There "
+      f'are: {", ".join(sorted(fields)) or "none"}.'
     )
   values: Sequence[Value] = ()
   if isinstance(condition, Compare):
@@ -310,7 +425,7 @@ def check(condition: Condition, fields: Mapping[str, Sequence[str]]) -> None:
   for value in values:
     if kind(value) not in fields[name]:
       raise ValueError(
-        f"'{name}' is compared with {json.dumps(value, ensure_ascii=False)}, a {kind(value)}, but "
+        f"'{name}' is compared with {shortened(_literal(value))}, a {kind(value)}, but "
         f'in the gallery it is a {" or a ".join(sorted(fields[name]))}.'
       )
 
@@ -323,20 +438,108 @@ def evaluate(condition: Condition, column: Callable[[str], Column | None], size:
     column: name of a field -> the field of the crops, None if none of them has it.
     size: number of crops.
   """
-  if isinstance(condition, (And, Or)):
-    combine = np.logical_and if isinstance(condition, And) else np.logical_or
-    return combine.reduce([evaluate(part, column, size) for part in condition.parts])
-  found = column(condition.attribute if isinstance(condition, Has) else condition.field)
+  cancellation.check()
+  if not isinstance(condition, (And, Or)):
+    return _at_crops([condition], np.logical_and, column, size)
+  combine = np.logical_and if isinstance(condition, And) else np.logical_or
+  # Comparisons of one field are joined value by value, and then spread to the crops: once.
+  leaves: dict[str, list[Condition]] = {}
+  masks = []
+  for part in condition.parts:
+    if isinstance(part, (And, Or)):
+      masks.append(evaluate(part, column, size))
+    else:
+      leaves.setdefault(_field(part), []).append(part)
+  masks += [_at_crops(parts, combine, column, size) for parts in leaves.values()]
+  for mask in masks[1:]:
+    combine(masks[0], mask, out=masks[0])
+  return masks[0]
+
+
+def _at_crops(
+  parts: Sequence[Condition],
+  combine: np.ufunc,
+  column: Callable[[str], Column | None],
+  size: int,
+) -> np.ndarray:
+  """Which crops fulfil all, or one, of some comparisons of one field, bool [size]."""
+  found = column(_field(parts[0]))
   if found is None:
     found = Column((), np.full(size, -1, np.int32))
-  # Once per different value, and once, in the last place, for "has none": code -1 picks it.
-  answers = np.zeros(len(found.values) + 1, bool)
-  answers[:-1] = [_holds(condition, value) for value in found.values]
-  if isinstance(condition, Missing):
-    answers[-1] = not condition.negated
-  elif isinstance(condition, Has):
-    answers[-1] = condition.negated
+  answers = _answers(parts[0], found)
+  for part in parts[1:]:
+    combine(answers, _answers(part, found), out=answers)
   return answers[found.codes]
+
+
+def _answers(condition: Condition, column: Column) -> np.ndarray:
+  """Whether a comparison holds, bool [V + 1]: for each value, and in the last place for "none".
+
+  There, code -1 picks it.
+  """
+  answers = np.zeros(len(column.values) + 1, bool)
+  if isinstance(condition, Missing):
+    answers[:-1], answers[-1] = condition.negated, not condition.negated
+    return answers
+  if isinstance(condition, Has):
+    answers[column.holders.get(normalized(condition.value), ())] = True
+    return ~answers if condition.negated else answers
+  if isinstance(condition, In):
+    _mark(answers, column, '==', condition.values)
+    negated = condition.negated
+  else:
+    negated = condition.operator == '!='
+    _mark(answers, column, '==' if negated else condition.operator, (condition.value,))
+  if negated:
+    np.logical_not(answers[:-1], out=answers[:-1])
+  return answers
+
+
+def _mark(answers: np.ndarray, column: Column, symbol: str, constants: Sequence[Value]) -> None:
+  """Makes true the answers of the values that stand so to one of the constants."""
+  keys: dict[str, set] = {}
+  for constant in constants:
+    keys.setdefault(kind(constant), set()).add(_key(constant))
+  _check_times(column, keys.get('text', ()))
+  for run in column.runs:
+    for key in keys.get(run.kind, ()):
+      first, last = bisect.bisect_left(run.keys, key), bisect.bisect_right(run.keys, key)
+      start, stop = {
+        '==': (first, last),
+        '<': (0, first),
+        '<=': (0, last),
+        '>': (last, None),
+        '>=': (first, None),
+      }[symbol]
+      if start != stop:
+        answers[run.codes[start:stop]] = True
+
+
+def _key(value: Value) -> Value:
+  """What a value is compared by: a time as an instant, a text in its composed form."""
+  if not isinstance(value, str):
+    return value
+  return times.key(normalized(value))
+
+
+def _check_times(column: Column, texts: Collection[str]) -> None:
+  """Refuses to compare times with an offset and times without.
+
+  Raises:
+    ValueError: the message says which is which.
+  """
+  for text in texts:
+    time = times.canonical(text)
+    if time and column.offsets == {not times.has_offset(time)}:
+      there, here = ('without', 'has') if times.has_offset(time) else ('with', 'has not')
+      raise ValueError(
+        f'The times of the gallery are written {there} an offset from UTC, and "{text}" {here} '
+        'one: they cannot be compared. A time with an offset: "2024-03-01T09:15:00+01:00".'
+      )
+
+
+def _field(condition: Compare | In | Missing | Has) -> str:
+  return condition.attribute if isinstance(condition, Has) else condition.field
 
 
 def mark(*names: str) -> str:
@@ -395,34 +598,18 @@ def _quoted(text: str) -> str:
   return json.dumps(text, ensure_ascii=False)
 
 
-def _holds(condition: Condition, value: Value) -> bool:
-  """Whether a condition holds for a crop whose field has this value."""
-  if isinstance(condition, Missing):
-    return condition.negated
-  if isinstance(condition, Has):
-    return (condition.value in str(value).split('+')) != condition.negated
-  if isinstance(condition, In):
-    return any(_equal(value, other) for other in condition.values) != condition.negated
-  if kind(value) != kind(condition.value):
-    return condition.operator == '!='
-  return _FUNCTIONS[condition.operator](value, condition.value)
-
-
-def _equal(value: Value, other: Value) -> bool:
-  # True == 1 in Python.
-  return kind(value) == kind(other) and value == other
-
-
 class _NotUnderstoodError(ValueError):
   """Something Python's grammar allows and a condition does not."""
 
 
-def _condition(node: ast.expr) -> Condition:
+def _condition(node: ast.expr, depth: int = 0) -> Condition:
+  if depth > MAX_DEPTH:
+    raise ValueError(_TOO_DEEP)
   if isinstance(node, ast.BoolOp):
-    parts = tuple(_condition(value) for value in node.values)
+    parts = tuple(_condition(value, depth + 1) for value in node.values)
     return And(parts) if isinstance(node.op, ast.And) else Or(parts)
   if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-    return negated(_condition(node.operand))
+    return negated(_condition(node.operand, depth + 1))
   if isinstance(node, ast.Compare):
     sides = [node.left, *node.comparators]
     parts = tuple(
@@ -475,6 +662,9 @@ def _constant(node: ast.expr) -> Value:
     try:
       if kind(node.value) == 'number':
         return sign * node.value
+      if sign == 1 and isinstance(node.value, str):
+        # As the manifest writes times, so that an engine that knows texts only agrees.
+        return times.canonical(node.value) or node.value
       if sign == 1:
         return node.value
     except ValueError as error:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from tfreid import cancellation, storage
 from tfreid.index import engine, filters, segment
 from tfreid.index.engine import Engine, Match
 from tfreid.index.ledger import Ledger
@@ -34,6 +35,8 @@ _QUERIES = 64
 _MASKS = 8
 # How often opening starts again because a writer removed what the state had named.
 _ATTEMPTS = 5
+# Bytes of an index whose checksums are compared whenever it is opened: a fraction of a second.
+CHECKED_BYTES = 1 << 28
 
 
 # What `resident` may be.
@@ -43,7 +46,15 @@ _RESIDENT = (False, True, 'float32', 'bfloat16')
 class EmbeddedIndex(Engine):
   """An index in a folder."""
 
-  def __init__(self, ledger: Ledger, state: Mapping[str, Any], *, resident: bool | str = False):
+  def __init__(
+    self,
+    ledger: Ledger,
+    state: Mapping[str, Any],
+    *,
+    resident: bool | str = False,
+    check: bool | None = None,
+    checked: Iterable[str] = (),
+  ):
     """Opens the segments.
 
     Args:
@@ -51,6 +62,9 @@ class EmbeddedIndex(Engine):
       state: from `ledger.read()`, or a new one.
       resident: keep all concepts in memory; 'bfloat16' to scan them in half the bytes, True or
         'float32' to scan them as they are.
+      check: compare the checksums of all files, which reads every byte; False to compare only their
+        sizes; by default the checksums of an index of up to CHECKED_BYTES.
+      checked: names of segments of which this was done before.
 
     Raises:
       ValueError: another word, or a damaged segment.
@@ -62,6 +76,8 @@ class EmbeddedIndex(Engine):
         f'{resident!r}.'
       )
     self.resident = resident
+    self.check = check
+    self._checked_segments = frozenset(checked)
     for attempt in range(_ATTEMPTS):
       try:
         self._open()
@@ -73,7 +89,26 @@ class EmbeddedIndex(Engine):
         self.state = ledger.read()
 
   def _open(self):
-    self._segments = [Segment(self.ledger.segments, entry) for entry in self.state['segments']]
+    entries = self.state['segments']
+    check = self.check
+    if check is None:
+      check = sum(size for entry in entries for size, _ in entry['files'].values()) <= CHECKED_BYTES
+    self._segments = [
+      Segment(
+        self.ledger.segments,
+        entry,
+        content=check and entry['name'] not in self._checked_segments,
+      )
+      for entry in entries
+    ]
+    for part in self._segments:
+      if part.concepts.shape[1] != self.width:
+        raise ValueError(
+          f"'{part.directory}' is damaged: its concepts have {part.concepts.shape[1]} numbers each, "
+          f'and those of the index {self.width}. Run `tools/index.py verify`.'
+        )
+    if check:
+      self._checked_segments = frozenset(entry['name'] for entry in entries)
     self._starts = np.cumsum([0, *map(len, self._segments)])
     self._live = np.concatenate([np.empty(0, bool), *(s.live for s in self._segments)])
     self._size = int(self._live.sum())
@@ -115,6 +150,7 @@ class EmbeddedIndex(Engine):
     find = self._in_memory if self.resident else self._in_blocks
     results = []
     for start in range(0, len(queries), _QUERIES):
+      cancellation.check()
       for positions, scores in find(queries[start : start + _QUERIES], top_k, keep, min_score):
         if min_score is not None:
           positions, scores = positions[scores >= min_score], scores[scores >= min_score]
@@ -200,20 +236,16 @@ class EmbeddedIndex(Engine):
           )
         )
         continue
-      partial = f'{target}.partial'
-      shutil.rmtree(partial, ignore_errors=True)
-      os.makedirs(partial)
       try:
-        for file in segment.FILES:
-          _link(os.path.join(part.directory, file), os.path.join(partial, file))
+        with segment.new_folder(self.ledger.segments, part.entry['name']) as partial:
+          for file in part.entry['files']:
+            if file != segment.MARK:
+              _link(os.path.join(part.directory, file), os.path.join(partial, file))
       except FileNotFoundError as error:
         raise FileNotFoundError(
           f"'{error.filename}' vanished while it was merged. Merge again when nobody writes to "
           f"'{other.ledger.directory}'."
         ) from error
-      segment.flush_directory(partial)
-      os.rename(partial, target)
-      segment.flush_directory(self.ledger.segments)
       entries.append(part.entry)
     return entries
 
@@ -236,7 +268,13 @@ class EmbeddedIndex(Engine):
     if state['generation'] == self.state['generation']:
       return False
     # Opened first: where that fails, this one stays what it was.
-    self.__dict__ = EmbeddedIndex(self.ledger, state, resident=self.resident).__dict__
+    self.__dict__ = EmbeddedIndex(
+      self.ledger,
+      state,
+      resident=self.resident,
+      check=self.check,
+      checked=self._checked_segments,
+    ).__dict__
     return True
 
   def _written(self, other):
@@ -292,7 +330,8 @@ class EmbeddedIndex(Engine):
       if len(group) == 1 and not group[0].get('removed'):
         joined += group
         continue
-      sources = [Segment(self.ledger.segments, entry) for entry in group]
+      # Looked at whole: written anew, what is damaged would have a checksum that is right.
+      sources = [Segment(self.ledger.segments, entry, content=True) for entry in group]
       joined.append(
         segment.write(
           self.ledger.segments,
@@ -307,14 +346,16 @@ class EmbeddedIndex(Engine):
     """Which rows may be answered, bool [n]."""
     keep = self._live
     if where is not None:
+      # Not the condition itself: camera == 1 and camera == True are equal to Python.
+      key = repr(where)
       with self._remembering:
-        mask = self._masks.get(where)
+        mask = self._masks.get(key)
       if mask is None:
         parts = [filters.evaluate(where, s.column, len(s)) for s in self._segments]
         mask = np.concatenate([np.empty(0, bool), *parts])
       with self._remembering:
-        self._masks[where] = mask
-        self._masks.move_to_end(where)
+        self._masks[key] = mask
+        self._masks.move_to_end(key)
         if len(self._masks) > _MASKS:
           self._masks.popitem(last=False)
       keep = keep & mask
@@ -409,6 +450,7 @@ class EmbeddedIndex(Engine):
     found = [_Candidates(top_k, 2 * eps) for eps in epsilon]
     for start, part in zip(self._starts, self._segments):
       for first in range(0, len(part), _BLOCK):
+        cancellation.check()
         block = slice(first, min(first + _BLOCK, len(part)))
         allowed = keep[start + block.start : start + block.stop]
         if not allowed.any():
@@ -482,8 +524,4 @@ def _link(source: str, target: str) -> None:
     os.link(source, target)
   except OSError:  # another file system, or one without links
     shutil.copyfile(source, target)
-    descriptor = os.open(target, os.O_RDONLY)
-    try:
-      os.fsync(descriptor)
-    finally:
-      os.close(descriptor)
+    storage.sync_file(target)

@@ -8,6 +8,10 @@
 
 A commit writes new files, flushes them, and replaces index.json; it happens at that moment or not
 at all. Readers take no lock: they see the state they opened.
+
+index.json, pending.json and each line of pending.jsonl carry a checksum of their own. index.json
+also holds those of all other files. The folder of an index may be reached by a link; below it,
+everything is a regular file or a folder, and a link is refused, since whoever writes also removes.
 """
 
 from __future__ import annotations
@@ -15,22 +19,30 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fcntl
 import json
+import logging
 import os
-import shutil
+import re
+import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tfreid
-from tfreid.index.segment import flush_directory
+from tfreid import storage
+from tfreid.index import segment
+from tfreid.index import state as states
 
-FORMAT = 1
+# Documents of format 1, of earlier releases, have no checksum.
+FORMAT, _FORMATS = 2, (1, 2)
 STATE, PENDING, SHARDS = 'index.json', 'pending.json', 'pending.jsonl'
 LOCK, SEGMENTS = 'lock', 'segments'
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+# What a writer that was killed leaves of the files that it replaces: now, and in earlier releases.
+_LEFT = re.compile(r'(index|pending)\.json\.partial(-[0-9]+-[0-9a-f]{8})?')
+
+_log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -41,7 +53,7 @@ class Ledger:
     segments: the folder in it that holds the segments.
   """
 
-  def __init__(self, directory: str):
+  def __init__(self, directory: str | os.PathLike[str]):
     """Names the folder; it need not exist."""
     self.directory = os.path.abspath(os.path.expanduser(directory))
     self.segments = os.path.join(self.directory, SEGMENTS)
@@ -57,39 +69,92 @@ class Ledger:
 
     Raises:
       FileNotFoundError: there is no index.
-      ValueError: index.json cannot be read, or a later version of this package wrote it.
+      ValueError: index.json is damaged or leads elsewhere, or a later version of this package wrote
+        it.
     """
     if not self.exists:
       if os.path.isfile(self._path(PENDING)):
         raise FileNotFoundError(
           f"The index '{self.directory}' is not finished. The command that began it continues it."
         )
-      found = sorted(os.listdir(self.directory))[:5] if os.path.isdir(self.directory) else []
+      names = sorted(os.listdir(self.directory))[:5] if os.path.isdir(self.directory) else []
       raise FileNotFoundError(
-        f"'{self.directory}' holds no index (found: {', '.join(found) or 'nothing'}). "
+        f"'{self.directory}' holds no index (found: {', '.join(names) or 'nothing'}). "
         '`tools/index.py build` makes one.'
       )
-    state = self._read(STATE)
-    if state.get('format') != FORMAT:
+    self._check_parts()
+    path = self._path(STATE)
+    state = storage.read_json(path, what='state of the index', required=False)
+    if state.get('format') not in _FORMATS:
       raise ValueError(
         f"'{self.directory}' is an index of format {state.get('format')}; this version of tfreid "
         f'reads format {FORMAT}. Build it again, or use the version that wrote it '
         f'({state.get("tfreid", "unknown")}).'
       )
+    if state['format'] > 1:
+      # Read again, as what must have a checksum.
+      state = storage.read_json(path, what='state of the index')
+    states.check(state, path)
     return state
 
   def write(self, state: Mapping[str, Any]) -> None:
-    """Commits a state: replaces index.json."""
+    """Commits a state: replaces index.json.
+
+    Args:
+      state: the new one. Its 'commit' is that of the state from which it was made, or '' (or
+        missing) where there was none.
+
+    Raises:
+      RuntimeError: the lock is not held.
+      OSError: another writer has replaced index.json or removed a segment meanwhile, which can only
+        be where locks do nothing, as on some network file systems; or the disk is full.
+    """
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
-    state = {'format': FORMAT, 'tfreid': tfreid.__version__, **state, 'changed': now}
-    self._write(STATE, state)
+    self._check_unchanged(state)
+    commit = secrets.token_hex(8)
+    self._write(
+      STATE,
+      {**state, 'format': FORMAT, 'tfreid': tfreid.__version__, 'changed': now, 'commit': commit},
+    )
+
+  def _check_unchanged(self, state: Mapping[str, Any]) -> None:
+    """Refuses a state that was made from another one than the one on the disk."""
+    before = self.read() if self.exists else {}
+    known = before.get('commit', '') == state.get('commit', '')
+    if not known or before.get('generation', 0) not in (state['generation'], _previous(state)):
+      raise OSError(
+        f"Another process has changed the index '{self.directory}' while this one wrote to it. "
+        'Nothing was committed; give the same command again. If the index lies on a network file '
+        'system, locks may do nothing there between machines: write from one machine only.'
+      )
+    for entry in state['segments']:
+      folder = os.path.join(self.segments, entry['name'])
+      if not os.path.isdir(folder):
+        raise OSError(
+          f"'{folder}', which was to be committed, has vanished: another process has cleaned up the "
+          'index. Give the same command again, and write from one machine only.'
+        )
 
   def read_pending(self) -> dict[str, Any]:
-    """What an unfinished build left, {} if there is none; its shards by their keys in 'shards'."""
+    """What an unfinished build left, {} if there is none; its shards by their keys in 'shards'.
+
+    Raises:
+      ValueError: it is damaged.
+    """
     if not os.path.isfile(self._path(PENDING)):
       return {}
-    pending = self._read(PENDING)
-    return {**pending, 'shards': {**pending.get('shards', {}), **self._shards()[0]}}
+    self._check_parts()
+    pending = storage.read_json(self._path(PENDING), what='unfinished build', required=False)
+    if 'format' in pending:
+      pending = storage.read_json(self._path(PENDING), what='unfinished build')
+      del pending['format']
+    shards = pending.get('shards', {})
+    try:
+      for shard in shards.values():
+        _check_shard(shard)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+      raise ValueError(f"'{self._path(PENDING)}' is damaged: {error}. {self._anew()}") from error
+    return {**pending, 'shards': {**shards, **self._shards()[0]}}
 
   def write_pending(self, pending: Mapping[str, Any], *, keep_shards: bool) -> None:
     """Replaces what a later run of the same build will find.
@@ -101,30 +166,14 @@ class Ledger:
     if not keep_shards:
       with contextlib.suppress(FileNotFoundError):
         os.remove(self._path(SHARDS))
-    self._write(PENDING, pending)
+    self._write(PENDING, {**pending, 'format': FORMAT})
 
   def add_pending(self, key: str, shard: Mapping[str, Any]) -> None:
     """Adds a shard; only its line is written, since a build may have tens of thousands."""
-    if not self._locked:
-      raise RuntimeError('Writing needs the lock.')
-    line = json.dumps([key, shard], ensure_ascii=False, separators=(',', ':')).encode() + b'\n'
-    path = self._path(SHARDS)
-    new = not os.path.exists(path)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-      before = os.fstat(descriptor).st_size
-      try:
-        written = 0
-        while written < len(line):
-          written += os.write(descriptor, line[written:])
-        os.fsync(descriptor)
-      except BaseException:
-        os.ftruncate(descriptor, before)
-        raise
-    finally:
-      os.close(descriptor)
-    if new:
-      flush_directory(self.directory)
+    self._check_locked()
+    content = [key, shard]
+    line = _line([*content, storage.checksum(_line(content))])
+    storage.append_line(self._path(SHARDS), line)
 
   def _shards(self) -> tuple[dict[str, Any], int]:
     """The shards in pending.jsonl, and how many bytes of it they take.
@@ -138,20 +187,29 @@ class Ledger:
     size = 0
     if not os.path.isfile(self._path(SHARDS)):
       return shards, size
-    with open(self._path(SHARDS), 'rb') as file:
-      lines = file.readlines()
+    lines = storage.read_bytes(self._path(SHARDS)).splitlines(keepends=True)
     for i, line in enumerate(lines):
+      if i == len(lines) - 1 and not line.endswith(b'\n'):
+        break
       try:
-        if not line.endswith(b'\n'):
-          raise ValueError('it is cut off')
-        key, shard = json.loads(line)
+        key, shard, *checksums = json.loads(line)
+        # Lines of earlier releases have none.
+        if checksums and checksums != [storage.checksum(_line([key, shard]))]:
+          raise ValueError('it does not fit its checksum')
+        _check_shard(shard)
         shards[key] = {'segment': shard['segment'], 'corrupt': shard['corrupt']}
-      except (ValueError, TypeError, LookupError) as error:
-        if i == len(lines) - 1:
-          break
-        raise ValueError(f"'{self._path(SHARDS)}', line {i + 1}, is damaged: {error}.") from error
+      except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(
+          f"'{self._path(SHARDS)}', line {i + 1}, is damaged: {error}. {self._anew()}"
+        ) from error
       size += len(line)
     return shards, size
+
+  def _anew(self) -> str:
+    return (
+      f"Delete '{self._path(PENDING)}' and '{self._path(SHARDS)}' to begin the unfinished build "
+      'from its start; the index itself, if there is one, is not concerned.'
+    )
 
   def _cut_shards(self) -> None:
     """Removes a last line that is cut off, so that the next one begins on a line of its own."""
@@ -175,37 +233,39 @@ class Ledger:
 
     Raises:
       BlockingIOError: another process writes.
+      ValueError: a part of the index is a link.
       OSError: the folder cannot be written to, or the disk is full; with `errno`.
     """
     if self._locked:
       yield
       return
-    with self._explained(), self._opened() as file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        raise BlockingIOError(
-          f"Another process writes to the index '{self.directory}'. Wait until it has finished."
-        ) from error
-      self._locked = True
-      try:
-        yield
-      except BaseException:
-        # Whatever is wrong here as well, the first error is the one to be told.
-        with contextlib.suppress(OSError, ValueError):
-          self.clean()
-        raise
-      finally:
-        self._locked = False
+    taken = f"Another process writes to the index '{self.directory}'. Wait until it has finished."
+    with self._explained():
+      self._check_parts()
+      storage.make_directories(self.segments)
+      with storage.exclusive_lock(self._path(LOCK), message=taken):
+        self._locked = True
+        try:
+          yield
+        except BaseException:
+          # Whatever is wrong here as well, the first error is the one to be told.
+          with contextlib.suppress(OSError, ValueError):
+            self.clean()
+          raise
+        finally:
+          self._locked = False
 
   def clean(self) -> None:
-    """Removes what neither the state nor an unfinished build names; needs the lock.
+    """Removes what a writer left and neither the state nor an unfinished build names.
+
+    Of the folder of segments, only what a writer has made is removed, file by file; see
+    `segment.remove`. Anything else there is left, and named in the log.
 
     Raises:
       RuntimeError: the lock is not held.
     """
-    if not self._locked:
-      raise RuntimeError('Cleaning needs the lock.')
+    self._check_locked()
+    self._check_parts()
     state = self.read() if self.exists else {'segments': [], 'generation': 0}
     pending = self.read_pending()
     entries = list(state['segments'])
@@ -217,20 +277,34 @@ class Ledger:
     kept = {entry['name']: entry for entry in entries}
     for name in os.listdir(self.segments):
       folder = os.path.join(self.segments, name)
-      if name not in kept:
-        shutil.rmtree(folder)
-        continue
-      removed = (kept[name].get('removed') or {}).get('file')
-      for file in os.listdir(folder):
-        if file.startswith('removed-') and file != removed:
-          os.remove(os.path.join(folder, file))
+      if name in kept:
+        segment.remove_lists(folder, keep=(kept[name].get('removed') or {}).get('file', ''))
+      elif not segment.remove(folder):
+        _log.warning("'%s' is no segment that tfreid wrote, and is left as it is.", folder)
     for name in os.listdir(self.directory):
-      if name.endswith('.json.partial'):
-        os.remove(self._path(name))
+      if _LEFT.fullmatch(name):
+        with contextlib.suppress(IsADirectoryError, PermissionError):
+          os.remove(self._path(name))
 
-  def _opened(self):
-    os.makedirs(self.segments, exist_ok=True)
-    return open(self._path(LOCK), 'a', encoding='utf-8')
+  def _check_locked(self) -> None:
+    if not self._locked:
+      raise RuntimeError('Writing needs the lock.')
+
+  def _check_parts(self) -> None:
+    """Refuses an index of which a part is a link, or not what it should be.
+
+    Raises:
+      ValueError: the message names the part.
+    """
+    for name in (STATE, PENDING, SHARDS, LOCK, SEGMENTS):
+      path = self._path(name)
+      is_right = os.path.isdir(path) if name == SEGMENTS else os.path.isfile(path)
+      if os.path.islink(path) or (os.path.exists(path) and not is_right):
+        raise ValueError(
+          f"'{path}' is {'a link' if os.path.islink(path) else 'of another kind than it should be'}. "
+          'An index consists of files and folders of its own: what a link points to is not its own '
+          'to change or remove. Move the whole folder of the index instead; a link may point to that.'
+        )
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:
@@ -262,31 +336,32 @@ class Ledger:
   def _generation(self) -> int | None:
     """Of the last commit; None if there was none, or it cannot be read."""
     try:
-      return self._read(STATE).get('generation')
+      return storage.read_json(self._path(STATE), required=False).get('generation')
     except (OSError, ValueError):
       return None
 
   def _path(self, name: str) -> str:
     return os.path.join(self.directory, name)
 
-  def _read(self, name: str) -> dict[str, Any]:
-    path = self._path(name)
-    with open(path, encoding='utf-8') as file:
-      try:
-        data = json.load(file)
-      except ValueError as error:
-        raise ValueError(f"'{path}' is damaged: {error}.") from error
-    if not isinstance(data, dict):
-      raise ValueError(f"'{path}' is damaged: it is not an object.")
-    return data
-
   def _write(self, name: str, data: Mapping[str, Any]) -> None:
-    if not self._locked:
-      raise RuntimeError('Writing needs the lock.')
-    path = self._path(name)
-    with open(f'{path}.partial', 'w', encoding='utf-8') as file:
-      json.dump(data, file, indent=1, ensure_ascii=False)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(f'{path}.partial', path)
-    flush_directory(self.directory)
+    self._check_locked()
+    storage.write_json(self._path(name), data)
+
+
+def _previous(state: Mapping[str, Any]) -> int:
+  return max(state['generation'] - 1, 0)
+
+
+def _line(content: Any) -> bytes:
+  return json.dumps(content, ensure_ascii=False, separators=(',', ':')).encode(
+    'utf-8', 'surrogatepass'
+  )
+
+
+def _check_shard(shard: Mapping[str, Any]) -> None:
+  """Refuses what is no shard of an unfinished build."""
+  if shard['segment'] is not None:
+    states.check_entry(shard['segment'])
+  for path, reason in shard['corrupt']:
+    if not isinstance(path, str) or not isinstance(reason, str):
+      raise ValueError(f'{path!r} is no path, or {reason!r} no reason')

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from tfreid.index import engine, filters
+from tfreid.index import engine, filters, segment
 from tfreid.index.segment import Row
 
 ENDINGS = ('.jpg', '.jpeg', '.png')
@@ -141,7 +141,7 @@ def _folder(source: str, part: tuple[int, int] | None) -> list[Row]:
   rows = []
   for name in itertools.islice(_images(source), start, stop):
     path = os.path.abspath(os.path.join(source, name))
-    rows.append(Row(_utf8(name, path), path))
+    rows.append(_checked(Row(_utf8(name, path), path), repr(path)))
   return rows
 
 
@@ -326,7 +326,7 @@ def _row(cells, folder, attributes, checked, where) -> Row:
     # The same text for all rows: JSON makes a new one for each.
     fields[sys.intern(key)] = value
   path = os.path.normpath(os.path.join(folder, os.path.expanduser(given)))
-  return Row(_utf8(name, where), path, fields, annotated)
+  return _checked(Row(_utf8(name, where), path, fields, annotated), where)
 
 
 def _annotation(name, value, values, where) -> str:
@@ -341,6 +341,14 @@ def _annotation(name, value, values, where) -> str:
     known = 'no, yes (or 0, 1)' if binary else ', '.join(values)
     raise ValueError(f"{where}: '{name}' is '{unknown[0]}'; the model knows {known} and '{_NONE}'.")
   return '+'.join(said)
+
+
+def _checked(row: Row, where: str) -> Row:
+  try:
+    segment.check_row(row)
+  except ValueError as error:
+    raise ValueError(f'{where}: {error}') from error
+  return row
 
 
 def _utf8(name: str, where: str) -> str:

@@ -25,8 +25,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import json
 import os
+import re
 import secrets
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,10 +36,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tfreid.index import engine, filters
+from tfreid import storage
+from tfreid.index import engine, filters, trust
 from tfreid.index.engine import Engine, Match
 from tfreid.index.ledger import Ledger
-from tfreid.index.segment import Row, Segment, flush_directory, id_hash
+from tfreid.index.segment import Row, Segment, id_hash
 
 _Answer = TypeVar('_Answer')
 
@@ -56,7 +59,9 @@ _ATTEMPTS = 12
 _READS = 5
 # Positions to remove that index.json lists; more are in a file, for each reader reads index.json.
 _LISTED = 1000
-_REMOVING = 'removing-'
+_REMOVING = re.compile(r'removing-[0-9a-f]{16}\.npy')
+# What an index may call its collections: nobody else's may be dropped for being named in one.
+_PREFIX = re.compile('tfreid_[0-9a-f]{12}')
 # Rows per request.
 _BATCH = 1000
 # Bytes of the vectors in one request; a gRPC message may have 64 MiB.
@@ -81,11 +86,14 @@ class MilvusIndex(Engine):
     Raises:
       ImportError: pymilvus is not installed.
       OSError: there is no connection.
+      ValueError: the state is damaged, or names a place that this user has not.
     """
     super().__init__(ledger, state)
+    _check_state(state, ledger)
     self.state = self._loaded(state)
     client, self._exceptions = _library()
     about = self.state['engine']
+    trust.check_place(about['uri'], ledger.directory)
     self.uri = about['uri'] or os.path.join(ledger.directory, 'milvus.db')
     if '://' not in self.uri:
       os.makedirs(os.path.dirname(os.path.abspath(self.uri)), exist_ok=True)
@@ -328,7 +336,7 @@ class MilvusIndex(Engine):
       self.ledger.write({**self.state, 'removing': []})
       self.state = self._loaded(self.ledger.read())
     for name in os.listdir(self.ledger.directory):
-      if name.startswith(_REMOVING):
+      if _REMOVING.fullmatch(name):
         os.remove(os.path.join(self.ledger.directory, name))
 
   def problems(self) -> list[str]:
@@ -391,8 +399,8 @@ class MilvusIndex(Engine):
     for attempt in range(_READS):
       removing = state.get('removing', [])
       try:
-        if isinstance(removing, str):
-          removing = np.load(os.path.join(self.ledger.directory, removing))
+        if isinstance(removing, (str, Mapping)):
+          removing = self._read_removing(removing)
         return {**state, 'removing': np.asarray(removing, np.int64)}
       except FileNotFoundError:
         # It was removed, and the file with it, since index.json was read.
@@ -401,15 +409,28 @@ class MilvusIndex(Engine):
         state = self.ledger.read()
     raise AssertionError('not reached')
 
-  def _written(self, removing):
-    """The name of a file, on the disk on return, of positions."""
-    name = f'{_REMOVING}{secrets.token_hex(8)}.npy'
-    with open(os.path.join(self.ledger.directory, name), 'wb') as file:
-      np.save(file, np.asarray(removing, np.int64))
-      file.flush()
-      os.fsync(file.fileno())
-    flush_directory(self.ledger.directory)
-    return name
+  def _read_removing(self, removing: str | Mapping[str, str]) -> np.ndarray:
+    """Positions from a file that the state names; earlier releases gave no checksum."""
+    about = {'file': removing} if isinstance(removing, str) else removing
+    name = about.get('file')
+    if not isinstance(name, str) or not _REMOVING.fullmatch(name):
+      raise ValueError(f'{name!r} is no name of a list of removed crops; index.json is damaged.')
+    path = os.path.join(self.ledger.directory, name)
+    content = storage.read_bytes(path)
+    try:
+      if about.get('checksum', storage.checksum(content)) != storage.checksum(content):
+        raise ValueError('its content does not fit its checksum')
+      return np.load(io.BytesIO(content))
+    except (ValueError, TypeError, EOFError) as error:
+      raise ValueError(f"'{path}' is damaged: {error}. Restore it from a copy.") from error
+
+  def _written(self, removing: list[int]) -> dict[str, str]:
+    """The name and checksum of a file, on the disk on return, of positions."""
+    name = f'removing-{secrets.token_hex(8)}.npy'
+    content = io.BytesIO()
+    np.save(content, np.asarray(removing, np.int64))
+    storage.write_bytes(os.path.join(self.ledger.directory, name), content.getvalue())
+    return {'file': name, 'checksum': storage.checksum(content.getvalue())}
 
   def _answered(self, ask: Callable[[Mapping[str, Any]], _Answer]) -> _Answer:
     """What `ask(state)` returns; of the new state where this one's collection was replaced."""
@@ -546,6 +567,38 @@ def drop(ledger: Ledger, state: Mapping[str, Any]) -> None:
     found.recover()
   finally:
     found.close()
+
+
+def _check_state(state: Mapping[str, Any], ledger: Ledger) -> None:
+  """Refuses a state in which something stands that the engine would not have written.
+
+  Raises:
+    ValueError: the message says what.
+  """
+  about, collection = state['engine'], state.get('collection', '')
+  removing = state.get('removing', [])
+  wrong = (
+    not isinstance(about.get('uri'), str)
+    or not isinstance(about.get('prefix'), str)
+    or not _PREFIX.fullmatch(about['prefix'])
+    or not isinstance(collection, str)
+    or (collection and not re.fullmatch(f'{about["prefix"]}_[0-9a-f]{{12}}', collection))
+    or not isinstance(removing, (list, str, Mapping, np.ndarray))
+    or (isinstance(removing, list) and not all(type(position) is int for position in removing))
+    or (
+      collection
+      and not (
+        all(type(state.get(name, 0)) is int for name in ('size', 'next_position'))
+        and type(state.get('greatest_norm', 0)) in (int, float)
+        and isinstance(state.get('fields', {}), Mapping)
+      )
+    )
+  )
+  if wrong:
+    raise ValueError(
+      f"The state of the index '{ledger.directory}' is damaged, or no index of tfreid: it speaks "
+      f'of the collection {collection!r:.80} of {dict(about)!s:.200}. Restore it from a copy.'
+    )
 
 
 def _visible(state: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfreid.index import engines, filters, segment
+from tfreid import storage
+from tfreid.index import engines, filters, segment, trust
 from tfreid.index.building import check_model
 from tfreid.index.engine import Match
 from tfreid.index.ledger import Ledger
@@ -19,12 +20,15 @@ from tfreid.search.answer import Answer, Hit, Suggestion
 if TYPE_CHECKING:
   from tfreid.data.attributes import AttributeSchema
   from tfreid.index.embedder import Embedder
+  from tfreid.query import Query
 
 
 # Crops that verifying embeds again, and how far off their concepts may be, relatively: bfloat16 on
 # another processor rounds otherwise, and a model with other weights is off by about 1.
 _EMBEDDED_AGAIN = 8
 _ALIKE = 0.03
+# No crop of a person has as many bytes.
+_LARGEST_IMAGE = 1 << 28
 
 
 class Searcher:
@@ -35,15 +39,24 @@ class Searcher:
     engine: what holds the crops.
   """
 
-  def __init__(self, directory: str, *, model: str | Embedder = '', resident: bool | str = False):
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    model: str | Embedder = '',
+    resident: bool | str = False,
+    check: bool | None = None,
+  ):
     """Opens an index; the model is loaded when it is first needed.
 
     Args:
       directory: of the index.
       model: directory of the exported model, or the model; by default where it was when the index
-        was built.
+        was built, if this user has built one with it on this machine (see `tfreid.index.trust`).
       resident: keep all concepts in memory, for many fast searches (embedded engine): 'bfloat16' to
         scan half the bytes, with the same answers; True or 'float32' to scan them as they are.
+      check: compare the checksums of all files, which reads every byte; False to compare their
+        sizes only; by default the checksums of an index of up to 256 MiB (embedded engine).
 
     Raises:
       FileNotFoundError: there is no index.
@@ -52,7 +65,7 @@ class Searcher:
     """
     ledger = Ledger(directory)
     self.directory = ledger.directory
-    self.engine = engines.open_engine(ledger, resident=resident)
+    self.engine = engines.open_engine(ledger, resident=resident, check=check)
     self._path = model if isinstance(model, str) else ''
     self._model = None if isinstance(model, str) else model
     if self._model is not None:
@@ -67,12 +80,13 @@ class Searcher:
 
     Raises:
       FileNotFoundError: it is not where it was.
-      ValueError: it is not the one that the index was built with.
+      ValueError: it is not the one that the index was built with, or the index names one that
+        this user has not.
     """
     if self._model is None:
       from tfreid.index.embedder import Embedder, description, version
 
-      path = self._path or self.engine.state['model']['path']
+      path = self._path or trust.model_path(self.engine.state, self.directory)
       # Before loading, which takes long: is it the right one?
       directory = version(path)
       if description(directory)['fingerprint'] == self.engine.state['model']['fingerprint']:
@@ -198,8 +212,8 @@ class Searcher:
       return self.search(self.engine.concepts([crop])[0], text=f'like {crop}', **options)
     if not os.path.isfile(crop):
       raise ValueError(f"'{crop}' is neither an id of the index nor an image file.")
-    with open(crop, 'rb') as file:
-      return self.search(self.model.embed_images([file.read()])[0], text=f'like {crop}', **options)
+    contents = storage.read_bytes(crop, limit=_LARGEST_IMAGE)
+    return self.search(self.model.embed_images([contents])[0], text=f'like {crop}', **options)
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
     """The concepts of crops; see `tfreid.search.Source`."""
@@ -256,8 +270,7 @@ class Searcher:
     for _, rows in self.engine.parts():
       for row in rows:
         try:
-          with open(row.path, 'rb') as file:
-            contents = file.read()
+          contents = storage.read_bytes(row.path, limit=_LARGEST_IMAGE)
         except OSError as error:
           found.append(f"'{row.id}': {row.path}: {error.strerror or error}.")
           continue
@@ -320,12 +333,9 @@ class Searcher:
     concepts = np.array([match.concept for match in matches]).reshape(-1, self.engine.width)
     return concepts @ self.model.embed_attributes(vectors).T
 
-  def _attributes(self, asked: Mapping[str, str] | str | None) -> Mapping[str, str]:
-    """Attribute name to value, checked."""
-    said = asking.said(self.schema, asked) if asked else {}
-    for name, value in said.items():
-      self.schema.check_value(name, value.lstrip('!'))
-    return said
+  def _attributes(self, asked: Mapping[str, str] | str | None) -> Query:
+    """What is asked of attributes, checked."""
+    return self.schema.read_query(asking.said(self.schema, asked)) if asked else {}
 
 
 class _Described:

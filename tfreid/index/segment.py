@@ -6,6 +6,7 @@
   hashes.npy       uint64 [n], of the ids: looking one up does not read the lines
   columns.json     field name -> its different values
   codes.npy        int32 [C, n], which of them each row has, -1 for none
+  segment.json     the mark: by it a writer knows what it may remove
 
 A segment counts once an entry in index.json names it. The entry holds its size, the checksum of
 each file, and, where rows were removed, the file that lists them.
@@ -19,15 +20,18 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import secrets
-import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tfreid import storage
 from tfreid.index import filters
 from tfreid.index.filters import Column
+from tfreid.printable import control_character, printable
 
 FILES = (
   'embeddings.npy',
@@ -37,6 +41,12 @@ FILES = (
   'columns.json',
   'codes.npy',
 )
+# Segments of earlier releases have none.
+MARK = 'segment.json'
+NAME = re.compile('[0-9a-f]{16}')
+REMOVED = re.compile(r'removed-[0-9a-f]{16}\.npy')
+
+_PARTIAL = '.partial'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +78,31 @@ class Row:
     return cls(**data)
 
 
+def check_row(row: Row) -> None:
+  """Refuses a row that not every engine could find again.
+
+  Milvus compares texts with control characters as others than they are: such a crop would be
+  neither found nor left out nor removed.
+
+  Raises:
+    ValueError: a text of it holds a tab, a line feed or another control character; the message says
+      which text, and not of which row.
+  """
+  texts = {'id': row.id, **row.fields, **row.attributes}
+  for name, value in texts.items():
+    character = control_character(value) if isinstance(value, str) else ''
+    if character:
+      what = 'the id' if name == 'id' else f"the field '{name}'"
+      raise ValueError(
+        f"{what}, '{printable(value[:80], lines=False)}', holds the control character {character}. "
+        'Write it without tabs, line feeds and the like; a file can be renamed, or given another id '
+        'in a manifest.'
+      )
+
+
 def digest(contents: bytes) -> str:
   """A fingerprint of a file's contents, 32 hexadecimal digits."""
-  return hashlib.blake2b(contents, digest_size=16).hexdigest()
+  return storage.checksum(contents)
 
 
 def id_hash(identifier: str) -> int:
@@ -95,20 +127,97 @@ def write(
   Raises:
     ValueError: the parts do not fit, or a concept is not finite.
   """
-  os.makedirs(folder, exist_ok=True)
   name = secrets.token_hex(8)
-  partial = os.path.join(folder, f'{name}.partial')
+  with new_folder(folder, name) as partial:
+    facts = _write_files(partial, parts, size, width)
+    files = {file: _sealed(os.path.join(partial, file)) for file in (*FILES, MARK)}
+  return {'name': name, 'rows': size, **facts, 'files': files, 'removed': None}
+
+
+@contextlib.contextmanager
+def new_folder(folder: str, name: str) -> Iterator[str]:
+  """A folder to fill, with its mark, that becomes the segment of that name when the block ends.
+
+  Args:
+    folder: of all segments.
+    name: of the segment.
+
+  Yields:
+    The folder to write to. If the block fails, nothing is left of it.
+  """
+  os.makedirs(folder, exist_ok=True)
+  partial = os.path.join(folder, name + _PARTIAL)
   os.mkdir(partial)
   try:
-    facts = _write_files(partial, parts, size, width)
-    files = {file: _sealed(os.path.join(partial, file)) for file in FILES}
-    flush_directory(partial)
+    # First of all: whatever else a kill leaves in it, it is known to be a writer's.
+    with open(os.path.join(partial, MARK), 'w', encoding='utf-8') as file:
+      json.dump(storage.with_checksum({'segment': name}), file)
+    yield partial
+    storage.sync_directory(partial)
     os.rename(partial, os.path.join(folder, name))
-    flush_directory(folder)
+    storage.sync_directory(folder)
   except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     raise
-  return {'name': name, 'rows': size, **facts, 'files': files, 'removed': None}
+
+
+def remove(folder: str) -> bool:
+  """Removes the folder of a segment, if a writer of this package made it.
+
+  It did if the folder has the name of a segment, is no link, and holds nothing but files that a
+  segment has: all of them, or the mark with its name. They are removed one by one, so that whatever
+  is in the folder besides stays.
+
+  Returns:
+    Whether it was one, and is gone.
+  """
+  if not _is_written(folder):
+    return False
+  for file in os.listdir(folder):
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(os.path.join(folder, file))
+  os.rmdir(folder)
+  return True
+
+
+def _is_written(folder: str) -> bool:
+  name = os.path.basename(folder)
+  plain = name[: -len(_PARTIAL)] if name.endswith(_PARTIAL) else name
+  if not NAME.fullmatch(plain) or os.path.islink(folder) or not os.path.isdir(folder):
+    return False
+  files = set(os.listdir(folder))
+  if any(
+    not is_regular(os.path.join(folder, file))
+    or not (file in FILES or file == MARK or REMOVED.fullmatch(file))
+    for file in files
+  ):
+    return False
+  # A kill, or a full disk, may have left nothing but a part of the mark.
+  if files <= {MARK} or set(FILES) <= files:
+    return True
+  try:
+    path = os.path.join(folder, MARK)
+    # After a loss of power a name may be there, and its content not.
+    return not os.path.getsize(path) or storage.read_json(path) == {'segment': plain}
+  except (OSError, ValueError):
+    return False
+
+
+def remove_lists(folder: str, *, keep: str) -> None:
+  """Removes the lists of removed rows in the folder of a segment but one, which is named."""
+  with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    for file in os.listdir(folder):
+      path = os.path.join(folder, file)
+      if REMOVED.fullmatch(file) and file != keep and not os.path.islink(folder):
+        os.remove(path)
+
+
+def is_regular(path: str) -> bool:
+  """Whether a path names a regular file, and not by a link."""
+  try:
+    return stat.S_ISREG(os.lstat(path).st_mode)
+  except OSError:
+    return False
 
 
 def _write_files(folder, parts, size, width):
@@ -172,12 +281,13 @@ class Segment:
     hashes: uint64 [n], memory-mapped.
   """
 
-  def __init__(self, folder: str, entry: Mapping[str, Any]):
-    """Opens the files.
+  def __init__(self, folder: str, entry: Mapping[str, Any], *, content: bool = False):
+    """Opens the files; their sizes are compared with those that were written.
 
     Args:
       folder: of all segments.
       entry: of index.json.
+      content: compare their checksums, too, which reads every byte.
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -185,6 +295,7 @@ class Segment:
     """
     self.entry = entry
     self.directory = os.path.join(folder, entry['name'])
+    self._check(content)
     self.concepts = self._load('embeddings.npy')
     self.hashes = self._load('hashes.npy')
     self._offsets = self._load('offsets.npy')
@@ -192,19 +303,33 @@ class Segment:
     # Mapped as well: a reader goes on when a writer has replaced what it reads.
     self._lines = self._map('rows.jsonl')
     self._column_text = self._map('columns.json')
-    self._columns: dict[str, list] | None = None
+    self._columns: dict[str, Column] | None = None
     removed = entry.get('removed')
     self.removed = self._load(removed['file']) if removed else np.empty(0, np.int64)
-    if (
-      len(self.concepts) != entry['rows']
-      or len(self.hashes) != entry['rows']
-      or len(self._offsets) != entry['rows'] + 1
-      or len(self._lines) != self._offsets[-1]
+    rows = entry['rows']
+    if not (
+      _is_array(self.concepts, 'f4', rows, 2)
+      and _is_array(self.hashes, 'u8', rows)
+      and _is_array(self._offsets, 'i8', rows + 1)
+      and self._codes.shape[1:] == (rows,)
+      and self._codes.dtype == np.int32
+      and len(self._lines) == self._offsets[-1]
+      and _is_array(self.removed, 'i8', removed['count'] if removed else 0)
+      and (not len(self.removed) or 0 <= self.removed.min() <= self.removed.max() < rows)
     ):
       raise ValueError(
         f"'{self.directory}' is damaged: it does not hold the {entry['rows']} rows that index.json "
         'speaks of. Run `tools/index.py verify`.'
       )
+
+  def _check(self, content: bool) -> None:
+    """Refuses files of other sizes, or of other checksums; a list of removed rows always whole."""
+    sentences = damage(self.directory, self.entry, content=content)
+    if not sentences:
+      return
+    more = f' ({len(sentences) - 1} more like this.)' if len(sentences) > 1 else ''
+    kind = FileNotFoundError if sentences[0].endswith('is missing.') else ValueError
+    raise kind(f'The index is damaged: {sentences[0]}{more} Run `tools/index.py verify`.')
 
   def _load(self, file):
     path = self._path(file)
@@ -213,7 +338,7 @@ class Segment:
       return np.load(path, mmap_mode='r' if self.entry['rows'] else None)
 
   def _map(self, file):
-    with open(self._path(file), 'rb') as opened:
+    with storage.open_regular(self._path(file)) as opened:
       # An empty file cannot be mapped.
       if not os.fstat(opened.fileno()).st_size:
         return b''
@@ -230,7 +355,7 @@ class Segment:
     """Says of what cannot be read in a file that the file is damaged."""
     try:
       yield
-    except (ValueError, TypeError, EOFError) as error:
+    except (ValueError, TypeError, EOFError, LookupError, RecursionError) as error:
       path = os.path.join(self.directory, file)
       raise ValueError(f"'{path}' is damaged: {error}. Run `tools/index.py verify`.") from error
 
@@ -256,10 +381,23 @@ class Segment:
     """A field or an attribute of all rows, removed ones too; None if no row has it."""
     if self._columns is None:
       with self._checked('columns.json'):
-        self._columns = json.loads(self._column_text[:])
-    if name not in self._columns:
-      return None
-    return Column(self._columns[name], self._codes[list(self._columns).index(name)])
+        self._columns = self._read_columns()
+    return self._columns.get(name)
+
+  def _read_columns(self) -> dict[str, Column]:
+    values = json.loads(self._column_text[:])
+    if not isinstance(values, dict) or len(values) != len(self._codes):
+      raise ValueError(f'it does not name the {len(self._codes)} fields')
+    columns = {
+      name: Column(known, codes) for (name, known), codes in zip(values.items(), self._codes)
+    }
+    for name, column in columns.items():
+      known, codes = column.values, column.codes
+      if not isinstance(known, list) or (
+        len(codes) and not -1 <= codes.min() <= codes.max() < len(known)
+      ):
+        raise ValueError(f"the crops have other values of '{name}' than it knows")
+    return columns
 
   def live_parts(self, length: int = 4096) -> Iterator[tuple[np.ndarray, list[Row]]]:
     """Concepts and rows that are not removed, `length` at a time."""
@@ -279,7 +417,7 @@ class Segment:
     path = os.path.join(self.directory, file)
     _save(path, removed)
     size, checksum = _sealed(path)
-    flush_directory(self.directory)
+    storage.sync_directory(self.directory)
     return {
       **self.entry,
       'removed': {'file': file, 'count': len(removed), 'size': size, 'checksum': checksum},
@@ -290,42 +428,44 @@ class Segment:
     return damage(self.directory, self.entry)
 
 
-def damage(directory: str, entry: Mapping[str, Any]) -> list[str]:
+def damage(directory: str, entry: Mapping[str, Any], *, content: bool = True) -> list[str]:
   """What is wrong with the files of a segment, which need not be fit to be opened.
 
   Args:
     directory: of the segment.
     entry: of index.json.
+    content: compare checksums, too, of all files; otherwise only that of the removed rows, which
+      are few.
   """
   if not os.path.isdir(directory):
     return [f'{directory}, a segment of {entry["rows"]} crops, is missing.']
-  found = []
+  if os.path.islink(directory):
+    return [f'{directory} is a link, and the segments of an index are folders of its own.']
   files = dict(entry['files'])
+  always = ''
   if entry.get('removed'):
-    removed = entry['removed']
-    files[removed['file']] = [removed['size'], removed['checksum']]
+    always = entry['removed']['file']
+    files[always] = [entry['removed']['size'], entry['removed']['checksum']]
+  sentences = []
   for file, (size, checksum) in files.items():
     path = os.path.join(directory, file)
     try:
-      actual = os.path.getsize(path)
-      if actual != size:
-        found.append(f'{path} has {actual} bytes; {size} were written.')
-      elif _checksum(path) != checksum:
-        found.append(f'{path} is not what was written: its checksum differs.')
+      status = os.lstat(path)
+      if not stat.S_ISREG(status.st_mode):
+        sentences.append(f'{path} is no regular file.')
+      elif status.st_size != size:
+        sentences.append(f'{path} has {status.st_size} bytes; {size} were written.')
+      elif (content or file == always) and storage.checksum_of_file(path) != checksum:
+        sentences.append(f'{path} is not what was written: its checksum differs.')
     except FileNotFoundError:
-      found.append(f'{path} is missing.')
+      sentences.append(f'{path} is missing.')
     except OSError as error:
-      found.append(f'{path} cannot be read: {error.strerror}.')
-  return found
+      sentences.append(f'{path} cannot be read: {error.strerror}.')
+  return sentences
 
 
-def flush_directory(path: str) -> None:
-  """Makes the names in a folder outlast a loss of power."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+def _is_array(array: np.ndarray, kind: str, length: int, dimensions: int = 1) -> bool:
+  return array.ndim == dimensions and len(array) == length and array.dtype == np.dtype(kind)
 
 
 def _save(path: str, array: np.ndarray) -> None:
@@ -342,17 +482,5 @@ def _write_header(file, dtype, shape):
 
 def _sealed(path: str) -> list:
   """Flushes a file to the disk; returns its size and checksum."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
-  return [os.path.getsize(path), _checksum(path)]
-
-
-def _checksum(path: str) -> str:
-  state = hashlib.blake2b(digest_size=16)
-  with open(path, 'rb') as file:
-    while chunk := file.read(1 << 20):
-      state.update(chunk)
-  return state.hexdigest()
+  storage.sync_file(path)
+  return [os.path.getsize(path), storage.checksum_of_file(path)]

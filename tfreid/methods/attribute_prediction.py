@@ -10,7 +10,7 @@ from tfreid import losses
 from tfreid.joint_space import JointSpace
 from tfreid.methods import features
 from tfreid.methods.method import Method, Objective, OptimizerBuilder
-from tfreid.networks import attribute_scores
+from tfreid.networks import attribute_scores, encoder
 from tfreid.spec import DatasetSpec
 
 
@@ -75,7 +75,7 @@ class AttributePrediction(Method):
     self.encoding = spec.encoding
     self.rates = tf.constant(spec.attribute_rates, tf.float32)
     self.image_encoder = image_encoder(spec.image_shape)
-    self.feature_network = features.feature_network(self.image_encoder, layer)
+    self.feature_network = encoder.features(self.image_encoder, layer)
     self.attribute_scores = attribute_scores.attribute_scores(
       self.feature_network.output_shape[-1], spec.num_attributes
     )
@@ -85,9 +85,9 @@ class AttributePrediction(Method):
     }
     if frozen:
       self.image_encoder.trainable = False
-    elif layer == 'features':
+    elif layer == encoder.FEATURES:
       # Nothing that is trained passes through it.
-      self.image_encoder.get_layer('concept').trainable = False
+      encoder.head(self.image_encoder).trainable = False
     variables = [
       *self.feature_network.trainable_variables,
       *self.attribute_scores.trainable_variables,

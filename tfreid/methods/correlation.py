@@ -11,7 +11,7 @@ from tfreid import correlation, replicas
 from tfreid.joint_space import JointSpace
 from tfreid.methods import features
 from tfreid.methods.method import Batches, Method, Objective, OptimizerBuilder
-from tfreid.networks import heads, views
+from tfreid.networks import encoder, heads, views
 from tfreid.spec import DatasetSpec
 
 
@@ -91,7 +91,7 @@ class DeepCCA(Method):
       self._rows(spec.num_images)
     self.image_encoder = image_encoder(spec.image_shape)
     self.image_encoder.trainable = False
-    frozen = features.feature_network(self.image_encoder, image_features)
+    frozen = encoder.features(self.image_encoder, image_features)
     self.image_view = views.view(
       frozen.output_shape[-1],
       embedding_size,

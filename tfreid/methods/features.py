@@ -1,4 +1,4 @@
-"""Frozen ResNet features in the place of images, for the rivals of Table 2. Floor 3."""
+"""Frozen image features in the place of images, for the rivals of Table 2. Floor 3."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import tensorflow as tf
 
 from tfreid.data.batches import ArrayBatches
 from tfreid.methods.method import Batches
-from tfreid.networks import image
+from tfreid.networks import encoder
 
 
 def extract(
-  encoder: tf.keras.Model, batches: Batches, *, layer: str = 'features'
+  image_encoder: tf.keras.Model, batches: Batches, *, layer: str = encoder.FEATURES
 ) -> dict[str, np.ndarray]:
   """Runs a frozen image encoder over the training images once, unaugmented.
 
@@ -19,9 +19,9 @@ def extract(
   attribute features in all the compared models" (Sec. 4.4).
 
   Args:
-    encoder: image encoder, in inference mode.
+    image_encoder: used in inference mode.
     batches: the images.
-    layer: 'features' for the pooled [N, 2048] of the ResNet, 'concept' for its concept [N, E].
+    layer: 'features' [N, F] or 'concept' [N, E], see `networks.encoder`.
 
   Returns:
     'image' float32 [N, F], 'attributes' float32 [N, A], 'semantic_id' int64 [N].
@@ -35,7 +35,7 @@ def extract(
       'attributes at random (Pipeline.attribute_dropout, three_state.gin) would have no effect. '
       "Bind pipeline.Pipeline.attribute_dropout = 0.0; ENCODING = 'three_state' may stay."
     )
-  network = feature_network(encoder, layer)
+  network = encoder.features(image_encoder, layer)
   run = tf.function(lambda images: network(images, training=False), reduce_retracing=True)
   parts: dict[str, list] = {'image': [], 'attributes': [], 'semantic_id': []}
   for batch in batches.evaluation():
@@ -43,15 +43,6 @@ def extract(
     parts['attributes'].append(batch['attributes'].numpy())
     parts['semantic_id'].append(batch['semantic_id'].numpy())
   return {name: np.concatenate(part) for name, part in parts.items()}
-
-
-def feature_network(encoder: tf.keras.Model, layer: str) -> tf.keras.Model:
-  """The part of an image encoder up to 'features' or 'concept', sharing its variables."""
-  if layer == 'features':
-    return image.features(encoder)
-  if layer == 'concept':
-    return encoder
-  raise ValueError(f"Image features are 'features' or 'concept', not '{layer}'.")
 
 
 def feature_batches(

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfreid import losses
 from tfreid.methods.method import Method, Objective, OptimizerBuilder
-from tfreid.networks import heads
+from tfreid.networks import encoder, heads
 from tfreid.spec import DatasetSpec
 
 
@@ -31,8 +31,8 @@ class ImageClassification(Method):
 
     Args:
       spec: sizes of the data set.
-      image_encoder: image shape -> model, e.g. `networks.image.image_encoder`.
-      body_optimizer: for the ResNet.
+      image_encoder: image shape -> model, see `networks.encoder`.
+      body_optimizer: for the network up to its features.
       head_optimizer: for the new layers, concept and classifier.
       weight_decay: coupled L2 factor of both.
     """
@@ -40,7 +40,7 @@ class ImageClassification(Method):
     self.image_encoder = image_encoder(spec.image_shape)
     self.classifier = heads.classifier(self.image_encoder.output_shape[-1], spec.num_semantic_ids)
     self.networks = {'image_encoder': self.image_encoder, 'classifier': self.classifier}
-    head = self.image_encoder.get_layer('concept').trainable_variables
+    head = encoder.head(self.image_encoder).trainable_variables
     new = {id(variable) for variable in head}
     body = [v for v in self.image_encoder.trainable_variables if id(v) not in new]
     self.objectives = [

@@ -9,9 +9,8 @@ import tensorflow as tf
 
 from tfreid import losses
 from tfreid.joint_space import JointSpace
-from tfreid.methods import features
 from tfreid.methods.method import Method, Objective, OptimizerBuilder
-from tfreid.networks import conditional_gan, heads
+from tfreid.networks import conditional_gan, encoder, heads
 from tfreid.spec import DatasetSpec
 
 
@@ -99,7 +98,7 @@ class ImageGeneration(Method):
         'image_discriminator', self.discriminator.trainable_variables, discriminator_optimizer()
       ),
     ]
-    network = heads.unit_norm(features.feature_network(self.image_encoder, layer))
+    network = heads.unit_norm(encoder.features(self.image_encoder, layer))
     self._over_draws = conditional_gan.MeanOverDraws(
       self._encoder_of_generated(network),
       draws=draws,

@@ -10,7 +10,7 @@ from tfreid import correlation, replicas
 from tfreid.joint_space import JointSpace
 from tfreid.methods import features
 from tfreid.methods.method import Batches, Method, Objective, OptimizerBuilder
-from tfreid.networks import two_way, views
+from tfreid.networks import encoder, two_way, views
 from tfreid.spec import DatasetSpec
 
 
@@ -80,7 +80,7 @@ class TwoWayNet(Method):
     self.image_features = image_features
     self.image_encoder = image_encoder(spec.image_shape)
     self.image_encoder.trainable = False
-    frozen = features.feature_network(self.image_encoder, image_features)
+    frozen = encoder.features(self.image_encoder, image_features)
     parts = two_way.two_way(
       frozen.output_shape[-1],
       spec.num_attributes,

@@ -7,10 +7,22 @@ from tfreid.networks import (
   attribute,
   attribute_scores,
   conditional_gan,
+  encoder,
   heads,
   image,
+  osnet,
   two_way,
   views,
 )
 
-__all__ = ['attribute', 'attribute_scores', 'conditional_gan', 'heads', 'image', 'two_way', 'views']
+__all__ = [
+  'attribute',
+  'attribute_scores',
+  'conditional_gan',
+  'encoder',
+  'heads',
+  'image',
+  'osnet',
+  'two_way',
+  'views',
+]

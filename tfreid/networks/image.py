@@ -1,4 +1,4 @@
-"""The image branch: ResNet-50 and the concept layer. Floor 1."""
+"""The paper's image encoder: ResNet-50 and the concept layer. Floor 1."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import h5py
 import tensorflow as tf
 from keras.src.applications import resnet
 
-from tfreid.networks import heads
+from tfreid.networks import encoder, heads
 
 _IMAGENET_FILE = 'resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5'
 # Mean blue, green and red of ImageNet on the 0 ... 255 scale: what Keras' ResNet-50 weights were
@@ -62,12 +62,7 @@ def image_encoder(
     ValueError: the crop is too small, or the weights file does not fit.
     OSError: the ImageNet weights cannot be downloaded.
   """
-  height, width, channels = image_shape
-  if channels != 3 or min(height, width) < 32:
-    raise ValueError(
-      f'ResNet-50 needs RGB crops of at least 32 x 32 pixels, not {tuple(image_shape)}. '
-      'Raise Pipeline.image_size.'
-    )
+  encoder.check_crop('ResNet-50', image_shape, 32)
   pixels = tf.keras.Input(image_shape, name='image')
 
   def stages(x):
@@ -89,17 +84,13 @@ def image_encoder(
     _load_weights(backbone, weights)
   if not conv_bias:
     backbone = _without_biases(backbone)
-  for layer in backbone.layers:
-    if isinstance(layer, tf.keras.layers.BatchNormalization):
-      layer.momentum = batch_norm_momentum
-      if heads.synchronized():
-        # Only the unfused kernel can reduce over replicas.
-        layer.fused, layer.synchronized = False, True
-  x = tf.keras.layers.GlobalAveragePooling2D(dtype='float32', name='features')(backbone.output)
-  concepts = tf.keras.layers.Dense(
-    embedding_size, activation=activation, dtype='float32', name='concept'
-  )(x)
-  return tf.keras.Model(backbone.input, concepts, name='image_encoder')
+  encoder.set_batch_norms(backbone, batch_norm_momentum)
+  x = tf.keras.layers.GlobalAveragePooling2D(dtype='float32', name=encoder.FEATURES)(
+    backbone.output
+  )
+  return encoder.with_concept(
+    backbone.input, x, embedding_size=embedding_size, activation=activation
+  )
 
 
 def _without_biases(backbone: tf.keras.Model) -> tf.keras.Model:
@@ -128,17 +119,6 @@ def _without_biases(backbone: tf.keras.Model) -> tf.keras.Model:
       weights = [gamma, beta, mean - biases.pop(layer.name), variance]
     copied.get_layer(layer.name).set_weights(weights)
   return copied
-
-
-def features(encoder: tf.keras.Model) -> tf.keras.Model:
-  """The pooled ResNet features inside an image encoder, sharing its variables.
-
-  Returns:
-    Model, pixels [B, H, W, 3] -> float32 [B, 2048].
-  """
-  return tf.keras.Model(
-    encoder.input, encoder.get_layer('features').output, name=f'{encoder.name}_features'
-  )
 
 
 def _load_weights(backbone: tf.keras.Model, weights: str):

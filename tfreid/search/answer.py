@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from tfreid.printable import printable
+from tfreid.query import read, setting
+
 TICK, CROSS, UNKNOWN = '✓', '✗', '·'
 
 
@@ -52,7 +55,7 @@ class Answer:
   """The ranked crops for one query.
 
   Attributes:
-    query: attribute name to value, '!value' for "not this value".
+    query: attribute name to value, '!value' for "not this value"; see `tfreid.query`.
     hits: best first.
     text: the description as it was given.
     source: what was asked, for the page's footer.
@@ -72,12 +75,13 @@ class Answer:
   def table(self) -> Table:
     """The answer for the terminal: a row per crop, a tick or cross per queried attribute."""
     # As texts and not as rich's markup: ids are names of files, which may have brackets.
+    # Control characters in them are shown, and not obeyed by the terminal.
     title = f'{describe(self.query)}  -  best {len(self.hits)} of {self.gallery_size}'
-    table = Table(title=Text(title))
+    table = Table(title=Text(printable(title, lines=False)))
     table.add_column('rank', justify='right')
     table.add_column('score', justify='right')
     for name in self.query:
-      table.add_column(Text(name), justify='center')
+      table.add_column(Text(printable(name, lines=False)), justify='center')
     table.add_column('crop', overflow='fold')  # what is cut off cannot be copied
     styles = {TICK: 'green', CROSS: 'red', UNKNOWN: ''}
     for rank, hit in enumerate(self.hits, start=1):
@@ -88,7 +92,7 @@ class Answer:
         if name in hit.reasons:
           mark.append(f' {hit.reasons[name]:+.3f}', 'default')
         marks.append(mark)
-      table.add_row(str(rank), f'{hit.score:.3f}', *marks, Text(hit.id))
+      table.add_row(str(rank), f'{hit.score:.3f}', *marks, Text(printable(hit.id, lines=False)))
     notes = [f'{TICK} annotated as asked, {CROSS} otherwise, {UNKNOWN} not annotated.']
     if any(hit.reasons for hit in self.hits):
       notes.append('Numbers: what the attribute adds to the score.')
@@ -137,20 +141,16 @@ class Answer:
 
 def describe(query: Mapping[str, str]) -> str:
   """The query in words: 'gender=female, upper_color=red, hat≠yes'."""
-  return ', '.join(
-    f'{name}≠{value[1:]}' if value.startswith('!') else f'{name}={value}'
-    for name, value in query.items()
-  )
+  return ', '.join(setting(name, value).replace('!=', '≠') for name, value in query.items())
 
 
 def verdict(asked: str, annotated: str | None) -> str:
   """TICK, CROSS or UNKNOWN: whether a crop is as the query asked.
 
   Args:
-    asked: a value, or '!value'.
+    asked: a value, 'a+b' or '!value'.
     annotated: the crop's value, 'a+b' where several are on, or None.
   """
   if annotated is None:
     return UNKNOWN
-  on = annotated.split('+')
-  return TICK if (asked.lstrip('!') in on) != asked.startswith('!') else CROSS
+  return TICK if read(asked).fits(annotated) else CROSS

@@ -28,6 +28,8 @@ from tfreid.serving import errors
 MAX_RESPONSE_BYTES = 2**26
 
 _DEFAULT_PORTS = {'grpc': 8500, 'grpcs': 443, 'http': 8501, 'https': 443}
+# Characters of an error message of a server that are read: it is as long as the server likes.
+_READ = 4000
 # Seconds before the second and third attempt of a call that found nobody.
 _PAUSES = (0.2, 0.6)
 
@@ -704,11 +706,13 @@ def _array(name: str, proto) -> np.ndarray:
 
 def _cleaned(message: str) -> str:
   """What is wrong, without TensorFlow's account of where in the graph it arose."""
-  return errors.plain(re.sub(r'\{\{function_node[^}]*\}\}\s*', '', message)).rstrip('. ')
+  said = re.sub(r'\{\{function_node[^{}]*\}\}\s*', '', message[:_READ])
+  return errors.plain(said).rstrip('. ')
 
 
 def _reason(details: str) -> str:
   """What gRPC's list of failed attempts comes down to."""
+  details = details[:_READ]
   found = re.findall(r'[Ff]ailed to connect to [^:]+:[^;]*?: ?([^;()]+)', details)
   return (found[-1] if found else details).strip()
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tfreid.data.attributes import AttributeSchema
+from tfreid.query import read_setting
 from tfreid.search import asking, client, gallery
 from tfreid.search.answer import Answer, Hit, Suggestion
 from tfreid.search.client import ServingError
@@ -393,8 +394,8 @@ class ServedModel:
         raise ValueError(f"{what} '{found[name][0]}'.")
     said = {}
     for setting in filter(None, found['understood'][0].split(', ')):
-      name, _, value = setting.partition('=')
-      said[name.removesuffix('!')] = ('!' if name.endswith('!') else '') + value
+      name, statement = read_setting(setting)
+      said[name] = str(statement)
     if not said:
       raise ValueError('The description says nothing about any attribute.')
     return said, found

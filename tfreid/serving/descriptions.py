@@ -7,16 +7,24 @@ from the schema when the graph is built.
 A text becomes tokens; from left to right, the longest phrase of the table that starts at a token is
 taken. Phrases are found by hash, in a table that is a constant of the graph. Nothing is guessed:
 words that are not understood, and attributes about which the text contradicts itself, are answered
-as such.
+as such. Several values of one attribute at once ('upper_color=black+white') are not understood
+here; they are sent as an attribute vector.
+
+A letter with an accent is understood in both of Unicode's forms, composed and decomposed. There is
+no stock operation that composes; so the letters that the schema's own phrases need are composed one
+by one.
 """
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from tfreid import query as queries
 from tfreid.data import words
 from tfreid.data.attributes import NONE, AttributeSchema
 
@@ -67,8 +75,7 @@ class DescriptionReader:
       }
       for attribute in schema.attributes
     }
-    phrases = words.phrases(schema)
-    effects = {phrase: self._said(phrase, phrases) for phrase in phrases}
+    effects = {phrase: self._said(phrase) for phrase in words.phrases(schema)}
     effects.update(self._settings())
     self._phrases = np.asarray(sorted(effects), dtype=object)
     # [P, attributes]; the last row is of no phrase.
@@ -85,11 +92,18 @@ class DescriptionReader:
     )
     self._buckets = _buckets(self._phrases)
     self._longest = int(self._lengths.max())
+    # Decomposed -> composed, for the letters that occur.
+    letters = sorted(set(''.join(self._phrases)))
+    self._composed = {
+      apart: letter
+      for letter in letters
+      if (apart := unicodedata.normalize('NFD', letter)) != letter
+    }
 
-  def _said(self, phrase: str, phrases) -> dict[str, str]:
+  def _said(self, phrase: str) -> dict[str, str]:
     """What a phrase says, of other attributes too: a white skirt is a skirt."""
     said: list[tuple[str, str, str]] = []
-    words._read_phrases(phrase, phrases, self.schema, said, [])
+    words._read_phrases(phrase, words.vocabulary(self.schema), said, [])
     return {name: value for name, value, _ in said}
 
   def _settings(self) -> dict[str, dict[str, str]]:
@@ -97,7 +111,7 @@ class DescriptionReader:
     settings = {}
     for attribute in self.schema.attributes:
       for value in self._codes[attribute.name]:
-        key = '_'.join(f'{attribute.name}={value}'.lower().split())
+        key = f'{words._folded(attribute.name)}={words._folded(value)}'
         settings[key] = {attribute.name: value}
         if value != NONE or attribute.is_binary:  # "not none" would not say which value is on
           denied = words._negated(self.schema, attribute.name, value)
@@ -106,18 +120,21 @@ class DescriptionReader:
 
   def _encoded(self, description) -> list[int]:
     return [
-      -self._codes[a.name][description[a.name][1:]]
-      if description.get(a.name, '').startswith('!')
-      else self._codes[a.name].get(description.get(a.name, ''), 0)
+      self._code(a.name, queries.read(description[a.name])) if a.name in description else 0
       for a in self.schema.attributes
     ]
+
+  def _code(self, name, statement) -> int:
+    if isinstance(statement, queries.IsNot):
+      return -self._codes[name][statement.value]
+    return self._codes[name][str(statement)]
 
   @tf.autograph.experimental.do_not_convert
   def __call__(self, texts: tf.Tensor) -> Reading:
     """Reads descriptions, string [B]."""
     texts = tf.ensure_shape(texts, [None])
     too_long = tf.strings.length(texts) > MAX_BYTES
-    tokens, lengths = _tokens(tf.where(too_long, '', texts))
+    tokens, lengths = _tokens(tf.where(too_long, '', texts), self._composed)
     codes, conflicts, unknown_tokens, run_starts = self._read(tokens, lengths)
     unknown = _joined(tokens, unknown_tokens, run_starts)
     unknown = tf.where(too_long, f'a text of more than {MAX_BYTES} bytes', unknown)
@@ -237,8 +254,8 @@ class DescriptionReader:
       values = list(self._codes[attribute.name])
       names = [''] * (2 * len(values) + 1)
       for code, value in enumerate(values, start=1):
-        names[len(values) + code] = f'{attribute.name}={value}'
-        names[len(values) - code] = f'{attribute.name}!={value}'
+        names[len(values) + code] = queries.setting(attribute.name, queries.Is((value,)))
+        names[len(values) - code] = queries.setting(attribute.name, queries.IsNot(value))
       columns.append(tf.gather(tf.constant(names), codes[:, i] + len(values)))
     return tf.stack(columns, axis=1)
 
@@ -253,14 +270,21 @@ def _merged(codes, said):
   return merged, conflict
 
 
-def _tokens(texts):
+def _tokens(texts, composed: Mapping[str, str]):
   """Lower-case tokens [B, T], '' past the end, and their number [B].
 
   Parts of a text end in a token of their own; a setting ('Hat = yes') is one token ('hat=yes').
+
+  Args:
+    texts: string [B].
+    composed: letters, decomposed -> composed.
   """
   texts = tf.strings.unicode_transcode(texts, 'UTF-8', 'UTF-8', errors='replace')
   texts = tf.strings.lower(texts, encoding='utf-8')
-  texts = tf.strings.regex_replace(texts, r'[\x00-\x08\x0e-\x1f]', ' ')
+  texts = tf.strings.regex_replace(texts, f'[{words._INVISIBLE}]', '')
+  texts = tf.strings.regex_replace(texts, r'[\x00-\x08\x0b\x0e-\x1f\x{7f}-\x{9f}]', ' ')
+  for apart, letter in composed.items():
+    texts = tf.strings.regex_replace(texts, apart, letter)
   texts = tf.strings.regex_replace(texts, '[,;\\n]', _END_OF_PART)
   parts = tf.strings.split(texts, _END_OF_PART)  # ragged [B, parts]
   flat = parts.flat_values
@@ -270,8 +294,8 @@ def _tokens(texts):
   setting = tf.strings.regex_replace(setting, r'=!\s*', '=!')
   setting = tf.strings.regex_replace(setting, '!=!', '=')
   setting = tf.strings.regex_replace(setting, '^([^=]*)=!', r'\1!=')
-  setting = tf.strings.regex_replace(setting, r'[\s\p{Z}]+', '_')
-  phrase = tf.strings.regex_replace(flat, r"""[\s\p{Z}.,;:!?()"']+""", ' ')
+  setting = tf.strings.regex_replace(setting, r'[\s\p{Z}_]+', '_')
+  phrase = tf.strings.regex_replace(flat, rf'[\s\p{{Z}}.,;:!?(){words._QUOTES}]+', ' ')
   articles = '|'.join(sorted(words._ARTICLES))
   # Twice, since two articles in a row share the space between them.
   for _ in range(2):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+# Characters of a message that are looked at: what a server says is as long as it likes.
+_READ = 10_000
 # Lines about where in the graph it happened. What is left is what happened.
 _WHERE = re.compile(
   r'Graph execution error|Detected at node|<stack traces|\d+ root error|\d+ (successful|derived)'
@@ -17,11 +19,11 @@ def plain(message: str) -> str:
   Args:
     message: of a `tf.errors.OpError`, or as TF Serving passes it on.
   """
-  for line in (message or '').splitlines():
+  for line in (message or '')[:_READ].splitlines():
     line = re.sub(r'^\(\d+\)\s*[A-Z_]+:\s*', '', line.strip())
     if not line or _WHERE.match(line):
       continue
-    line = re.sub(r'\s*\[\[\{\{node.*|\s*\[Op:.*', '', line)
+    line = line.partition('[[{{node')[0].partition('[Op:')[0].rstrip()
     if line.startswith('assertion failed: '):
       line = line[len('assertion failed: ') :].replace('] [', ' ').strip('[]')
     return line[:300]

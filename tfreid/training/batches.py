@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfreid.data.attributes import AttributeSchema
 from tfreid.data.benchmark import Split
 from tfreid.data.pipeline import Pipeline
+from tfreid.data.samplers import Sampler
 
 
 class ImageBatches:
@@ -25,19 +26,21 @@ class ImageBatches:
     self,
     pipeline: Pipeline,
     split: Split,
-    schema: AttributeSchema,
+    schema: AttributeSchema | None,
     *,
     seed: int,
     shard: tuple[int, int] = (0, 1),
+    sampler: Sampler | None = None,
   ):
     """Binds them together.
 
     Args:
       pipeline: decodes and augments.
       split: the images.
-      schema: groups of attribute columns, for attribute dropout.
+      schema: groups of attribute columns, for attribute dropout; None where there are none.
       seed: of order and augmentation.
       shard: (index, count) of this worker: which slice of each global batch it feeds.
+      sampler: chooses the images of an epoch; None takes each once.
     """
     self.pipeline = pipeline
     self.split = split
@@ -45,6 +48,7 @@ class ImageBatches:
     self.batch_size = pipeline.batch_size
     self.seed = seed
     self.shard = shard
+    self.sampler = sampler
 
   @property
   def drops_attributes(self) -> bool:
@@ -54,7 +58,12 @@ class ImageBatches:
   def training(self, epoch: int) -> tf.data.Dataset:
     """One epoch, shuffled and augmented."""
     return self.pipeline.training(
-      self.split, seed=self.seed, epoch=epoch, schema=self.schema, shard=self.shard
+      self.split,
+      seed=self.seed,
+      epoch=epoch,
+      schema=self.schema,
+      shard=self.shard,
+      sampler=self.sampler,
     )
 
   def evaluation(self) -> tf.data.Dataset:

@@ -16,13 +16,15 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from tfreid import storage
+from tfreid.data.benchmark import Split
 from tfreid.data.pipeline import Pipeline
+from tfreid.data.samplers import Sampler
 from tfreid.methods.method import Method
 from tfreid.spec import DatasetSpec
 from tfreid.training import checkpoints
@@ -34,6 +36,23 @@ _log = logging.getLogger(__name__)
 
 _LOCK = '.training.lock'
 _FORMAT = 2
+
+
+class StageData(Protocol):
+  """Training data of one stage's own, such as `data.person_crops.PersonCrops`. A dataclass.
+
+  Attributes:
+    name: of the data.
+    split: the images.
+    sampler: chooses the images of an epoch; None takes each once.
+  """
+
+  name: str
+  split: Split
+  sampler: Sampler | None
+
+  def spec(self, image_shape: Sequence[int]) -> DatasetSpec:
+    """The sizes that the stage's method is built with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +69,9 @@ class Stage:
       share the stage: the first trains it, the others find it done.
     schedule: epoch -> factor on every learning rate; None is constant.
     pipeline: changes this stage's input pipeline, () -> Pipeline; None is the experiment's.
+    data: what this stage alone is trained on, () -> `StageData`; None is the experiment's training
+      split.
+    seed: of this stage, so that runs of several seeds can share it; None is the run's.
   """
 
   name: str
@@ -59,6 +81,8 @@ class Stage:
   directory: str = ''
   schedule: Schedule | None = None
   pipeline: Callable[[], Pipeline] | None = None
+  data: Callable[[], StageData] | None = None
+  seed: int | None = None
 
   def __post_init__(self):
     whole = isinstance(self.epochs, numbers.Integral) and not isinstance(self.epochs, bool)
@@ -146,7 +170,8 @@ class Setting:
   Attributes:
     run_directory: where the run is written.
     spec: sizes of the data set.
-    batches: Pipeline -> ImageBatches of the training images.
+    batches: Pipeline -> ImageBatches of the training images; with a `StageData` and a seed as
+      further arguments, of the images of a stage that has data or a seed of its own.
     pipeline: the input pipeline.
     strategy: distribution.
     seed: of weights, order, augmentation and everything random inside a method.
@@ -160,7 +185,7 @@ class Setting:
 
   run_directory: str
   spec: DatasetSpec
-  batches: Callable[[Pipeline], ImageBatches]
+  batches: Callable[..., ImageBatches]
   pipeline: Pipeline
   strategy: tf.distribute.Strategy
   seed: int = 0
@@ -199,8 +224,29 @@ def run(stages: Sequence[Stage], setting: Setting, hooks: Sequence[Hooks] = ()):
     _run_stage(stage, index, directories, setting, hooks)
 
 
+def _own(stage: Stage, setting: Setting) -> tuple[Setting, Callable[[], ImageBatches]]:
+  """The setting of one stage, which may have data, a pipeline and a seed of its own."""
+  pipeline = stage.pipeline() if stage.pipeline else setting.pipeline
+  seed = setting.seed if stage.seed is None else stage.seed
+  if stage.data is None:
+    if stage.seed is None:
+      return setting, lambda: setting.batches(pipeline)
+    own = dataclasses.replace(setting, seed=seed)
+    return own, lambda: setting.batches(pipeline, None, seed)
+  data = stage.data()
+  data = dataclasses.replace(data, split=pipeline.check(data.split))
+  own = dataclasses.replace(
+    setting,
+    seed=seed,
+    spec=data.spec(setting.spec.image_shape),
+    space_metadata={**setting.space_metadata, 'dataset': data.name},
+  )
+  return own, lambda: setting.batches(pipeline, data, seed)
+
+
 def _run_stage(stage, index, directories, setting, hooks):
   directory = directories[stage.name]
+  setting, batches = _own(stage, setting)
   if not is_finished(directory):
     with contextlib.ExitStack() as held:
       if setting.chief:
@@ -210,7 +256,7 @@ def _run_stage(stage, index, directories, setting, hooks):
       # Looked at again, since somebody else may have finished it before the lock was free.
       if not is_finished(directory):
         _check_belongs(stage, directory, setting)
-        _run_unfinished(stage, index, directories, setting, hooks)
+        _run_unfinished(stage, index, directories, setting, batches, hooks)
         return
   _check_belongs(stage, directory, setting)
   checkpoints.final_facts(directory)
@@ -230,7 +276,7 @@ def alone(directory: str) -> contextlib.AbstractContextManager[None]:
   )
 
 
-def _run_unfinished(stage, index, directories, setting, hooks):
+def _run_unfinished(stage, index, directories, setting, batches, hooks):
   directory = directories[stage.name]
   started = time.time()
   # Each stage's fresh weights depend on the seed and its place, not on what ran before it, so that
@@ -257,7 +303,7 @@ def _run_unfinished(stage, index, directories, setting, hooks):
   else:
     for source, names in stage.carry.items():
       _carry(method, stage, source, directories[source], names)
-  images = setting.batches(stage.pipeline() if stage.pipeline else setting.pipeline)
+  images = batches()
   try:
     _train(stage, method, trainer, checkpoint, images, setting, hooks, directory)
   except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:

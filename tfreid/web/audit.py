@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
+import logging
 import os
+import stat
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +22,10 @@ class AuditLog:
   """A file of JSON lines.
 
   A line is written whole by one call, on a descriptor that can only append, and is on the disk when
-  `write` returns; lines that arrive together share one flush. The file may be rotated by renaming
-  it: the next line goes into a new one.
+  `write` returns; lines that arrive together share one flush. Several servers may write to one
+  file: a lock of the file keeps each from taking back, or continuing, a line of another. What a
+  crash left of a line stays as it is, and the next line begins on its own. The file may be rotated
+  by renaming it: the next line goes into a new one.
 
   Attributes:
     path: of the file.
@@ -26,6 +33,9 @@ class AuditLog:
 
   def __init__(self, path: str):
     """Opens the file, for its owner only.
+
+    A file that is there already keeps its permissions, which may be somebody's intention (a group
+    that reads the log); where others than its owner can read it, a warning says so.
 
     Raises:
       UnwritableError: it cannot be opened for appending.
@@ -36,6 +46,14 @@ class AuditLog:
     self._descriptor: int | None = None
     with self._lock:
       self._open()
+      mode = os.fstat(self._descriptor).st_mode
+    if stat.S_ISREG(mode) and mode & 0o077:
+      logging.getLogger(__name__).warning(
+        'Others than its owner can read or change the audit log %s (mode %o). If that is not '
+        'intended: chmod 600 it.',
+        self.path,
+        stat.S_IMODE(mode),
+      )
 
   def write(self, entry: Mapping[str, Any]) -> None:
     """Appends an entry.
@@ -50,11 +68,7 @@ class AuditLog:
         self._follow()
         if self._descriptor is None:
           self._open()
-        start = os.fstat(self._descriptor).st_size
-        if os.write(self._descriptor, line) != len(line):
-          # A full disk took a part. What is there of it must not look like a line of the next one.
-          os.ftruncate(self._descriptor, start)
-          raise OSError('no space left')
+        self._append(line)
         self._written += 1
         mine, descriptor = self._written, os.dup(self._descriptor)
       try:
@@ -73,11 +87,32 @@ class AuditLog:
         os.close(self._descriptor)
         self._descriptor = None
 
-  def _open(self):
+  def _append(self, line: bytes):
+    """Writes a line behind what is there, whole or not at all."""
+    descriptor = self._descriptor
+    with contextlib.suppress(OSError):  # not every file system can; then one server only
+      fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-      self._descriptor = os.open(
-        self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0), 0o600
-      )
+      size = os.fstat(descriptor).st_size
+      if _is_torn(descriptor, size):
+        line = b'\n' + line  # what a crash has left is a line of its own
+      if os.write(descriptor, line) != len(line):
+        # A full disk took a part, which goes, unless the file is append-only: then it stays torn.
+        with contextlib.suppress(OSError):
+          os.ftruncate(descriptor, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+      with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+  def _open(self):
+    flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    try:
+      try:
+        # To read, too: whether the last line is whole.
+        self._descriptor = os.open(self.path, flags | os.O_RDWR, 0o600)
+      except PermissionError:
+        self._descriptor = os.open(self.path, flags | os.O_WRONLY, 0o600)
     except OSError as error:
       raise UnwritableError(_advice(error)) from error
 
@@ -107,6 +142,14 @@ class AuditLog:
       os.fsync(descriptor)
       # After a rotation the later lines are in another file, which this call did not flush.
       self._flushed = max(self._flushed, written if same else mine)
+
+
+def _is_torn(descriptor: int, size: int) -> bool:
+  """Whether the last line of a file has no end; not, if the file cannot be read."""
+  try:
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b'\n'
+  except OSError:
+    return False
 
 
 def _advice(error: OSError) -> str:

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Optional, Union
+from typing import Annotated, Any, Optional, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 MAX_RESULTS = 500
 MAX_JSON_BYTES = 128 * 1024
 MAX_UPLOAD_BYTES = 8 * 2**20
 MAX_WORDS = 1000
 MAX_WHERE = 2000
+MAX_ID = 1000
+# Settings of a query; schemas with more attributes exist, but no person has so many.
+MAX_SETTINGS = 1000
+MAX_NAME = 200
+MAX_VALUE = 500
+MAX_TOKEN = 1000
 _MAX_SCORE = 1e9
 _MAX_DEPTH = 8
 
@@ -36,10 +42,25 @@ class ApiError(Exception):
     self.message = message
 
 
-class Narrowing(BaseModel):
-  """What a search and a "more like this" have in common."""
+Name = Annotated[str, StringConstraints(max_length=MAX_NAME)]
+Value = Annotated[str, StringConstraints(max_length=MAX_VALUE)]
+Settings = Annotated[dict[Name, Value], Field(max_length=MAX_SETTINGS)]
+Words = Annotated[str, StringConstraints(max_length=MAX_WORDS)]
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
+
+
+class Request(BaseModel):
+  """What is sent to the API; a field that is not known is an error."""
 
   model_config = ConfigDict(extra='forbid', strict=True)
+
+  def to_log(self) -> dict[str, Any]:
+    """What the audit log is told: what differs from the defaults."""
+    return self.model_dump(exclude_defaults=True)
+
+
+class Narrowing(Request):
+  """What a search and a "more like this" have in common."""
 
   top_k: int = Field(20, ge=1, le=MAX_RESULTS, description='Crops in the answer, at most.')
   where: str = Field(
@@ -47,13 +68,13 @@ class Narrowing(BaseModel):
     max_length=MAX_WHERE,
     description='Of an index: a condition on fields, such as `camera in [1, 2]`.',
   )
-  must: Union[str, dict[str, str]] = Field(
+  must: Union[Words, Settings] = Field(
     '', description='Of an index: annotations that a crop must have, in words or by name.'
   )
-  must_not: Union[str, dict[str, str]] = Field(
+  must_not: Union[Words, Settings] = Field(
     '', description='Of an index: annotations that a crop must not have.'
   )
-  exclude: list[str] = Field(
+  exclude: list[Identifier] = Field(
     [],
     max_length=MAX_RESULTS,
     description='Of an index: ids that are not wanted. They count as results for `max_results` of '
@@ -66,20 +87,23 @@ class Narrowing(BaseModel):
     allow_inf_nan=False,
     description='Of an index: only crops that score as much.',
   )
-  purpose: str = Field('', max_length=200, description='Why this is asked; for the audit log.')
+  purpose: Name = Field('', description='Why this is asked; for the audit log.')
+
+  def to_log(self) -> dict[str, Any]:
+    """What the audit log is told: what differs from the defaults, and always how many crops."""
+    return {**super().to_log(), 'top_k': self.top_k}
 
 
 class SearchRequest(Narrowing):
   """A description: settings, words, or both."""
 
-  query: dict[str, str] = Field(
+  query: Settings = Field(
     {},
-    max_length=1000,
     description='Attribute name to value; \'!value\' means "not this value". What is not said is '
     'left out.',
     examples=[{'upper_color': 'red', 'hat': '!yes'}],
   )
-  words: str = Field('', max_length=MAX_WORDS, description='A description in words.')
+  words: Words = Field('', description='A description in words.')
   explain: bool = Field(True, description='What each attribute adds to each score.')
   suggest: bool = Field(False, description='Which attributes to ask for next, best first.')
 
@@ -87,11 +111,37 @@ class SearchRequest(Narrowing):
 class LikeRequest(Narrowing):
   """A crop of the gallery, by its id."""
 
-  id: str = Field(min_length=1, max_length=1000, description='Of a crop, as in an answer.')
+  id: Identifier = Field(description='Of a crop, as in an answer.')
 
 
 class LikeOptions(Narrowing):
   """The part `options` of an upload."""
+
+
+class LikeForm(BaseModel):
+  """A form with a picture of a crop; for the description of the API."""
+
+  image: bytes = Field(
+    description=f'JPEG or PNG, at most {MAX_UPLOAD_BYTES} bytes.',
+    json_schema_extra={'format': 'binary'},
+  )
+  options: str = Field(
+    '{}',
+    json_schema_extra={
+      'contentMediaType': 'application/json',
+      'contentSchema': LikeOptions.model_json_schema(),
+    },
+  )
+
+
+class SessionRequest(Request):
+  """What shows who somebody is."""
+
+  token: str = Field(max_length=MAX_TOKEN, description='Secret of a user.')
+
+  def to_log(self) -> dict[str, Any]:
+    """Nothing: a token, even a wrong one, does not belong in a log."""
+    return {}
 
 
 class Hit(BaseModel):
@@ -190,7 +240,7 @@ def _fields(model: type[BaseModel]) -> str:
 
 def _is_branch(part: str) -> bool:
   # How Pydantic names the alternatives of a Union.
-  return part == 'str' or part.startswith('dict[')
+  return part in ('str', 'constrained-str') or part.startswith('dict[')
 
 
 def _kind(data: Any) -> str:

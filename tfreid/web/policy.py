@@ -12,17 +12,25 @@ Every key may be left out. A key that is not known is an error: a rule that is m
 pass for one that holds.
 """
 
+# Pydantic evaluates annotations, and Python 3.9 knows no `X | Y`.
+# ruff: noqa: UP007
+
 from __future__ import annotations
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any, Union
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.index import filters
 
+# Letters and signs that look like nothing: fillers of Hangul, and the empty pattern of Braille.
+_BLANK_LETTERS = frozenset('\u115f\u1160\u3164\uffa0\u2800')
 # A radius above this leaves nothing of a picture of 256 pixels.
 MAX_BLUR = 64
 
@@ -73,7 +81,7 @@ class Policy:
     if not self.require_purpose:
       return
     listed = f' One of: {", ".join(self.purposes)}.' if self.purposes else ''
-    if not purpose.strip():
+    if not is_visible(purpose):
       raise RefusedError(f'The policy of this site demands that a purpose is stated.{listed}')
     if self.purposes and purpose not in self.purposes:
       raise RefusedError(f"The policy of this site does not know the purpose '{purpose}'.{listed}")
@@ -179,49 +187,64 @@ def from_json(data: Any) -> Policy:
   """
   if not isinstance(data, dict):
     raise ValueError(f'a policy is an object such as {{"max_results": 50}}, not {_short(data)}.')
-  known = (
-    'disabled_attributes', 'require_purpose', 'max_results', 'blur_thumbnails', 'uploads',
-  )  # fmt: skip
-  unknown = [name for name in data if name not in known]
-  if unknown:
-    raise ValueError(f"there is no rule '{unknown[0]}'. The rules are: {', '.join(known)}.")
-  rules: dict[str, Any] = {}
-  if 'disabled_attributes' in data:
-    rules['disabled_attributes'] = frozenset(_texts(data, 'disabled_attributes'))
-  if 'require_purpose' in data:
-    value = data['require_purpose']
-    if isinstance(value, bool):
-      rules['require_purpose'] = value
-    else:
-      rules['purposes'] = tuple(_texts(data, 'require_purpose', 'true, false or a '))
-      rules['require_purpose'] = True
-      if not rules['purposes']:
-        raise ValueError('"require_purpose" lists no purpose, so nothing could be asked.')
-  if 'max_results' in data:
-    value = data['max_results']
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-      raise ValueError(f'"max_results" is a whole number of at least 1, not {_short(value)}.')
-    rules['max_results'] = value
-  if 'blur_thumbnails' in data:
-    value = data['blur_thumbnails']
-    # `not (a <= x <= b)`: NaN, which Python's JSON reads, is neither below nor above.
-    if (
-      isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value <= MAX_BLUR)
-    ):
-      raise ValueError(f'"blur_thumbnails" is a radius of 0 to {MAX_BLUR}, not {_short(value)}.')
-    rules['blur_thumbnails'] = float(value)
-  if 'uploads' in data:
-    if not isinstance(data['uploads'], bool):
-      raise ValueError(f'"uploads" is true or false, not {_short(data["uploads"])}.')
-    rules['uploads'] = data['uploads']
-  return Policy(**rules)
+  try:
+    rules = _Rules.model_validate(data)
+  except ValidationError as error:
+    name = str(error.errors(include_url=False)[0]['loc'][0])
+    if name not in _EXPECTED:
+      raise ValueError(
+        f"there is no rule '{name[:60]}'. The rules are: {', '.join(_EXPECTED)}."
+      ) from error
+    if name == 'require_purpose' and data[name] == []:
+      raise ValueError('"require_purpose" lists no purpose, so nothing could be asked.') from error
+    raise ValueError(f'"{name}" is {_EXPECTED[name]}, not {_short(data[name])}.') from error
+  return Policy(
+    disabled_attributes=frozenset(rules.disabled_attributes),
+    require_purpose=bool(rules.require_purpose),
+    purposes=() if isinstance(rules.require_purpose, bool) else tuple(rules.require_purpose),
+    max_results=rules.max_results,
+    blur_thumbnails=rules.blur_thumbnails,
+    uploads=rules.uploads,
+  )
 
 
-def _texts(data: Mapping[str, Any], name: str, other: str = 'a ') -> list[str]:
-  value = data[name]
-  if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
-    raise ValueError(f'"{name}" is {other}list of texts, not {_short(value)}.')
-  return value
+def is_visible(text: str) -> bool:
+  """Whether anything of a text can be seen: not if it holds only blanks, marks and the like."""
+  return any(
+    unicodedata.category(character)[0] in 'LNPS' and character not in _BLANK_LETTERS
+    for character in text
+  )
+
+
+def _visible(text: str) -> str:
+  if not is_visible(text):
+    raise ValueError('nothing of it can be seen')
+  return text
+
+
+_Text = Annotated[str, AfterValidator(_visible)]
+
+
+class _Rules(BaseModel):
+  """The file of a policy."""
+
+  model_config = ConfigDict(extra='forbid', strict=True)
+
+  disabled_attributes: list[_Text] = []
+  require_purpose: Union[bool, Annotated[list[_Text], Field(min_length=1)]] = False
+  max_results: int = Field(None, ge=1)  # left out, not null
+  blur_thumbnails: float = Field(0.0, ge=0, le=MAX_BLUR, allow_inf_nan=False)
+  uploads: bool = True
+
+
+# What each rule is, for the message about one that is not.
+_EXPECTED = {
+  'disabled_attributes': 'a list of texts',
+  'require_purpose': 'true, false or a list of texts',
+  'max_results': 'a whole number of at least 1',
+  'blur_thumbnails': f'a radius of 0 to {MAX_BLUR}',
+  'uploads': 'true or false',
+}
 
 
 def _no_key_twice(pairs):

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from tfreid import cancellation
 from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.index import filters
@@ -25,9 +26,9 @@ from tfreid.search import Source
 from tfreid.search.answer import Answer, Suggestion
 from tfreid.search.client import ServingError
 from tfreid.web import thumbnails
-from tfreid.web.current import Current
 from tfreid.web.messages import LikeRequest, Narrowing, SearchRequest
 from tfreid.web.policy import Policy, RefusedError
+from tfreid.web.reloading import ReloadingSource
 
 # Best crops between which the next question is to decide; as `Source.suggest` has it.
 _CANDIDATES = 50
@@ -72,7 +73,7 @@ class Seen:
 
 
 @dataclasses.dataclass(frozen=True)
-class Offer:
+class Capabilities:
   """What can be asked of a source, and what may be: learned when it takes its place, and then kept.
 
   A question is read, checked, asked and answered by one of these, so that no part of it meets the
@@ -104,14 +105,14 @@ class Found(NamedTuple):
 
   answer: Answer
   suggestions: Sequence[Suggestion]
-  offer: Offer
+  capabilities: Capabilities
 
 
-class Desk:
+class SearchService:
   """Answers questions to a source as far as a policy allows.
 
   Attributes:
-    current: the source, and what can be asked of it.
+    source: the source, which may be exchanged, and what can be asked of it.
     seen: crops that were answered.
   """
 
@@ -119,7 +120,7 @@ class Desk:
     """Asks the source a first question of each kind: what it can do, and so that it is warm.
 
     Args:
-      source: what is asked; `current` closes it in the end.
+      source: what is asked; closed by `close` of `source`.
       policy: the rules.
       resident: how an index that has changed is opened again.
 
@@ -128,14 +129,14 @@ class Desk:
       OSError: it cannot be reached.
     """
     self.seen = Seen()
-    self.current: Current[Offer] = Current(
-      source, learn=lambda new, before: learn(new, policy, before), resident=resident
+    self.source: ReloadingSource[Capabilities] = ReloadingSource(
+      source, learn=lambda new, before: learn_capabilities(new, policy, before), resident=resident
     )
 
   @property
-  def offer(self) -> Offer:
+  def capabilities(self) -> Capabilities:
     """What can be asked now."""
-    return self.current.known
+    return self.source.known
 
   def search(self, asked: SearchRequest) -> Found:
     """The best crops for a description, and what to ask for next.
@@ -145,7 +146,7 @@ class Desk:
       ValueError: it is not understood.
       OSError: the source cannot be reached.
     """
-    return self._answered(lambda source, offer: self._search(source, offer, asked))
+    return self._answered(lambda source, capabilities: self._search(source, capabilities, asked))
 
   def like(self, asked: LikeRequest) -> Found:
     """The crops most like one of the gallery.
@@ -156,7 +157,7 @@ class Desk:
       ValueError: a filter is not understood.
       OSError: the source cannot be reached.
     """
-    return self._answered(lambda source, offer: self._like(source, offer, asked))
+    return self._answered(lambda source, capabilities: self._like(source, capabilities, asked))
 
   def like_upload(self, asked: Narrowing, contents: bytes) -> Found:
     """The crops most like a picture that is not in the gallery.
@@ -166,54 +167,59 @@ class Desk:
       ValueError: it is not a picture of a reasonable size, or a filter is not understood.
       OSError: the source cannot be reached.
     """
-    return self._answered(lambda source, offer: self._like_upload(source, offer, asked, contents))
+    return self._answered(
+      lambda source, capabilities: self._like_upload(source, capabilities, asked, contents)
+    )
 
-  def _answered(self, ask: Callable[[Source, Offer], tuple[Answer, Sequence[Suggestion]]]) -> Found:
+  def _answered(
+    self, ask: Callable[[Source, Capabilities], tuple[Answer, Sequence[Suggestion]]]
+  ) -> Found:
     """What a source answers; its successor, where the server has let its version go.
 
     The successor is asked from the beginning: it may have another schema.
     """
-    with self.current.use() as (source, offer):
+    with self.source.use() as (source, capabilities):
       try:
-        return Found(*ask(source, offer), offer)
+        return Found(*ask(source, capabilities), capabilities)
       except ServingError as error:
-        if error.code not in (_GONE, _LACKING) or not self.current.leave(source):
+        if error.code not in (_GONE, _LACKING) or not self.source.leave(source):
           raise
-    with self.current.use() as (source, offer):
-      return Found(*ask(source, offer), offer)
+    with self.source.use() as (source, capabilities):
+      return Found(*ask(source, capabilities), capabilities)
 
-  def _search(self, source, offer, asked):
-    offer.policy.check_purpose(asked.purpose)
-    said = _said(offer, asked.query, asked.words)
+  def _search(self, source, capabilities, asked):
+    capabilities.policy.check_purpose(asked.purpose)
+    said = _said(capabilities, asked.query, asked.words)
     if not said:
-      first = offer.visible.attributes[0]
+      first = capabilities.visible.attributes[0]
       raise ValueError(
         'Nothing is asked for. Say at least one attribute in "query" (for example '
         f'{{"{first.name}": "{first.values[-1]}"}}) or describe the person in "words".'
       )
     # As the encoder sees it, before the source does.
-    offer.schema.encode_query(said)
-    options = _options(offer, asked)
+    capabilities.schema.encode_query(said)
+    options = _options(capabilities, asked)
     answer = source.search(
       said,
-      top_k=_top_k(offer.policy, asked),
+      top_k=_top_k(capabilities.policy, asked),
       text=asked.words.strip(),
-      explain=asked.explain and offer.can['explain'],
+      explain=asked.explain and capabilities.can['explain'],
       **options,
     )
+    cancellation.check()
     suggestions = []
-    if asked.suggest and offer.can['suggest']:
+    if asked.suggest and capabilities.can['suggest']:
       suggestions = [
         suggestion
         for suggestion in source.suggest(said, top_k=_CANDIDATES, **options)
-        if suggestion.attribute not in offer.policy.disabled_attributes
+        if suggestion.attribute not in capabilities.policy.disabled_attributes
       ]
     return answer, suggestions
 
-  def _like(self, source, offer, asked):
-    offer.policy.check_purpose(asked.purpose)
-    _check_able(offer, 'like', 'crops like one of its gallery')
-    options = _options(offer, asked)
+  def _like(self, source, capabilities, asked):
+    capabilities.policy.check_purpose(asked.purpose)
+    _check_able(capabilities, 'like', 'crops like one of its gallery')
+    options = _options(capabilities, asked)
     # A source takes what is no id for the path of a file.
     crop = source.crop(asked.id)
     if crop is None:
@@ -222,23 +228,24 @@ class Desk:
       )
     self.seen.add(crop.id, crop.path)
     # Without the crop itself, which some sources count before they leave it out.
-    return source.like(asked.id, top_k=_top_k(offer.policy, asked), **options), ()
+    return source.like(asked.id, top_k=_top_k(capabilities.policy, asked), **options), ()
 
-  def _like_upload(self, source, offer, asked, contents):
-    offer.policy.check_purpose(asked.purpose)
-    if not offer.policy.uploads:
+  def _like_upload(self, source, capabilities, asked, contents):
+    capabilities.policy.check_purpose(asked.purpose)
+    if not capabilities.policy.uploads:
       raise RefusedError(
         'The policy of this site does not allow searching for an uploaded picture. Describe the '
         'person, or ask for crops like one of an answer.'
       )
-    _check_able(offer, 'upload', 'crops like a picture')
+    _check_able(capabilities, 'upload', 'crops like a picture')
     thumbnails.check_upload(contents)
-    options = _options(offer, asked)
-    return source.like(contents, top_k=_top_k(offer.policy, asked), **options), ()
+    cancellation.check()
+    options = _options(capabilities, asked)
+    return source.like(contents, top_k=_top_k(capabilities.policy, asked), **options), ()
 
   def to_json(self, found: Found, asked: Narrowing) -> dict[str, Any]:
     """What a client sees of an answer: no paths, and nothing of disabled attributes."""
-    plain, policy = found.answer.to_json(), found.offer.policy
+    plain, policy = found.answer.to_json(), found.capabilities.policy
     hits = []
     for hit, whole in zip(plain['hits'], found.answer.hits):
       key = self.seen.add(whole.id, whole.path)
@@ -257,7 +264,7 @@ class Desk:
     return {
       'query': plain['query'],
       'text': plain['text'],
-      'source': found.offer.name,
+      'source': found.capabilities.name,
       'hits': hits,
       'suggestions': [
         {'attribute': suggestion.attribute, 'gain': float(suggestion.gain)}
@@ -270,12 +277,14 @@ class Desk:
 
   def clean(self, text: str) -> str:
     """A message without the paths of this machine, and without the address of a model's server."""
-    for told, name in self.offer.names:
+    for told, name in self.capabilities.names:
       text = text.replace(told, name)
     return _ABSOLUTE_PATH.sub(lambda match: os.path.basename(match[0].rstrip('/')) or '…', text)
 
 
-def learn(source: Source, policy: Policy, before: Offer | None = None) -> Offer:
+def learn_capabilities(
+  source: Source, policy: Policy, before: Capabilities | None = None
+) -> Capabilities:
   """What can be asked of a source that is about to answer, which is warm after that.
 
   Args:
@@ -316,7 +325,7 @@ def learn(source: Source, policy: Policy, before: Offer | None = None) -> Offer:
   if before is not None:
     crops = facts.get('crops', 0)
     logging.getLogger(__name__).info('What is searched has changed: %s, %d crops.', name, crops)
-  return Offer(
+  return Capabilities(
     facts=facts,
     name=name,
     policy=policy,
@@ -415,16 +424,12 @@ def _names(source: Source, facts: Mapping[str, Any], name: str) -> list[tuple[st
   return sorted(found.items(), key=lambda item: -len(item[0]))
 
 
-def _said(offer: Offer, settings: Mapping[str, str], text: str) -> dict[str, str]:
+def _said(capabilities: Capabilities, settings: Mapping[str, str], text: str) -> dict[str, str]:
   """Attribute name to value of settings and words together, checked."""
-  offer.policy.check_attributes(settings)
-  said = {}
-  for name, value in settings.items():
-    negated = value.startswith('!')
-    checked = offer.visible.check_value(name, value[1:] if negated else value)
-    said[name] = f'!{checked}' if negated else checked
+  capabilities.policy.check_attributes(settings)
+  said = {name: str(wanted) for name, wanted in capabilities.visible.read_query(settings).items()}
   if text.strip():
-    for name, value in offer.policy.read_words(text, offer.schema).items():
+    for name, value in capabilities.policy.read_words(text, capabilities.schema).items():
       if said.setdefault(name, value) != value:
         raise ValueError(
           f"'{name}' is asked for twice: {said[name]} by its setting, {value} by the words. Keep "
@@ -433,30 +438,32 @@ def _said(offer: Offer, settings: Mapping[str, str], text: str) -> dict[str, str
   return said
 
 
-def _check_able(offer: Offer, ability: str, what: str) -> None:
+def _check_able(capabilities: Capabilities, ability: str, what: str) -> None:
   """Refuses what the source cannot do, before it is taken for one that is out of order."""
-  if not offer.can[ability]:
+  if not capabilities.can[ability]:
     raise ValueError(
       f'This model cannot find {what}: it was exported by an earlier version of tfreid. Describe '
       'the person instead.'
     )
 
 
-def _options(offer: Offer, asked: Narrowing) -> dict[str, Any]:
+def _options(capabilities: Capabilities, asked: Narrowing) -> dict[str, Any]:
   """The options of an index that were asked for, checked."""
   options: dict[str, Any] = {}
   if asked.where.strip():
     options['where'] = asked.where
   for name in ('must', 'must_not'):
     given = getattr(asked, name)
-    said = _said(offer, {}, given) if isinstance(given, str) else _said(offer, given, '')
+    said = (
+      _said(capabilities, {}, given) if isinstance(given, str) else _said(capabilities, given, '')
+    )
     if said:
       options[name] = said
   if asked.exclude:
     options['exclude'] = asked.exclude
   if asked.min_score is not None:
     options['min_score'] = asked.min_score
-  if options and not offer.can['filter']:
+  if options and not capabilities.can['filter']:
     raise ValueError(
       f'{", ".join(options)}: only an index can filter its answers, and this is an exported '
       'model. Leave the filters out.'
@@ -464,9 +471,9 @@ def _options(offer: Offer, asked: Narrowing) -> dict[str, Any]:
   if 'where' in options:
     try:
       condition = filters.parse(asked.where)
-      offer.policy.check_condition(condition)
+      capabilities.policy.check_condition(condition)
       # The source checks it too, but would name fields that must not be named.
-      filters.check(condition, offer.policy.visible(offer.facts.get('fields', {})))
+      filters.check(condition, capabilities.policy.visible(capabilities.facts.get('fields', {})))
     except RecursionError as error:
       raise ValueError('The filter is nested too deeply.') from error
   return options

@@ -14,7 +14,7 @@ from tfreid.search.remote import ServedModel
 _Known = TypeVar('_Known')
 
 
-class Current(Generic[_Known]):
+class ReloadingSource(Generic[_Known]):
   """A source for many threads, and what is known of it.
 
   An index that has changed, or another version of a served model, is opened beside what answers and

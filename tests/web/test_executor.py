@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tfreid import cancellation
+from tfreid.index import filters
+from tfreid.web.executor import BoundedExecutor, BusyError, TooSlowError
+
+PATIENCE = 30
+
+
+def until(condition):
+  deadline = time.monotonic() + PATIENCE
+  while not condition() and time.monotonic() < deadline:
+    time.sleep(0.005)
+  assert condition()
+
+
+@pytest.fixture
+def executor():
+  made = BoundedExecutor('test', threads=1, waiting=3, timeout=0.1)
+  yield made
+  made.close()
+
+
+def test_what_nobody_waits_for_ends_at_its_next_check(executor):
+  steps = 0
+
+  def work():
+    nonlocal steps
+    while True:
+      cancellation.check()
+      steps += 1
+      time.sleep(0.001)
+
+  with pytest.raises(TooSlowError):
+    asyncio.run(executor.run(work))
+  until(lambda: executor.taken == 0)
+  assert steps > 1
+  # The thread is free again.
+  assert asyncio.run(executor.run(lambda: 5)) == 5
+
+
+def test_what_does_not_check_keeps_its_place_until_it_ends(executor):
+  released = threading.Event()
+  called = []
+
+  async def ask():
+    stuck = [executor.run(released.wait)]
+    stuck += [executor.run(called.append, i) for i in range(3)]
+    return await asyncio.gather(*stuck, executor.run(called.append, 'full'), return_exceptions=True)
+
+  errors = asyncio.run(ask())
+  assert [type(error) for error in errors] == [TooSlowError] * 4 + [BusyError]
+  # Those that waited are gone, without having been called, and one place is taken.
+  assert executor.taken == 1
+  released.set()
+  until(lambda: executor.taken == 0)
+  assert called == []
+
+
+def test_a_caller_who_goes_cancels_what_he_asked_for(executor):
+  ended = threading.Event()
+
+  def work():
+    try:
+      while True:
+        cancellation.check()
+        time.sleep(0.001)
+    except cancellation.CancelledError:
+      ended.set()
+      raise
+
+  async def ask():
+    task = asyncio.ensure_future(executor.run(work))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+  asyncio.run(ask())
+  assert ended.wait(PATIENCE)
+
+
+def test_who_asks_much_delays_others_by_one():
+  executor = BoundedExecutor('test', threads=1, waiting=100, timeout=PATIENCE)
+  order, released = [], threading.Event()
+
+  async def ask():
+    first = asyncio.ensure_future(executor.run(released.wait))
+    await asyncio.sleep(0)
+    many = [executor.run(order.append, f'many {i}', turn_of='many') for i in range(10)]
+    one = [executor.run(order.append, f'one {i}', turn_of='one') for i in range(2)]
+    rest = asyncio.gather(*many, *one)
+    await asyncio.sleep(0.05)
+    released.set()
+    await asyncio.gather(first, rest)
+
+  asyncio.run(ask())
+  executor.close()
+  assert order[:4] == ['many 0', 'one 0', 'many 1', 'one 1']
+  assert order[4:] == [f'many {i}' for i in range(2, 10)]
+
+
+def test_what_was_closed_takes_no_more(executor):
+  executor.close()
+  with pytest.raises(BusyError):
+    asyncio.run(executor.run(lambda: 5))
+  assert executor.taken == 0
+
+
+def test_errors_come_to_whoever_waits(executor):
+  with pytest.raises(ZeroDivisionError):
+    asyncio.run(executor.run(lambda: 1 / 0))
+  assert executor.taken == 0
+
+
+def test_filters_look_whether_somebody_waits():
+  condition = filters.parse('camera == 1 and time == 2')
+  column = filters.Column((1,), np.zeros(3, np.int32))
+  given_up = cancellation.Cancellation()
+  looked = []
+
+  def read(name):
+    looked.append(name)
+    given_up.cancel()
+    return column
+
+  assert filters.evaluate(condition, lambda _: column, 3).tolist() == [False] * 3
+  with pytest.raises(cancellation.CancelledError), cancellation.scope(given_up):
+    filters.evaluate(condition, read, 3)
+  assert looked == ['camera']
+  cancellation.check()  # outside of the scope nothing is cancelled
