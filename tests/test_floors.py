@@ -6,10 +6,11 @@ F5  experiment, reporting, comparison, search, web   compose the rest; know ever
 F4  training, evaluation, serving, index,            rooms; none imports another
     search.exported, search.page, search.remote
 F3  methods                                          training alone sees it, only methods.method
-F2  joint_space, search.asking, search.client, search.gallery
-F1  networks, data, search.answer                    rooms that do not know each other
+F2  joint_space, search.asking, search.client, search.gallery, serving.loading
+F1  networks, data, search.answer, serving.versions  rooms that do not know each other
 F0  losses, correlation, replicas, spec, storage, printable, cancellation, evaluation.ranking,
-    serving.search, serving.errors, serving.versions
+    serving.search, serving.errors, serving.signatures, serving.operations, serving.light_encoder,
+    serving.summation
 Cellar  text, and query above it                     what even the ground floor stands on
 """
 
@@ -40,6 +41,7 @@ FLOORS = {
   'tfreid.serving.signatures': 0,
   'tfreid.serving.operations': 0,
   'tfreid.serving.light_encoder': 0,
+  'tfreid.serving.summation': 0,
   'tfreid.serving.versions': 1,
   'tfreid.serving.loading': 2,
   'tfreid.search.answer': 1,

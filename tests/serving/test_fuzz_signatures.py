@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tensorflow_serving.apis import predict_pb2
 
-from tfreid.serving import retriever
+from tfreid.serving import retriever, signatures
 
 sys.path.insert(0, str(Path(__file__).parent))
 from served import SERVER, Served
@@ -365,11 +365,11 @@ def test_empty_batches_are_answered_and_huge_ones_refused(run, signature):
   found = run(signature, {name: good(name, 0) for name in names})
   assert {len(value) for value in found.values()} == {0}
   limits = {
-    'image_bytes': retriever.MAX_IMAGES,
-    'crop_ids': retriever.MAX_CROP_IDS,
-    'any': retriever.MAX_CROP_IDS,
+    'image_bytes': signatures.MAX_IMAGES,
+    'crop_ids': signatures.MAX_CROP_IDS,
+    'any': signatures.MAX_CROP_IDS,
   }
-  limit = limits.get(names[0], retriever.MAX_ROWS)
+  limit = limits.get(names[0], signatures.MAX_ROWS)
   found = run(signature, {name: good(name, limit) for name in names})
   assert {len(value) for value in found.values()} == {limit}
   found = run(signature, {name: good(name, limit + 1) for name in names})

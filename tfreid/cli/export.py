@@ -474,6 +474,10 @@ def _check():
   from tfreid.serving import versions
 
   directory = versions.newest(os.path.abspath(os.path.expanduser(_CHECK.value)))
+  if versions.check(directory, variables=True):
+    print(f'{"ok":8}{"files":18}as they were written')
+  else:
+    print(f'{"":8}{"files":18}no checksums: exported by an earlier version of tfreid')
   if _SERVER.value:
     name = _MODEL_NAME.value or os.path.basename(os.path.dirname(directory))
     outcomes, asked = _replay_on_server(directory, name)

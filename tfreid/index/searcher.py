@@ -90,7 +90,7 @@ class Searcher:
       # Before loading, which takes long: is it the right one?
       directory = version(path)
       if description(directory)['fingerprint'] == self.engine.state['model']['fingerprint']:
-        self._model = Embedder(directory)
+        self._model = Embedder(directory, lazy=True)
       else:
         check_model(self.engine.state, _Described(directory))
     return self._model

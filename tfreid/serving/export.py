@@ -28,6 +28,7 @@ import tfreid
 from tfreid import storage
 from tfreid.data.attributes import AttributeSchema
 from tfreid.joint_space import JointSpace
+from tfreid.serving import encoders as encoders_room
 from tfreid.serving import (
   errors,
   folding,
@@ -38,7 +39,6 @@ from tfreid.serving import (
   versions,
   warmup,
 )
-from tfreid.serving import encoders as encoders_room
 from tfreid.serving.encoders import Crop, Encoders, embed_files, encoders
 from tfreid.serving.retriever import Retriever
 
@@ -140,9 +140,7 @@ def export(
       gallery_precision=gallery_precision,
     )
     written = loading.load(partial)
-    facts['parity'] = parity.check_encoders(
-      written.signatures, expected, crops, attributes, limit
-    )
+    facts['parity'] = parity.check_encoders(written.signatures, expected, crops, attributes, limit)
     parity.check_ranking(written.signatures, gallery, norm, ids, attributes)
     contents = [crop.contents for crop in crops[:_GOLDEN_CROPS]]
     examples = golden.examples(contents, attributes, gallery, ids, schema)
@@ -249,9 +247,7 @@ def _warmup_requests(examples: golden.Examples) -> list[warmup.Request]:
   ]
 
 
-def _write_gallery(
-  path: str, ids: Sequence[str], rows: Iterable[Mapping[str, Any]] | None
-) -> None:
+def _write_gallery(path: str, ids: Sequence[str], rows: Iterable[Mapping[str, Any]] | None) -> None:
   """Writes gallery.jsonl.
 
   Raises:

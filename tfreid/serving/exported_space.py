@@ -22,8 +22,8 @@ from tfreid.data.attributes import AttributeSchema
 # The package registers the layers that encoders may contain.
 from tfreid.networks import archive
 from tfreid.serving import errors, golden, versions
-from tfreid.serving.encoders import Crop, Encoders
 from tfreid.serving.encoders import FILE as ENCODERS_FILE
+from tfreid.serving.encoders import Crop, Encoders
 from tfreid.serving.folding import FoldedEncoder
 
 _CHECKPOINT = os.path.join('variables', 'variables')
@@ -86,6 +86,8 @@ class ExportedSpace:
     Raises:
       ValueError: a file is damaged, or they are not those that were exported.
     """
+    for side in Encoders._fields:
+      self._check_layers(side)
     try:
       checkpoint = tf.train.load_checkpoint(os.path.join(self.directory, _CHECKPOINT))
       encoders = Encoders(*(self._encoder(checkpoint, side) for side in Encoders._fields))
@@ -131,10 +133,20 @@ class ExportedSpace:
   def _extra(self) -> str:
     return os.path.join(self.directory, 'assets.extra')
 
-  def _encoder(self, checkpoint, side):
+  def _check_layers(self, side: str) -> None:
+    """Refuses layers that could hold code, before Keras sees them."""
+    path = os.path.join(self._extra, ENCODERS_FILE)
+    try:
+      structure = json.loads(self._parts[side]['structure'])
+      kind, config = structure['class_name'], structure['config']
+    except (LookupError, TypeError, ValueError) as error:
+      raise self._damaged(ENCODERS_FILE, error) from error
+    if kind != 'Functional':
+      raise ValueError(f"'{path}' is refused: an encoder is a functional model, not a '{kind}'.")
+    archive.check(config, path)
+
+  def _encoder(self, checkpoint: Any, side: str) -> FoldedEncoder:
     part = self._parts[side]
-    # Before Keras sees it: a layer may hold code.
-    archive.check(json.loads(part['structure']), os.path.join(self._extra, ENCODERS_FILE))
     return FoldedEncoder.restored(
       part['structure'],
       [checkpoint.get_tensor(_WEIGHT.format(side, i)) for i in range(part['num_weights'])],

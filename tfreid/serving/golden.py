@@ -8,7 +8,6 @@ weights on another machine differ by rounding, other weights by more.
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

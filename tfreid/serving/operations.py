@@ -150,7 +150,9 @@ def _check_meta_graph(meta_graph) -> None:
     raise ValueError(f'its graph has {count} nodes, or two functions of one name.')
   for node in meta_graph.object_graph_def.nodes:
     if node.registered_saver or node.HasField('asset'):
-      raise ValueError('it holds an asset or a saver of its own; exports of this package have none.')
+      raise ValueError(
+        'it holds an asset or a saver of its own; exports of this package have none.'
+      )
   if meta_graph.asset_file_def:
     raise ValueError('it reads asset files; exports of this package have none.')
   calls = {name: set(_called(f.node_def, functions)) for name, f in functions.items()}
@@ -168,9 +170,7 @@ def _rules(meta_graph, graph: _Graph) -> dict[str, frozenset[str]]:
   """The functions that may do more than `ALLOWED`, with what they may."""
   saver = meta_graph.saver_def
   restore, save = _node_of(saver.restore_op_name), _node_of(saver.save_tensor_name)
-  special = {
-    name: graph.nodes[name] for name in (restore, save) if name and name in graph.nodes
-  }
+  special = {name: graph.nodes[name] for name in (restore, save) if name and name in graph.nodes}
   # What a signature or an initialiser computes is run with inputs of strangers, or at once.
   asked = _ancestors(graph, _outputs(meta_graph))
   if restore == save or asked & set(special):

@@ -20,7 +20,7 @@ from tfreid.serving import descriptions
 from tfreid.serving import signatures as described
 from tfreid.serving.folding import FoldedEncoder
 from tfreid.serving.search import ExactSearch
-from tfreid.serving.signatures import MAX_CROP_IDS, MAX_IMAGES, MAX_ROWS, MAX_VARIANTS, Tensor
+from tfreid.serving.signatures import MAX_ROWS, MAX_VARIANTS, Tensor
 
 # A crop of a person has thousands of pixels. A small file that unfolds into billions is an attack.
 MAX_PIXELS = 2**24
@@ -284,9 +284,7 @@ def _with_parameters(function: Callable, names: Sequence[str]) -> Callable:
   def named(*values):
     return function(*values)
 
-  parameters = [
-    inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names
-  ]
+  parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
   named.__signature__ = inspect.Signature(parameters)
   return named
 
