@@ -51,15 +51,8 @@ INPUTS = {
   'any': ('string', []),
 }
 SIGNATURES = {
-  'serving_default': ['attributes'],
-  'embed_attributes': ['attributes'],
-  'explain': ['attributes', 'variants'],
-  'search_concepts': ['concepts'],
-  'search_words': ['words'],
-  'search_images': ['image_bytes'],
-  'embed_images': ['image_bytes'],
-  'search_ids': ['crop_ids'],
-  'describe': ['any'],
+  signature.name: [tensor.name for tensor in signature.inputs]
+  for signature in signatures.SIGNATURES
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
@@ -48,6 +49,22 @@ def test_what_describe_answers_are_the_sizes_and_the_schema(model, schema):
 
 def test_the_documents_show_the_signatures_as_they_are():
   assert signatures.table() in (ROOT / 'docs' / 'serving.md').read_text(encoding='utf-8')
+
+
+def test_the_client_asks_signatures_that_are_described_with_their_inputs():
+  """Each call of the served model, read from the source."""
+  asked = {}
+  tree = ast.parse((ROOT / 'tfreid' / 'search' / 'remote.py').read_text(encoding='utf-8'))
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'predict':
+      name, inputs = node.args
+      asked[name.value] = [key.value for key in inputs.keys]
+  assert len(asked) >= 8
+  for name, inputs in asked.items():
+    assert inputs == [tensor.name for tensor in signatures.BY_NAME[name].inputs], name
+  # JSON does not say which texts are bytes; the client goes by the name of an output.
+  outputs = [tensor for signature in signatures.SIGNATURES for tensor in signature.outputs]
+  assert not [tensor.name for tensor in outputs if tensor.name.endswith('_bytes')]
 
 
 def test_limits_of_the_graph_are_those_that_are_described():
