@@ -16,6 +16,7 @@ from tfreid.index.engine import Match
 from tfreid.index.ledger import Ledger
 from tfreid.search import asking
 from tfreid.search.answer import Answer, Hit, Suggestion
+from tfreid.serving import versions
 
 if TYPE_CHECKING:
   from tfreid.data.attributes import AttributeSchema
@@ -284,6 +285,7 @@ class Searcher:
     """What is wrong with the model, which must make the concepts of these crops again."""
     try:
       model = self.model
+      versions.check(model.directory, variables=True)
       vectors = model.embed_images(list(crops.values())) if crops else []
     except (ValueError, OSError) as error:
       return [f'The model: {error}']
