@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import textwrap
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfreid.index
+from tfreid.index import building, embedder
+from tfreid.index.segment import Row
 from tfreid.networks import attribute, attribute_scores, heads, two_way, views
 from tfreid.serving import folding, light_encoder
 
@@ -104,3 +113,60 @@ def test_what_is_not_finite_and_damaged_files_are_sentences():
   for broken in (b'', content[:100], content[:-30], content.replace(b'dense', b'hence')):
     with pytest.raises(ValueError, match='is damaged'):
       light_encoder.from_bytes(broken)
+
+
+def test_an_index_is_asked_in_words_without_tensorflow_and_answers_the_same(
+  exported, gallery, crops, ids, tmp_path
+):
+  def embed(contents):
+    return np.stack([gallery[int(content.split()[1])] for content in contents])
+
+  eager = embedder.Embedder(exported)
+  rows = []
+  for i in range(60):
+    path = tmp_path / 'crops' / f'{i}.png'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f'crop {i}')
+    rows.append(Row(ids[i], str(path)))
+  maker = types.SimpleNamespace(
+    directory=exported, fingerprint=eager.fingerprint, size=12, embed_images=embed
+  )
+  directory = str(tmp_path / 'index')
+  building.build(directory, rows, maker, batch_size=16)
+  code = """
+    import json, sys
+    import tfreid.index
+    with tfreid.index.open(sys.argv[1], model=sys.argv[2]) as index:
+      answer = index.search('woman, red top', top_k=10, explain=True)
+      asked = index.suggest('woman', top_k=10)
+      assert 'tensorflow' not in sys.modules, 'TensorFlow was imported'
+    hits = [[hit.id, hit.score, dict(hit.reasons)] for hit in answer.hits]
+    print(json.dumps([hits, [suggestion.attribute for suggestion in asked]]))
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(code), directory, exported],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  hits, asked = json.loads(done.stdout)
+  with tfreid.index.open(directory, model=eager) as index:
+    expected = index.search('woman, red top', top_k=10, explain=True)
+    assert [hit[0] for hit in hits] == [hit.id for hit in expected.hits]
+    for (_, score, reasons), hit in zip(hits, expected.hits):
+      assert abs(score - hit.score) < 1e-5 and set(reasons) == set(hit.reasons)
+      assert all(abs(reasons[name] - hit.reasons[name]) < 1e-5 for name in reasons)
+    assert asked == [suggestion.attribute for suggestion in index.suggest('woman', top_k=10)]
+
+
+def test_a_lazy_model_loads_itself_for_the_first_image(exported, crops, schema):
+  lazy, eager = embedder.Embedder(exported, lazy=True), embedder.Embedder(exported)
+  contents = [crop.contents for crop in crops[:2]]
+  np.testing.assert_array_equal(lazy.embed_images(contents), eager.embed_images(contents))
+  vectors = np.eye(schema.size, dtype=np.float32)
+  errors = folding.relative_errors(lazy.embed_attributes(vectors), eager.embed_attributes(vectors))
+  assert errors.max() < light_encoder.TOLERANCE
+  with pytest.raises(ValueError, match='NaN or infinity'):
+    lazy.embed_attributes(vectors * np.nan)
+  with pytest.raises(ValueError, match=f'has {schema.size} numbers'):
+    lazy.embed_attributes(vectors[:, :-1])
