@@ -34,7 +34,7 @@ def damages(content):
     flipped = bytearray(content)
     flipped[place] ^= 1 << (place % 8)
     yield bytes(flipped)
-  yield from (b'', content[:-1], content[: len(content) // 2], content + b'\0')
+  yield from (b'', content[:-2], content[: len(content) // 2], content + b'\0')
 
 
 def test_every_damaged_file_is_noticed_when_the_version_is_opened(copy):

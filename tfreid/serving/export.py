@@ -28,7 +28,6 @@ import tfreid
 from tfreid import storage
 from tfreid.data.attributes import AttributeSchema
 from tfreid.joint_space import JointSpace
-from tfreid.serving import encoders as encoders_room
 from tfreid.serving import (
   errors,
   folding,
@@ -39,6 +38,7 @@ from tfreid.serving import (
   versions,
   warmup,
 )
+from tfreid.serving.encoders import FILE as ENCODERS_FILE
 from tfreid.serving.encoders import Crop, Encoders, embed_files, encoders
 from tfreid.serving.retriever import Retriever
 
@@ -148,7 +148,7 @@ def export(
     extra = os.path.join(partial, versions.EXTRA)
     os.mkdir(extra)
     _write_json(os.path.join(extra, golden.FILE), recorded)
-    _write_json(os.path.join(extra, encoders_room.FILE), encoders.to_json())
+    _write_json(os.path.join(extra, ENCODERS_FILE), encoders.to_json())
     _write_json(os.path.join(extra, 'model.json'), {**facts, **(about or {})})
     if schema is not None:
       _write_json(os.path.join(extra, 'schema.json'), schema.to_json())
