@@ -7,16 +7,19 @@
 # Only the command line sets these: a PYTHON or VENV in the caller's environment means something else.
 PYTHON =
 VENV = .venv
-EXTRAS = test,report,serve,client,milvus
+EXTRAS =
 ARGS =
 
 RUN = $(VENV)/bin/python
 # Two runs at a time, where there are two cores.
-TABLE_WORKERS = $(shell test "$$(nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)" -ge 2 && echo 2 || echo 1)
-SOURCES = tfreid tools tests benchmarks
+CORES = $(shell nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)
+TABLE_WORKERS = $(shell test $(CORES) -ge 2 && echo 2 || echo 1)
+# The same for the tests, a file at a time; 0: all in one process, for a debugger.
+TEST_WORKERS = $(shell test $(CORES) -ge 2 && echo 2 || echo 0)
+SOURCES = setup.py tfreid tools tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tables test test-fast lint format bench clean
+.PHONY: help setup demo tables test test-fast lint format bench lock audit clean
 
 help:  ## this list
 	@echo 'tfreid: a description in words, a ranked list of person crops'
@@ -24,22 +27,22 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo 'PYTHON=path forces the interpreter (3.9, 3.10 or 3.11), VENV=folder the environment,'
-	@echo 'EXTRAS=test,report,gpu what is installed, ARGS=... goes to the program that is run.'
+	@echo 'EXTRAS=gpu adds what a GPU needs, ARGS=... goes to the program that is run.'
 
 setup:  ## the virtual environment with the pinned dependencies
 	@PYTHON='$(PYTHON)' VENV='$(VENV)' EXTRAS='$(EXTRAS)' sh tools/bootstrap.sh
 
 demo: setup  ## the main job on synthetic people: draw, train, evaluate, export, search
-	@$(RUN) tools/demo.py $(ARGS)
+	@$(RUN) -m tfreid demo $(ARGS)
 
 tables: setup  ## the paper's comparison of methods, on synthetic people
-	@$(RUN) tools/compare.py --workers=$(TABLE_WORKERS) $(ARGS)
+	@$(RUN) -m tfreid compare --workers=$(TABLE_WORKERS) $(ARGS)
 
 test: setup  ## all tests
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile $(ARGS)
 
 test-fast: setup  ## the tests that take seconds
-	@$(RUN) -m pytest -m 'not slow' $(ARGS)
+	@$(RUN) -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile -m 'not slow' $(ARGS)
 
 lint: setup  ## formatter and linter, changing nothing
 	@$(RUN) -m ruff format --check $(SOURCES)
@@ -52,6 +55,12 @@ format: setup  ## formats the code and mends what the linter can mend
 bench: setup  ## speed of training, input, evaluation and retrieval, into bench/
 	@$(RUN) benchmarks/run.py $(ARGS)
 
+lock: setup  ## renews constraints/ after a change of setup.cfg; ARGS=--upgrade for newer versions
+	@PYTHON=$(RUN) sh tools/lock.sh $(ARGS)
+
+audit: setup  ## asks a vulnerability service about the locked packages
+	@PYTHON=$(RUN) sh tools/audit.sh $(ARGS)
+
 clean:  ## removes the environment and caches; keeps runs, datasets, saved models and bench
 	rm -rf $(VENV) build dist tfreid.egg-info .pytest_cache .ruff_cache
-	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+	find tfreid tools tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

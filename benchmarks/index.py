@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tfreid.data.synthetic import SyntheticPeople
-from tfreid.index import building, engine, engines, filters, manifest, segment
-from tfreid.index.ledger import Ledger
+from tfreid.index import engines, filters, manifest, segment, writer
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.segment import Row
 
 NUM_CROPS = 200_000
@@ -142,7 +142,7 @@ def _contestants(encode, pixels, images, model, rows, in_flight):
 
   def build(number):
     with tempfile.TemporaryDirectory() as folder:
-      report = building.build(
+      report = writer.build(
         os.path.join(folder, 'index'), rows, model, batch_size=batch, in_flight=number
       )
     if report.added != images:
@@ -157,12 +157,12 @@ def costs() -> dict[str, float]:
   rng = np.random.default_rng(0)
   queries = rng.standard_normal((64, WIDTH), np.float32)
   with tempfile.TemporaryDirectory() as folder:
-    ledger = Ledger(os.path.join(folder, 'index'))
+    opened = IndexDirectory(os.path.join(folder, 'index'))
     about = {'fingerprint': 'benchmark', 'embedding_size': WIDTH, 'path': ''}
-    found = engines.open_engine(ledger, engine.new_state(about))
+    found = engines.open_engine(opened, engines.new_state(about))
     started = time.perf_counter()
-    with ledger.lock():
-      entry = segment.write(ledger.segments, _parts(rng), size=NUM_CROPS, width=WIDTH)
+    with opened.lock():
+      entry = segment.write(opened.segments, _parts(rng), size=NUM_CROPS, width=WIDTH)
       found.commit([entry])
     results = {
       'crops': NUM_CROPS,
@@ -178,7 +178,7 @@ def costs() -> dict[str, float]:
       lambda: found.search(queries[:1], top_k=20, where=condition)
     )
     for name, resident in (('mapped', False), ('resident', True)):
-      found = engines.open_engine(Ledger(ledger.directory), resident=resident)
+      found = engines.open_engine(IndexDirectory(opened.directory), resident=resident)
       for count in (1, 64):
         results[f'seconds_{name}_{count}'] = _median(
           lambda found=found, count=count: found.search(queries[:count], top_k=20)

@@ -1,15 +1,21 @@
 """The server of the page under 50 clients at once for a minute, on an index of 100k crops.
 
   python benchmarks/soak.py --crops=1000000 --clients=10 --seconds=30
+  python benchmarks/soak.py --abuse --seconds=20
 
 Each client does what the page does: it searches (with reasons and the next question), fetches the
 pictures that come into sight, sometimes filters, asks for more like a crop, and uploads one. The
 concepts are random unit vectors; server, log and clients share the machine.
+
+With --abuse the same clients are measured three times: alone; beside 1,000 connections that never
+finish their headers and 100 uploads that send 1 MB and then a byte in a while, and whoever is cut
+off comes again at once; and beside 300 uploads of 6 MB that come at the same moment.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import collections
 import http.client
 import json
@@ -32,6 +38,11 @@ WIDTH = 128
 # Crops that a picture is drawn for; the rows share them.
 _PICTURES = 200
 _BLOCK = 4000
+# Whom the clients are beside, with --abuse.
+_ABUSES = {
+  'beside_half_open': {'half_open': 1000, 'slow_upload': 100},
+  'beside_300_uploads': {'large_upload': 300},
+}
 
 
 def run() -> dict[str, float]:
@@ -39,7 +50,9 @@ def run() -> dict[str, float]:
   return measure(crops=NUM_CROPS, clients=CLIENTS, seconds=SECONDS)
 
 
-def measure(*, crops: int, clients: int, seconds: float, flags: Sequence[str] = ()) -> dict:
+def measure(
+  *, crops: int, clients: int, seconds: float, flags: Sequence[str] = (), abuse: bool = False
+) -> dict:
   """Makes an index and a model, serves them, and asks.
 
   Args:
@@ -47,10 +60,12 @@ def measure(*, crops: int, clients: int, seconds: float, flags: Sequence[str] = 
     clients: that ask at the same time, each one thing after the other.
     seconds: for which they go on.
     flags: more of them, for tools/serve.py.
+    abuse: ask once more, beside those who hold connections and send slowly.
 
   Returns:
     Requests in all and per second, errors, and for each kind of request the milliseconds that half,
-    95 % and 99 % of them took at most.
+    95 %, 99 % and all of them took at most; the most memory that the server had; with `abuse`, the
+    same under 'abused'.
   """
   with tempfile.TemporaryDirectory() as folder:
     log = os.path.join(folder, 'audit.jsonl')
@@ -73,6 +88,14 @@ def measure(*, crops: int, clients: int, seconds: float, flags: Sequence[str] = 
       with open(f'{folder}/crops/0.jpg', 'rb') as file:
         picture = file.read()
       results = _ask(port, picture, clients=clients, seconds=seconds)
+      results['server_mib'] = _most_memory(server.pid)
+      if abuse:
+        for name, kinds in _ABUSES.items():
+          with _Abuse(port, kinds) as abuse_:
+            abused = _ask(port, picture, clients=clients, seconds=seconds)
+          results['answered'] += abused.pop('answered')
+          abused.update(abuse=abuse_.counts, server_mib=_most_memory(server.pid))
+          results[name] = abused
     finally:
       server.send_signal(signal.SIGTERM)
       status = server.wait(timeout=60)
@@ -83,6 +106,109 @@ def measure(*, crops: int, clients: int, seconds: float, flags: Sequence[str] = 
     if status:
       raise RuntimeError(f'The server ended with status {status}.')
   return {'crops': crops, 'clients': clients, **results}
+
+
+def _most_memory(pid: int) -> float:
+  """MiB that a process has had at most, resident."""
+  with open(f'/proc/{pid}/status', encoding='ascii') as file:
+    return next(int(line.split()[1]) for line in file if line.startswith('VmHWM')) / 1024
+
+
+class _Abuse:
+  """An abuser in a process of its own, as long as the context lasts.
+
+  Attributes:
+    counts: how often it connected, by kind.
+  """
+
+  def __init__(self, port: int, kinds: Mapping[str, int]):
+    self.counts: dict[str, int] = {}
+    command = [sys.executable, os.path.abspath(__file__), f'--abuse_port={port}']
+    command.append(f'--kinds={json.dumps(kinds)}')
+    self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+  def __enter__(self) -> _Abuse:
+    print(self._process.stdout.readline().strip(), file=sys.stderr)
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._process.send_signal(signal.SIGTERM)
+    self.counts = json.loads(self._process.communicate(timeout=60)[0].splitlines()[-1])
+
+
+class _Abuser:
+  """Holds connections, sends slowly, sends much; counts how often it was cut off."""
+
+  def __init__(self, port: int):
+    self._port = port
+    self.counts: collections.Counter = collections.Counter()
+
+  async def run(self, kinds: Mapping[str, int], end: asyncio.Event):
+    """Goes on until `end`; says when all connections are there for the first time."""
+    tasks = [
+      asyncio.ensure_future(self._again(getattr(self, f'_{kind}'), end))
+      for kind, count in kinds.items()
+      for _ in range(count)
+    ]
+    # An upload at the same moment as others begins beside the clients.
+    await asyncio.sleep(0 if 'large_upload' in kinds else 3)
+    print(f'Abuse has begun: {dict(self.counts)}.', flush=True)
+    await end.wait()
+    for task in tasks:
+      task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    print(json.dumps(self.counts), flush=True)
+
+  async def _again(self, kind, end):
+    while not end.is_set():
+      self.counts[kind.__name__.strip('_')] += 1
+      try:
+        reader, writer = await asyncio.open_connection('127.0.0.1', self._port)
+      except OSError:
+        await asyncio.sleep(0.1)
+        continue
+      try:
+        await kind(reader, writer)
+      except OSError:
+        pass
+      finally:
+        writer.close()
+      if kind == self._large_upload:
+        return
+
+  async def _half_open(self, reader, writer):
+    writer.write(b'GET / HTTP/1.1\r\nHost: localhost\r\n')
+    await reader.read()
+
+  async def _slow_upload(self, reader, writer):
+    self._begin_upload(writer)
+    writer.write(bytes(1_000_000))
+    closed = asyncio.ensure_future(reader.read())
+    while not closed.done():
+      writer.write(b'x')
+      await asyncio.wait({closed}, timeout=0.5)
+
+  async def _large_upload(self, reader, writer):
+    self._begin_upload(writer)
+    writer.write(bytes(6_000_000))
+    await writer.drain()
+    writer.write(b'\r\n--b--\r\n')
+    await reader.read()
+
+  def _begin_upload(self, writer):
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
+    writer.write(
+      b'POST /api/v1/like HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n'
+      b'Content-Type: multipart/form-data; boundary=b\r\n'
+      b'Content-Length: %d\r\n\r\n' % (len(part) + 6_000_000 + 9) + part
+    )
+
+
+async def _be_abusive(port: int, kinds: Mapping[str, int]) -> None:
+  end, loop = asyncio.Event(), asyncio.get_running_loop()
+  loop.add_signal_handler(signal.SIGTERM, end.set)
+  loop.set_exception_handler(lambda *_: None)  # being cut off is what it is for
+  await _Abuser(port).run(kinds, end)
 
 
 def _port(server: subprocess.Popen) -> int:
@@ -191,6 +317,7 @@ def _ask(port: int, picture: bytes, *, clients: int, seconds: float) -> dict:
       'p50_ms': float(half),
       'p95_ms': float(most),
       'p99_ms': float(nearly),
+      'max_ms': float(max(values)),
     }
   if errors:
     results['error_kinds'] = dict(errors)
@@ -204,9 +331,9 @@ def _make(folder: str, crops: int) -> None:
 
   from tfreid.data import market1501
   from tfreid.data.synthetic import SyntheticPeople
-  from tfreid.index import engine, engines, segment
+  from tfreid.index import engines, segment
+  from tfreid.index.directory import IndexDirectory
   from tfreid.index.embedder import Embedder
-  from tfreid.index.ledger import Ledger
   from tfreid.joint_space import JointSpace
   from tfreid.serving import export
 
@@ -266,15 +393,15 @@ def _make(folder: str, crops: int) -> None:
       {'gender': 'female' if i % 2 else 'male', 'hat': 'no'} if i % 3 else {},
     )
 
-  ledger = Ledger(f'{folder}/index')
+  opened = IndexDirectory(f'{folder}/index')
   about = {
     'fingerprint': model.fingerprint,
     'embedding_size': model.size,
     'path': model.directory,
   }
-  found = engines.open_engine(ledger, engine.new_state(about))
-  with ledger.lock():
-    found.commit([segment.write(ledger.segments, parts(), size=crops, width=WIDTH)])
+  found = engines.open_engine(opened, engines.new_state(about))
+  with opened.lock():
+    found.commit([segment.write(opened.segments, parts(), size=crops, width=WIDTH)])
 
 
 if __name__ == '__main__':
@@ -283,9 +410,16 @@ if __name__ == '__main__':
   parser.add_argument('--clients', type=int, default=CLIENTS)
   parser.add_argument('--seconds', type=float, default=SECONDS)
   parser.add_argument('--make', default='', help=argparse.SUPPRESS)
+  parser.add_argument('--abuse', action='store_true', help='ask once more, beside an abuser')
+  parser.add_argument('--kinds', default='{}', help=argparse.SUPPRESS)
+  parser.add_argument('--abuse_port', type=int, default=0, help=argparse.SUPPRESS)
   given = parser.parse_args()
   if given.make:
     _make(given.make, given.crops)
+  elif given.abuse_port:
+    asyncio.run(_be_abusive(given.abuse_port, json.loads(given.kinds)))
   else:
-    found = measure(crops=given.crops, clients=given.clients, seconds=given.seconds)
-    print(json.dumps(found, indent=1))
+    measured = measure(
+      crops=given.crops, clients=given.clients, seconds=given.seconds, abuse=given.abuse
+    )
+    print(json.dumps(measured, indent=1))

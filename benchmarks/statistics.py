@@ -59,13 +59,17 @@ def _spread(systems) -> tuple[float, float, float]:
   return tuple(float(value) for value in np.sqrt(np.mean(variances, axis=0)))
 
 
-def systems_of(rng, seeds, queries, spreads, count=2):
-  """[count, S, Q]: systems without any difference between them but that of seeds and queries."""
+def systems_of(rng, seeds, queries, spreads, count=2, unequal=0.0):
+  """[count, S, Q]: systems without any difference between them but that of seeds and queries.
+
+  With `unequal`, systems spread over seeds by factors whose logarithms have this deviation.
+  """
   # A difference of two has twice the variance of one.
   each = [spread / 2**0.5 for spread in spreads]
+  factors = np.exp(rng.normal(0, unequal, (count, 1, 1)) - unequal**2 / 2)
   return (
     rng.normal(0, 0.2, (1, 1, queries))
-    + rng.normal(0, each[0], (count, seeds, 1))
+    + rng.normal(0, each[0], (count, seeds, 1)) * factors
     + rng.normal(0, each[1], (count, 1, queries))
     + rng.normal(0, each[2], (count, seeds, queries))
   )
@@ -74,8 +78,9 @@ def systems_of(rng, seeds, queries, spreads, count=2):
 def rates(rng, seeds, queries, spreads, trials, difference):
   """Shares of comparisons that are called clear.
 
-  Of equal systems paired, unpaired, against one seed; with
-  a true difference; and of whole tables, where any system is called clearly behind the best.
+  Of two equal systems with paired seeds, with unpaired ones, and against one seed; of two with a
+  true difference; and of tables of eleven equal systems, in how many any is called clearly behind
+  the best: where all spread alike over seeds, and where some spread several times as much.
   """
   clear = np.zeros(4)
   for _ in range(trials):
@@ -87,16 +92,24 @@ def rates(rng, seeds, queries, spreads, trials, difference):
       significance.two_way_comparison(first + difference, second),
     )
     clear += [case.p_value < 0.05 for case in cases]
-  wrong = sum(_some_behind_the_best(rng, seeds, queries, spreads) for _ in range(trials // 10))
-  return (*(clear / trials), wrong / (trials // 10))
+  tables = trials // 10
+  wrong = [
+    sum(_some_behind_the_best(rng, seeds, queries, spreads, unequal) for _ in range(tables))
+    for unequal in (0.0, 0.7)
+  ]
+  return (*(clear / trials), *(count / tables for count in wrong))
 
 
-def _some_behind_the_best(rng, seeds, queries, spreads) -> bool:
-  systems = systems_of(rng, seeds, queries, spreads, SYSTEMS)
+def _some_behind_the_best(rng, seeds, queries, spreads, unequal) -> bool:
+  systems = systems_of(rng, seeds, queries, spreads, SYSTEMS, unequal)
   best = int(systems.mean(axis=(1, 2)).argmax())
   pairs = list(itertools.combinations(range(SYSTEMS), 2))
+  pooled = significance.pooled_variance_of_seeds(systems)
   p_values = significance.holm(
-    [significance.two_way_comparison(systems[a], systems[b]).p_value for a, b in pairs]
+    [
+      significance.two_way_comparison(systems[a], systems[b], pooled=pooled).p_value
+      for a, b in pairs
+    ]
   )
   return any(p < 0.05 for p, pair in zip(p_values, pairs) if best in pair)
 

@@ -98,6 +98,22 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope='session')
+def shared_photographs() -> Path:
+  """Folder of real photographs, ../shared/photos beside the checkout; no part of the project.
+
+  Without them the tests that need them are skipped. What tests say of them are numbers only.
+  """
+  photographs = ROOT.parent / 'shared' / 'photos'
+  missing = [name for name in ('peta', 'odd_files') if not (photographs / name).is_dir()]
+  if missing:
+    reason = f'no {", ".join(missing)} in {photographs}'
+    if os.environ.get('CI') and photographs.parent.is_dir():
+      pytest.fail(f'{reason}, though {photographs.parent} is there: not to be skipped silently')
+    pytest.skip(reason)
+  return photographs
+
+
+@pytest.fixture(scope='session')
 def tiny_market(tmp_path_factory) -> Path:
   """Folder of drawn people in Market-1501's layout: 16 in training, 10 in test, 4 crops of each.
 

@@ -362,7 +362,15 @@ def test_statements_about_the_best_are_corrected_for_all_pairs(rows):
   pairs = scores.all_pairs(systems, 'rank1')
   assert len(pairs) == 6
   alone = {
-    (first, second): scores.compare({first: systems[first]}, systems[second], 'rank1')[first]
+    (first, second): scores._verdict(
+      first,
+      systems[first],
+      systems[second],
+      'rank1',
+      'all',
+      True,
+      scores._pooled(systems, 'rank1', 'all'),
+    )
     for first, second in (
       ('a2img', 'mmd'),
       ('a2img', 'without_adversarial'),

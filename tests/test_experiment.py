@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfreid import experiment
+from tfreid import experiment, storage
 from tfreid.data import market1501
 from tfreid.data.pipeline import Pipeline
 from tfreid.joint_space import JointSpace
@@ -125,8 +125,8 @@ def run(finished, tmp_path):
 
 def test_run_directory_holds_all_that_a_stranger_would_ask_for(finished, tiny_market):
   directory, evaluations, _ = finished
-  assert (directory / 'config.gin').read_text() == 'SEED = 5\nEPOCHS = 2\n'
-  assert (directory / 'operative_config.gin').read_text() == 'SEED = 5\n'
+  assert experiment.run_config(str(directory)) == 'SEED = 5\nEPOCHS = 2\n'
+  assert storage.read_checked_text(directory / 'operative_config.gin') == 'SEED = 5\n'
   schema = market1501.load(str(tiny_market)).schema
   assert json.loads((directory / 'schema.json').read_text())['name'] == schema.name
   environment = json.loads((directory / 'environment.json').read_text())
@@ -134,7 +134,7 @@ def test_run_directory_holds_all_that_a_stranger_would_ask_for(finished, tiny_ma
   assert set(environment) >= {'time', 'platform', 'devices', 'code', 'command'}
   about = JointSpace.metadata(str(directory / 'joint' / 'space'))
   assert (about['method'], about['seed']) == ('without_adversarial', 5)
-  assert about['schema'] == json.loads((directory / 'schema.json').read_text())
+  assert about['schema'] == storage.read_json(directory / 'schema.json')
   (row,) = map(json.loads, (directory / 'results.jsonl').read_text().splitlines())
   assert [row[name] for name in ('method', 'stage', 'epoch', 'seed', 'split')] == [
     'without_adversarial',
@@ -186,9 +186,31 @@ def test_run_directory_of_another_configuration_is_refused_with_both_lines(run, 
     train(run, tiny_market, **changed)
   assert 'There: EPOCHS = 2\n  Here:  EPOCHS = 3' in str(caught.value)
   assert '--allow_changed_config' in str(caught.value)
-  assert (run / 'config.gin').read_text() == 'SEED = 5\nEPOCHS = 2\n'
+  assert experiment.run_config(str(run)) == 'SEED = 5\nEPOCHS = 2\n'
   train(run, tiny_market, allow_changed_config=True, **changed)
-  assert (run / 'config.gin').read_text() == 'SEED = 5\nEPOCHS = 3\n'
+  assert experiment.run_config(str(run)) == 'SEED = 5\nEPOCHS = 3\n'
+
+
+def test_run_directory_belongs_to_nobody_before_anything_is_trained(tiny_market, tmp_path):
+  """Neither mistyped data nor a recipe that fails at its beginning claims it."""
+  run = tmp_path / 'run'
+  with pytest.raises(FileNotFoundError):
+    train(run, tmp_path / 'markte', config='DATA_ROOT = "markte"\n')
+  assert not run.exists()
+  with pytest.raises(ValueError, match='fewer than one batch'):
+    train(run, tiny_market, batch_size=65, config='BATCH_SIZE = 65\n')
+  train(run, tiny_market, stages=[joint(epochs=1)])
+  with pytest.raises(ValueError, match='belongs to another configuration'):
+    train(run, tiny_market, config='BATCH_SIZE = 65\n')
+
+
+@pytest.mark.parametrize('kind', ['flip', 'cut'])
+def test_damaged_configuration_of_a_run_is_refused(kind, run, tiny_market):
+  path = run / 'config.gin'
+  content = path.read_bytes()
+  path.write_bytes(content.replace(b'SEED = 5', b'SEED = 4') if kind == 'flip' else content[:100])
+  with pytest.raises(ValueError, match=r"configuration of the run '.*config.gin' is damaged"):
+    train(run, tiny_market)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +239,57 @@ def test_several_workers_without_a_cluster_say_what_to_set(
     monkeypatch.setenv('TF_CONFIG', value)
   with pytest.raises(ValueError, match=f'TF_CONFIG, for example .*{complaint}'):
     train(tmp_path, tiny_market, strategy='multi_worker')
+
+
+def test_workers_that_do_not_come_are_named(monkeypatch, capfd):
+  with socket.socket() as server:
+    server.bind(('127.0.0.1', 0))
+    server.listen()
+    here = f'127.0.0.1:{server.getsockname()[1]}'
+    with socket.socket() as other:
+      other.bind(('127.0.0.1', 0))
+      gone = f'127.0.0.1:{other.getsockname()[1]}'
+    cluster = {'worker': ['127.0.0.1:1', here, gone]}
+    task = {'type': 'worker', 'index': 0}
+    monkeypatch.setenv('TF_CONFIG', json.dumps({'cluster': cluster, 'task': task}))
+    monkeypatch.setattr(experiment, '_PATIENCE', 0.01)
+    said = ''
+    with experiment._telling_of_missing_workers():
+      while 'not reached' not in said:
+        said += capfd.readouterr().err
+  assert f'Waiting for the other workers of TF_CONFIG; not reached: {gone}.' in said
+
+
+def test_process_forked_after_the_first_use_of_tensorflow_is_told_and_does_not_hang(finished):
+  code = (
+    'import os, sys\n'
+    'import numpy as np\n'
+    'from tfreid.joint_space import JointSpace\n'
+    'space = JointSpace.load(sys.argv[1])\n'
+    'vectors = np.zeros((1, space.num_attributes), np.float32)\n'
+    'space.encode_attributes(vectors)\n'
+    'child = os.fork()\n'
+    'if not child:\n'
+    '  try:\n'
+    '    space.encode_attributes(vectors)\n'
+    '  except RuntimeError as error:\n'
+    '    print(error, flush=True)\n'
+    '  os._exit(0)\n'
+    'os.waitpid(child, 0)\n'
+  )
+  environment = {k: v for k, v in os.environ.items() if k != 'TF_CPP_MIN_LOG_LEVEL'}
+  result = subprocess.run(
+    [sys.executable, '-c', code, str(finished[0] / 'joint' / 'space')],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+  )
+  assert 'forked from one' in result.stdout and "get_context('spawn')" in result.stdout
+  # Nor does TensorFlow say anything of itself when the package is imported first.
+  assert result.stderr == ''
 
 
 def test_validation_is_evaluated_as_often_as_asked_and_test_once_at_the_end(tiny_market, tmp_path):
@@ -295,6 +368,10 @@ def damaged(tiny_market, tmp_path):
   return data, victim
 
 
+def rows(run):
+  return [json.loads(line) for line in (run / 'results.jsonl').read_text().splitlines()]
+
+
 def test_unreadable_image_is_named(damaged, tmp_path):
   data, victim = damaged
   with pytest.raises(ValueError, match=f'{victim.name} is unreadable.*truncated') as caught:
@@ -302,13 +379,30 @@ def test_unreadable_image_is_named(damaged, tmp_path):
   assert "Pipeline.on_bad_image to 'skip'" in str(caught.value)
 
 
-def test_unreadable_image_is_left_out_when_told_to_and_named_in_the_log(damaged, tmp_path, caplog):
+def test_unreadable_image_is_left_out_when_told_to_and_named_in_a_file(damaged, tmp_path, caplog):
   data, victim = damaged
   with caplog.at_level(logging.WARNING, 'tfreid'):
     train(tmp_path / 'run', data, bad='skip', stages=[joint(epochs=1)])
-  assert any(victim.name in record.getMessage() for record in caplog.records)
+  (told,) = [text for text in caplog.messages if 'unreadable' in text]
+  assert told.startswith('Left out: 1 of 64 images') and '63 images with' in told
   stage = json.loads((tmp_path / 'run' / 'joint' / 'stage.json').read_text())
   assert stage['num_images'] == 63
+  named = json.loads((tmp_path / 'run' / 'unreadable_images.json').read_text())
+  assert named.pop(str(victim)).startswith('the image is truncated or damaged')
+  (row,) = rows(tmp_path / 'run')
+  assert (row['images'], row['unreadable_images_left_out']) == (40, 0)
+
+
+def test_the_test_split_shrinks_with_consent_only_and_the_row_says_so(tiny_market, tmp_path):
+  data = Path(shutil.copytree(tiny_market, tmp_path / 'market'))
+  victim = sorted((data / 'bounding_box_test').glob('0*.jpg'))[-1]
+  victim.write_bytes(b'')
+  with pytest.raises(ValueError, match=f'1 of the 40 images.*{victim.name}.*skip_also_in_test'):
+    train(tmp_path / 'run', data, bad='skip', stages=[joint(epochs=1)])
+  assert not (tmp_path / 'run').exists()
+  train(tmp_path / 'run', data, bad='skip_also_in_test', stages=[joint(epochs=1)])
+  (row,) = rows(tmp_path / 'run')
+  assert (row['images'], row['unreadable_images_left_out']) == (39, 1)
 
 
 def test_fewer_images_than_a_batch_is_one_clear_message(tiny_market, tmp_path):
@@ -336,6 +430,7 @@ config = configuration.configure(
     'joint_concepts.JointConcepts.attribute_optimizer = @optimizers.sgd',
     'optimizers.sgd.learning_rate = 0.02',
   ],
+  allow_imports=['small_networks'],
 )
 from tfreid.training import stages
 
@@ -419,7 +514,7 @@ def test_run_killed_in_the_middle_of_an_epoch_resumes_to_the_same_weights(
   uninterrupted, tiny_market, tmp_path
 ):
   killed([start(tiny_market, tmp_path, kill_at=6)])
-  assert (tmp_path / 'joint' / 'ckpt-1.index').exists()
+  assert (tmp_path / 'joint' / 'ckpt-1').is_dir()
   assert not (tmp_path / 'joint' / 'final.json').exists()
   finish([start(tiny_market, tmp_path)])
   for name, value in network_values(tmp_path / 'joint' / 'final').items():
@@ -431,7 +526,7 @@ def test_two_workers_killed_and_started_again_train_what_one_process_trains(
   uninterrupted, tiny_market, tmp_path
 ):
   killed(cluster(tiny_market, tmp_path, kill_at=6))
-  assert (tmp_path / 'joint' / 'ckpt-1.index').exists()
+  assert (tmp_path / 'joint' / 'ckpt-1').is_dir()
   finish(cluster(tiny_market, tmp_path))
   for name, value in network_values(tmp_path / 'joint' / 'final').items():
     np.testing.assert_allclose(value, uninterrupted[name], rtol=2e-3, atol=2e-4, err_msg=name)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfreid import joint_space
+from tfreid import joint_space, storage
 from tfreid.joint_space import JointSpace
 from tfreid.networks import attribute, heads
 
@@ -121,6 +121,7 @@ def test_older_space_of_that_name_is_replaced_whole(space, tmp_path):
   assert sorted(os.listdir(folder)) == [
     'attribute_encoder.keras',
     'image_encoder.keras',
+    'seal.json',
     'space.json',
   ]
   assert os.listdir(tmp_path) == ['space']
@@ -148,6 +149,46 @@ def test_space_of_a_newer_version_is_refused(space, tmp_path):
   space.save(str(tmp_path / 'space'))
   path = tmp_path / 'space' / 'space.json'
   about = json.loads(path.read_text())
-  path.write_text(json.dumps({**about, 'format': about['format'] + 1}))
+  storage.write_json(path, {**about, 'format': about['format'] + 1})
   with pytest.raises(ValueError, match='newer version of tfreid'):
     JointSpace.load(str(tmp_path / 'space'))
+
+
+def test_space_of_an_earlier_release_without_checksums_is_loaded(space, inputs, tmp_path):
+  folder = tmp_path / 'space'
+  space.save(str(folder))
+  about = json.loads((folder / 'space.json').read_text())
+  del about['checksum']
+  (folder / 'space.json').write_text(json.dumps({**about, 'format': 1}))
+  (folder / 'seal.json').unlink()
+  loaded = JointSpace.load(str(folder))
+  np.testing.assert_array_equal(loaded.encode_images(inputs[0]), space.encode_images(inputs[0]))
+
+
+@pytest.mark.parametrize(
+  'name', ['image_encoder.keras', 'attribute_encoder.keras', 'space.json', 'seal.json']
+)
+@pytest.mark.parametrize('change', ['flip', 'cut', 'remove'])
+def test_damaged_space_is_refused_with_a_sentence(name, change, space, tmp_path):
+  folder = tmp_path / 'space'
+  space.save(str(folder))
+  path = folder / name
+  content = path.read_bytes()
+  place = len(content) // 2
+  if change == 'flip':
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+  elif change == 'cut':
+    path.write_bytes(content[:place])
+  else:
+    path.unlink()
+  with pytest.raises((ValueError, FileNotFoundError), match=r'damaged|holds no joint space|seal'):
+    JointSpace.load(str(folder))
+
+
+def test_space_is_saved_and_loaded_below_a_folder_with_characters_of_patterns(
+  space, inputs, tmp_path
+):
+  folder = str(tmp_path / 'a[1] *?' / 'space')
+  space.save(folder)
+  loaded = JointSpace.load(folder)
+  np.testing.assert_array_equal(loaded.encode_images(inputs[0]), space.encode_images(inputs[0]))

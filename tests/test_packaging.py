@@ -31,9 +31,15 @@ def _requirements():
 
 
 def _pins(python):
-  lines = (ROOT / 'constraints' / f'python{python}.txt').read_text().splitlines()
-  pins = [line.split('==') for line in lines if line and not line.startswith('#')]
+  text = (ROOT / 'constraints' / f'python{python}.txt').read_text()
+  pins = re.findall(r'(?m)^([\w.-]+)==(\S+) \\$', text)
   return {_normal(name): Version(version) for name, version in pins}
+
+
+def _blocks(lock):
+  """Each requirement of a lock with the hashes below it."""
+  lines = [line for line in lock.read_text().splitlines() if line and not line.startswith('#')]
+  return re.split(r'\n(?=\S)', '\n'.join(lines))
 
 
 def _normal(name):
@@ -80,7 +86,23 @@ def test_the_pins_name_every_python_that_the_metadata_allows():
   allowed = Requirement(f'python{config["options"]["python_requires"]}').specifier
   assert [f'3.{minor}' for minor in range(20) if f'3.{minor}' in allowed] == list(PYTHONS)
   files = sorted(path.name for path in (ROOT / 'constraints').iterdir())
-  assert files == sorted(f'python{python}.txt' for python in PYTHONS)
+  locks = [f'python{python}.txt' for python in PYTHONS]
+  assert files == sorted([*locks, 'gpu.txt', 'audit.txt', 'uv.txt'])
+
+
+@pytest.mark.parametrize('lock', sorted((ROOT / 'constraints').iterdir()), ids=lambda p: p.stem)
+def test_every_package_of_a_lock_has_its_version_and_hashes_and_no_address(lock):
+  text = lock.read_text()
+  assert text.startswith('# ') and 'Written by `make lock`' in text.splitlines()[1]
+  assert '://' not in text and '--index-url' not in text and '--find-links' not in text
+  blocks = _blocks(lock)
+  assert blocks
+  for block in blocks:
+    first, *hashes = block.split('\n')
+    assert re.fullmatch(r'[\w.-]+==\S+ \\', first), first
+    assert hashes and all(
+      re.fullmatch(r'    --hash=sha256:[0-9a-f]{64}( \\)?', line) for line in hashes
+    ), first
 
 
 def test_importing_the_package_does_not_import_tensorflow():
@@ -238,7 +260,7 @@ def test_changed_pins_are_installed_into_the_same_environment(door):
 def test_other_extras_are_installed_into_the_same_environment(door):
   door.add_interpreter('python3.11')
   door.open()
-  assert door.open(EXTRAS='test')[2] == ['pip', 'pip']
+  assert door.open(EXTRAS='gpu')[2] == ['pip', 'pip']
 
 
 def test_an_interrupted_install_does_not_look_finished(door):
@@ -259,7 +281,7 @@ def test_an_interrupted_install_does_not_look_finished(door):
 def test_an_interrupted_renewal_does_not_look_finished(door):
   door.add_interpreter('python3.11')
   door.open()
-  assert door.open(EXTRAS='test', pip_status=1)[0] == 1
+  assert door.open(EXTRAS='gpu', pip_status=1)[0] == 1
   assert door.open()[2] == ['venv', 'pip', 'pip']
 
 
@@ -298,5 +320,6 @@ def test_make_without_a_goal_lists_the_goals():
   if not shutil.which('make'):
     pytest.skip('no make here')
   said = subprocess.run(['make'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-  for goal in ('demo', 'tables', 'test', 'test-fast', 'lint', 'format', 'bench', 'clean'):
+  goals = 'demo tables test test-fast lint format bench lock audit clean'.split()
+  for goal in goals:
     assert f'  make {goal} ' in said

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import re
 import types
@@ -23,7 +24,7 @@ from tfreid.evaluation import ranking
 from tfreid.evaluation.retrieval import Evaluation
 from tfreid.joint_space import JointSpace
 from tfreid.methods.method import Method, Objective
-from tfreid.training import optimizers
+from tfreid.training import memory, optimizers
 from tfreid.training.stages import Hooks, Stage
 
 EPOCHS = 2
@@ -121,6 +122,7 @@ class Run:
   folder: object
   told: Collected
   console: str = ''
+  lines: list = ()
   evaluations: object = None
 
   def events(self, run):
@@ -142,11 +144,15 @@ def train(folder, market, *, watched=True, stop_at=None):
   told = Collected(stop_at)
   output = io.StringIO()
   bar = reporting.ProgressBar(to=Console(file=output, width=100))
+  # A clock that moves 10 seconds each time that somebody looks at it.
+  lines = io.StringIO()
+  ticks = itertools.count(0, 10)
+  plain = reporting.ProgressLines(to=lines, every=35, clock=lambda: float(next(ticks)))
 
   def hooks(run_directory, benchmark):
     # A small console and few queries, but otherwise what tools/train.py attaches.
     board = reporting.TensorBoard(run_directory, benchmark, ranked=3, top=4)
-    return [bar, board, told] if watched else [told]
+    return [bar, plain, board, told] if watched else [told]
 
   run = Run(folder, told)
   try:
@@ -166,6 +172,7 @@ def train(folder, market, *, watched=True, stop_at=None):
     )
   finally:
     run.console = output.getvalue()
+    run.lines = lines.getvalue().splitlines()
   return run
 
 
@@ -187,6 +194,47 @@ def resumed(tiny_market, tmp_path_factory, watched):
   with pytest.raises(RuntimeError, match='the power is gone'):
     train(folder, tiny_market, stop_at=steps + 2)
   return train(folder, tiny_market)
+
+
+def test_without_a_terminal_lines_come_now_and_then_and_say_what_is_ahead(watched, tiny_market):
+  split = market1501.load(str(tiny_market), validation_share=0.3).train
+  steps = len(split) // 8
+  said = [line for line in watched.lines if line.startswith('joint: ')]
+  assert said[0].startswith(
+    f'joint: 2 epochs of {steps} steps, {2 * steps} in all; 8 images a step, {8 * steps} an epoch; '
+    'about 0.00 GiB for weights, optimizers and activations'
+  )
+  # After the first step, which took 10 seconds by that clock.
+  assert re.fullmatch(
+    rf'joint: epoch 1 of 2, step 1 of {2 * steps}, loss -?\d+\.\d\d\d, \d+ images/s, about '
+    rf'{_minutes(10 * (2 * steps - 1))} left',
+    said[1],
+  )
+  assert said[-1] == 'joint: all 2 epochs are done.'
+  # Fewer lines than steps, and more than none in between.
+  assert 3 < len(said) < 2 * steps
+  assert any(line.startswith('embedding joint, test: 40 of 40') for line in watched.lines)
+
+
+def _minutes(seconds):
+  return f'{round(seconds / 60)} min'
+
+
+def test_estimated_memory_counts_weights_gradients_moments_and_activations(watched):
+  spec = types.SimpleNamespace(image_shape=(32, 16, 3), attribute_names=['a'] * 7)
+  method = Pull(spec)
+  optimizers_ = [objective.optimizer for objective in method.objectives]
+  for objective in method.objectives:
+    objective.optimizer.build(list(objective.variables))
+  progress = types.SimpleNamespace(
+    method=method, trainer=types.SimpleNamespace(optimizers=optimizers_), batch_size=10
+  )
+  image, attribute = 24 * 6 + 6, 7 * 6 + 6
+  # Weights, gradients and Adam's two moments; iterations (int64) and rate of each optimizer.
+  fixed = 4 * 4 * (image + attribute) + 2 * (8 + 4)
+  # Input, two operations and pooling, flattened, dense, normed; input, dense, normed.
+  outputs = 4 * (3 * 32 * 16 * 3 + 24 + 24 + 6 + 6 + 7 + 6 + 6)
+  assert memory.estimated_bytes(progress) == fixed + 10 * outputs
 
 
 def scalars(events, tag):

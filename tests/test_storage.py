@@ -273,6 +273,9 @@ def test_path_with_characters_of_patterns_is_reached_through_one_without(tmp_pat
     with open(f'{prefix}.index') as file:
       assert file.read() == 'here'
   assert not os.path.lexists(os.path.dirname(prefix))
+  with storage.without_patterns(folder) as path:
+    assert not set('[]*?') & set(path)
+    assert os.listdir(path) == ['final.index']
   with storage.without_patterns(tmp_path / 'final') as prefix:
     assert prefix == str(tmp_path / 'final')
 

@@ -46,6 +46,7 @@ def _start(data, run_dir, strategy, config=None):
       *(f'--gin_bindings={name} = @plain/optimizers.sgd' for name in OPTIMIZERS),
       '--gin_bindings=plain/optimizers.sgd.learning_rate = 0.05',
       f'--strategy={strategy}',
+      '--allow_imports=small_networks',
       f'--run_dir={run_dir}',
     ],
     env=environment,

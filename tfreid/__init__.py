@@ -62,3 +62,6 @@ check_versions()
 # TensorFlow 2.15 uses oneDNN only on processors with AVX512-VNNI; on others the gradients of
 # convolutions take several times as long without it.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
+# What matters reaches Python as an exception; below '3' each start prints complaints about CUDA
+# factories and advice on how to compile TensorFlow.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

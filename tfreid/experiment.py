@@ -7,14 +7,17 @@ so that a test or a notebook can call it as well.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
 import os
 import platform
+import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -37,7 +40,10 @@ PRECISIONS = ('float32', 'mixed_float16', 'mixed_bfloat16')
 STRATEGIES = ('mirrored', 'multi_worker', 'one_device')
 SPLITS = ('test', 'validation')
 RESULTS_FILE = 'results.jsonl'
+# Of the images that were left out since they could not be decoded: path to reason.
+UNREADABLE_FILE = 'unreadable_images.json'
 CONFIG_FILE = 'config.gin'
+_PATIENCE = 10.0  # seconds, after which missing workers are named; then twice as many, and so on
 
 
 def train(
@@ -142,7 +148,7 @@ def train(
       storage.make_directories(run_directory)
       ending.enter_context(stages_lib.alone(run_directory))
       _check_config(run_directory, stages, config, allow_changed_config)
-      _write_facts(run_directory, benchmark, config)
+      _write_facts(run_directory, benchmark, config, built.left_out)
     attached = _attached(
       run_directory,
       benchmark,
@@ -153,7 +159,15 @@ def train(
     )
     for hook in attached:
       ending.callback(hook.close)
-    stages_lib.run(stages, setting, attached)
+    try:
+      stages_lib.run(stages, setting, attached)
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+      if workers == 1:
+        raise
+      raise ConnectionError(
+        'Another worker of this training has gone, so it cannot go on. Start all of them again '
+        'with the same commands; they continue from the last checkpoint.'
+      ) from error
     if not chief:
       return {}
     return _evaluate_spaces(
@@ -180,12 +194,14 @@ def _no_hooks(run_directory: str, benchmark: Benchmark) -> Sequence[Hooks]:
   return ()
 
 
-def _write_facts(run_directory, benchmark, config):
+def _write_facts(run_directory, benchmark, config, left_out):
   """What a stranger would ask of a run, before anything is trained in it."""
   storage.remove_partial_files(run_directory)
   storage.write_checked_text(os.path.join(run_directory, CONFIG_FILE), config)
   storage.write_json(os.path.join(run_directory, 'schema.json'), benchmark.schema.to_json())
   storage.write_json(os.path.join(run_directory, 'environment.json'), environment())
+  if left_out:
+    storage.write_json(os.path.join(run_directory, UNREADABLE_FILE), left_out)
 
 
 def _batches(
@@ -230,7 +246,11 @@ def _evaluate_spaces(run_directory, benchmark, part, pipeline, stages, method, s
         evaluation=evaluation,
         config=config,
         # What a paired comparison with another run needs.
-        more={'per_query': evaluation.to_json(per_query=True)['per_query']},
+        more={
+          'per_query': evaluation.to_json(per_query=True)['per_query'],
+          'images': len(getattr(benchmark, part)),
+          'unreadable_images_left_out': getattr(benchmark, part).dropped.get('unreadable', 0),
+        },
       )
       evaluations[label] = evaluation
       for hook in hooks:
@@ -330,15 +350,12 @@ class OperativeConfig(Hooks):
 
 def _readable(benchmark: Benchmark, pipeline: Pipeline) -> Benchmark:
   """The benchmark without unreadable images, where the pipeline is told to skip them."""
-  if pipeline.on_bad_image == 'error':
-    return benchmark
   validation = benchmark.validation
-  return Benchmark(
-    benchmark.name,
-    benchmark.schema,
-    pipeline.check(benchmark.train),
-    pipeline.check(validation) if validation is not None else None,
-    pipeline.check(benchmark.test),
+  return dataclasses.replace(
+    benchmark,
+    train=pipeline.check(benchmark.train),
+    validation=validation and pipeline.check(validation, evaluated=True),
+    test=pipeline.check(benchmark.test, evaluated=True),
   )
 
 
@@ -352,6 +369,11 @@ def _strategy(name: str) -> tuple[tf.distribute.Strategy, int, int]:
     return tf.distribute.OneDeviceStrategy('GPU:0' if gpu else 'CPU:0'), 1, 0
   if name != 'multi_worker':
     raise ValueError(f"strategy is one of {', '.join(STRATEGIES)}, not '{name}'.")
+  with _telling_of_missing_workers():
+    return _several_workers()
+
+
+def _several_workers() -> tuple[tf.distribute.Strategy, int, int]:
   try:
     cluster = json.loads(os.environ.get('TF_CONFIG', '') or '{}')
     workers = len(cluster['cluster']['worker'])
@@ -364,6 +386,51 @@ def _strategy(name: str) -> tuple[tf.distribute.Strategy, int, int]:
       + ('it is not set.' if not os.environ.get('TF_CONFIG') else f'it cannot be read: {error!r}.')
     ) from error
   return tf.distribute.MultiWorkerMirroredStrategy(), workers, index
+
+
+@contextlib.contextmanager
+def _telling_of_missing_workers() -> Iterator[None]:
+  """Says from time to time which other workers do not answer, while TensorFlow waits for them."""
+  over = threading.Event()
+
+  def tell():
+    wait = _PATIENCE
+    while not over.wait(wait):
+      missing = [address for address in _other_workers() if not _answers(address)]
+      # On standard error and not in the log: TensorFlow is starting, and gin may have muted it.
+      print(
+        f'Waiting for the other workers of TF_CONFIG; not reached: {", ".join(missing) or "none"}. '
+        'Each has to be started with the same command and its own index.',
+        file=sys.stderr,
+        flush=True,
+      )
+      wait = 2 * wait
+
+  thread = threading.Thread(target=tell, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    over.set()
+    thread.join()
+
+
+def _other_workers() -> list[str]:
+  try:
+    config = json.loads(os.environ.get('TF_CONFIG', '') or '{}')
+    index = int(config['task']['index'])
+    return [a for i, a in enumerate(config['cluster']['worker']) if i != index]
+  except (ValueError, LookupError, TypeError):
+    return []
+
+
+def _answers(address: str) -> bool:
+  host, _, port = address.rpartition(':')
+  try:
+    with socket.create_connection((host, int(port)), timeout=1):
+      return True
+  except (OSError, ValueError):
+    return False
 
 
 def _check_config(run_directory: str, stages: Sequence[Stage], config: str, allow_changed: bool):

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 # Importing the networks registers the layers that saved encoders may contain.
-from tfreid import storage
+from tfreid import forks, storage
 from tfreid.networks import archive
 
 _FORMAT = 2
@@ -64,14 +64,22 @@ class JointSpace(tf.Module):
     """E, the number of dimensions."""
     return int(self.attribute_encoder.output_shape[-1])
 
-  @tf.function(reduce_retracing=True)
   def encode_images(self, images: tf.Tensor) -> tf.Tensor:
     """Image concepts, float32 [B, E], of pixels 0 ... 255 [B, H, W, 3]; inference mode."""
+    forks.check()
+    return self._encode_images(images)
+
+  def encode_attributes(self, attributes: tf.Tensor) -> tf.Tensor:
+    """Attribute concepts, float32 [B, E], of attribute vectors [B, A]; inference mode."""
+    forks.check()
+    return self._encode_attributes(attributes)
+
+  @tf.function(reduce_retracing=True)
+  def _encode_images(self, images):
     return tf.cast(self.image_encoder(images, training=False), tf.float32)
 
   @tf.function(reduce_retracing=True)
-  def encode_attributes(self, attributes: tf.Tensor) -> tf.Tensor:
-    """Attribute concepts, float32 [B, E], of attribute vectors [B, A]; inference mode."""
+  def _encode_attributes(self, attributes):
     return tf.cast(self.attribute_encoder(attributes, training=False), tf.float32)
 
   def save(self, directory: str, *, metadata: Mapping[str, Any] | None = None):
@@ -108,9 +116,9 @@ class JointSpace(tf.Module):
   def load(cls, directory: str) -> JointSpace:
     """The space saved in `directory`, computing in float32 whatever policy trained it.
 
-    Needs neither gin nor the method's code. `metadata(directory)` has what else was saved. Its files
-    are checked against their checksums, and may hold nothing but the layers that the project writes
-    (`tfreid.networks.archive`).
+    Needs neither gin nor the method's code. `metadata(directory)` has what else was saved. The
+    files are checked against their checksums, and may hold nothing but the layers that the project
+    writes (`tfreid.networks.archive`).
 
     Raises:
       FileNotFoundError: `directory` holds no saved space.

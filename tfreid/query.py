@@ -90,9 +90,9 @@ def read_setting(text: str) -> tuple[str, Statement]:
       'separated by commas.'
     )
   value = value.strip()
-  if negated:
-    value = value[1:] if value.startswith('!') else f'!{value}'
-  return name.strip(), read(value)
+  if negated and value.startswith('!'):
+    return name.strip(), Is(_values(normalized(value[1:])))
+  return name.strip(), read(f'!{value}' if negated else value)
 
 
 def setting(name: str, statement: str | Is | IsNot) -> str:

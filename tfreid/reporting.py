@@ -6,8 +6,10 @@ import ast
 import io
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
@@ -22,7 +24,7 @@ from tfreid.data.benchmark import Benchmark
 from tfreid.data.synthetic.sheet import contact_sheet
 from tfreid.evaluation import pictures, projector, retrieval
 from tfreid.evaluation.retrieval import Embeddings, Evaluation
-from tfreid.training import stages, summaries
+from tfreid.training import memory, stages, summaries
 from tfreid.training.stages import Hooks, Progress, Stage
 from tfreid.training.summaries import Summaries
 
@@ -36,7 +38,99 @@ _SHEET_HEIGHT = 128  # pixels that a generated picture is enlarged to
 
 def hooks(run_directory: str, benchmark: Benchmark) -> list[Hooks]:
   """The hooks `tools/train.py` attaches."""
-  return [ProgressBar(), TensorBoard(run_directory, benchmark)]
+  # A bar that nobody sees is drawn once, at its end.
+  shown = ProgressBar() if console.Console(stderr=True).is_terminal else ProgressLines()
+  return [shown, TensorBoard(run_directory, benchmark)]
+
+
+class Estimate:
+  """What a stage will take: steps, images and memory before it begins, then the time left."""
+
+  def __init__(self, progress_: Progress, steps_per_epoch: int, *, now: float):
+    """Of a stage that begins at `now`, in seconds."""
+    self.steps_per_epoch = max(1, steps_per_epoch)
+    self.steps = progress_.stage.epochs * self.steps_per_epoch
+    self._first = progress_.epoch * self.steps_per_epoch
+    self._started = now
+    self._begin = (
+      f'{progress_.stage.name}: {progress_.stage.epochs} epochs of {steps_per_epoch:,} steps, '
+      f'{self.steps:,} in all; {progress_.batch_size:,} images a step, '
+      f'{steps_per_epoch * progress_.batch_size:,} an epoch; about '
+      f'{memory.estimated_bytes(progress_) / 2**30:.2f} GiB for weights, optimizers and '
+      'activations, beside TensorFlow itself.'
+    )
+    if progress_.epoch:
+      self._begin += f' {progress_.epoch} epochs are done.'
+
+  def beginning(self) -> str:
+    """Steps, images and memory, a sentence each."""
+    return self._begin
+
+  def line(self, progress_: Progress, *, now: float) -> str:
+    """Where the stage is, and about how long it will still take."""
+    loss = progress_.losses[progress_.method.objectives[0].loss]
+    done = max(1, progress_.step - self._first)
+    left = (now - self._started) / done * (self.steps - progress_.step)
+    return (
+      f'{progress_.stage.name}: epoch {progress_.epoch + 1} of {progress_.stage.epochs}, step '
+      f'{progress_.step:,} of {self.steps:,}, loss {loss:.3f}, '
+      f'{progress_.images_per_second:.0f} images/s, about {_duration(left)} left'
+    )
+
+
+class ProgressLines(Hooks):
+  """A line now and then, where there is no terminal to draw bars on: logs, batch systems."""
+
+  def __init__(
+    self,
+    *,
+    to: TextIO | None = None,
+    every: float = 60.0,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Says nothing yet.
+
+    Args:
+      to: where the lines go; standard error if None.
+      every: seconds between two lines; the first one after a stage began comes at once.
+      clock: seconds, from any beginning.
+    """
+    self._to = to
+    self._every = every
+    self._clock = clock
+    self._next = 0.0
+    self._estimate: Estimate | None = None
+
+  def stage_begins(self, progress_: Progress, steps_per_epoch: int):
+    now = self._clock()
+    self._estimate = Estimate(progress_, steps_per_epoch, now=now)
+    self._say(self._estimate.beginning())
+    self._next = now
+
+  def logged(self, progress_: Progress):
+    now = self._clock()
+    if now >= self._next and self._estimate is not None:
+      self._say(self._estimate.line(progress_, now=now))
+      self._next = now + self._every
+
+  def stage_ends(self, progress_: Progress):
+    self._say(f'{progress_.stage.name}: all {progress_.stage.epochs} epochs are done.')
+
+  def embedding(self, label: str, done: int, count: int):
+    now = self._clock()
+    if now >= self._next or done == count:
+      self._say(f'embedding {label}: {done:,} of {count:,} images')
+      self._next = now + self._every
+
+  def _say(self, text: str):
+    print(text, file=self._to or sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+  minutes = round(seconds / 60)
+  if minutes < 1:
+    return f'{max(0, round(seconds))} s'
+  return f'{minutes} min' if minutes < 60 else f'{minutes // 60} h {minutes % 60:02d} min'
 
 
 class ProgressBar(Hooks):
@@ -53,6 +147,8 @@ class ProgressBar(Hooks):
   def stage_begins(self, progress_: Progress, steps_per_epoch: int):
     self.close()
     self._steps = max(1, steps_per_epoch)
+    estimate = Estimate(progress_, steps_per_epoch, now=0.0)
+    self._console.print(estimate.beginning(), highlight=False, soft_wrap=True)
     self._stage = self._opened().add_task(
       progress_.stage.name,
       total=progress_.stage.epochs * self._steps,

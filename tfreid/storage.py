@@ -78,7 +78,7 @@ def sync_tree(path: str | os.PathLike) -> None:
   Raises:
     OSError: as `sync_file`.
   """
-  for folder, _, files in os.walk(path, topdown=False):
+  for folder, _, files in os.walk(os.fspath(path), topdown=False):
     for name in files:
       sync_file(os.path.join(folder, name))
     sync_directory(folder)
@@ -124,8 +124,8 @@ def replacing(
   partial = f'{path}{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}'
   descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, permissions or 0o666)
   try:
-    text = {} if 'b' in mode else {'encoding': 'utf-8', 'newline': ''}
-    with os.fdopen(descriptor, mode, **text) as file:
+    encoding, newline = (None, None) if 'b' in mode else ('utf-8', '')
+    with os.fdopen(descriptor, mode, encoding=encoding, newline=newline) as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
@@ -174,7 +174,7 @@ def without_patterns(path: str | os.PathLike) -> Iterator[str]:
   if not _PATTERN.search(path):
     yield path
     return
-  folder, name = os.path.split(path)
+  folder, name = (path, '') if os.path.isdir(path) else os.path.split(path)
   if _PATTERN.search(name):
     raise ValueError(f"'{name}' in '{folder}' has a character of {_PATTERN.pattern}; rename it.")
   temporary = tempfile.gettempdir()
@@ -463,7 +463,7 @@ def seal(folder: str | os.PathLike, *, file: str = SEAL) -> None:
 
 def _measure(folder: str | os.PathLike, seal_file: str) -> dict[str, list]:
   files = {}
-  for parent, _, names in os.walk(folder):
+  for parent, _, names in os.walk(os.fspath(folder)):
     for name in names:
       path = os.path.join(parent, name)
       relative = os.path.relpath(path, folder).replace(os.sep, '/')

@@ -3,7 +3,10 @@
 #
 #   PYTHON  the interpreter to use     (default: the first of Python 3.11, 3.10, 3.9 to be found)
 #   VENV    the environment's folder   (default: .venv)
-#   EXTRAS  extras of setup.cfg        (default: test,report,serve,client,milvus)
+#   EXTRAS  gpu: NVIDIA's libraries, too (default: none)
+#
+# What is installed stands in constraints/: every package with its version and the hashes of its files,
+# all extras of setup.cfg but `gpu` included. tools/lock.sh renews it.
 #
 # An environment is finished when it holds the stamp, which is written last and names what was
 # installed. One that was interrupted is made anew, since pip takes a half-copied package for an
@@ -13,7 +16,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv}
-EXTRAS=${EXTRAS:-test,report,serve,client,milvus}
+EXTRAS=${EXTRAS:-}
 stamp=$VENV/tfreid-installed
 unfinished=$VENV/tfreid-unfinished
 log=$VENV/tfreid-install.log
@@ -102,7 +105,8 @@ find_python_by_uv() {
     if [ "$uv" = "$HOME/.cargo/bin/uv" ]; then
       for newer in python3 python3.14 python3.13 python3.12 python; do
         if "$newer" -m venv "$throwaway" >/dev/null 2>&1; then
-          "$throwaway/bin/python" -m pip install -q uv >/dev/null 2>&1 || true
+          "$throwaway/bin/python" -m pip install -q --require-hashes --no-deps -r constraints/uv.txt \
+            >/dev/null 2>&1 || true
           break
         fi
       done
@@ -165,7 +169,7 @@ run_pip() {
   # Not compiled: the import below compiles the few files of TensorFlow's thousands that are used.
   "$python" -m pip install --no-compile "$@" >"$log" 2>&1 &
   pip=$!
-  total=$(grep -c '==' "$constraints")
+  total=$(grep -c '^[^ #].*==' "$constraints")
   started=$(date +%s)
   while kill -0 "$pip" 2>/dev/null; do
     if [ -t 1 ]; then
@@ -191,11 +195,13 @@ run_pip() {
 install() {
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   constraints=constraints/python$version.txt
-  say "Installing the dependencies pinned in $constraints; 2 GB, some minutes the first time"
-  # setuptools first: with it the project builds in this environment, and nothing unpinned is
-  # fetched for a build of its own.
-  if ! run_pip -c "$constraints" 'pip>=22' setuptools wheel \
-    || ! run_pip -c "$constraints" --no-build-isolation -e ".[$EXTRAS]"; then
+  gpu=''
+  case ",$EXTRAS," in *,gpu,*) gpu='-r constraints/gpu.txt' ;; esac
+  say "Installing the dependencies locked in $constraints; 2 GB, some minutes the first time"
+  # Then the project itself, built in this environment, for which nothing else is fetched.
+  # shellcheck disable=SC2086
+  if ! run_pip --require-hashes --no-deps -r "$constraints" $gpu \
+    || ! run_pip --no-deps --no-build-isolation -e .; then
     say '' && tail -n 15 "$log" >&2
     fail "Installing failed; the lines above are the end of $log. With the cause gone (network," \
       "proxy, disk space?), run the same command again."

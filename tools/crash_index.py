@@ -33,11 +33,17 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from tfreid.cli import startup  # noqa: E402
+from tfreid.index import engines  # noqa: E402
 
 _KILLS = flags.DEFINE_integer('kills', 100, 'How often to kill.', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the moments and operations.')
 _LONGEST = flags.DEFINE_float('longest', 0.5, 'Seconds that a child writes before it is killed.')
-_ENGINE = flags.DEFINE_enum('engine', 'embedded', ['embedded', 'milvus'], 'What is written to.')
+_ENGINE = flags.DEFINE_enum(
+  'engine',
+  'embedded',
+  [name for name in engines.NAMES if engines.engine_class(name).outlives_process],
+  'What is written to.',
+)
 _KEEP = flags.DEFINE_bool('keep', False, 'Leave the folder for inspection.')
 _CHILD = flags.DEFINE_string('child', None, 'The folder; starts the process that is killed.')
 
@@ -86,12 +92,12 @@ def row_of(folder, number, version):
 
 def write(folder: str, seed: int, engine: str) -> None:
   """Writes to the index until it is killed."""
-  from tfreid.index import building
-  from tfreid.index.ledger import Ledger
+  from tfreid.index import writer
+  from tfreid.index.directory import IndexDirectory
 
   draw = random.Random(seed)
   index = os.path.join(folder, 'index')
-  known = contents(index) if Ledger(index).exists else {}
+  known = contents(index) if IndexDirectory(index).exists else {}
   print(json.dumps({'ready': known}), flush=True)
   while True:
     numbers = draw.sample(range(_CROPS), draw.randint(1, _CROPS // 2))
@@ -100,7 +106,7 @@ def write(folder: str, seed: int, engine: str) -> None:
     after = dict(known)
     version = draw.randint(0, 9)
     options = {'shard_rows': draw.choice([7, 20, 1000]), 'batch_size': 16}
-    if not Ledger(index).exists or choice < 0.1:
+    if not IndexDirectory(index).exists or choice < 0.1:
       operation, after = 'build', {f'crop {number}': version for number in numbers}
     elif choice < 0.6:
       operation = draw.choice(['skip', 'replace'])
@@ -110,20 +116,20 @@ def write(folder: str, seed: int, engine: str) -> None:
       operation = 'remove'
       for number in there:
         del after[f'crop {number}']
-    elif engine == 'embedded':
+    elif engines.engine_class(engine).can_compact:
       operation = 'compact'
     else:
       continue
     print(json.dumps({'begin': operation, 'after': after}), flush=True)
     rows = [row_of(folder, number, version) for number in numbers]
     if operation == 'build':
-      building.build(index, rows, DigestModel(), engine_name=engine, overwrite=True, **options)
+      writer.build(index, rows, DigestModel(), engine_name=engine, overwrite=True, **options)
     elif operation == 'remove':
-      building.remove(index, [f'crop {number}' for number in there])
+      writer.remove(index, [f'crop {number}' for number in there])
     elif operation == 'compact':
-      building.compact(index)
+      writer.compact(index)
     else:
-      building.add(index, rows, DigestModel(), existing=operation, **options)
+      writer.add(index, rows, DigestModel(), existing=operation, **options)
     known = after
     print(json.dumps({'done': operation}), flush=True)
 
@@ -135,9 +141,9 @@ def contents(index: str) -> dict[str, int]:
     AssertionError: something is not as it was written.
   """
   import tfreid.index.engines
-  from tfreid.index.ledger import Ledger
+  from tfreid.index.directory import IndexDirectory
 
-  with contextlib.closing(tfreid.index.engines.open_engine(Ledger(index))) as engine:
+  with contextlib.closing(tfreid.index.engines.open_engine(IndexDirectory(index))) as engine:
     return _contents(engine)
 
 
@@ -158,6 +164,26 @@ def _contents(engine):
   if len(found) != engine.size:
     raise AssertionError(f'{len(found)} crops, but the index says {engine.size}.')
   return found
+
+
+def check_nothing_is_left(index: str) -> None:
+  """Cleans up as the next writer would, and looks whether a killed one left anything.
+
+  Raises:
+    AssertionError: it did.
+  """
+  from tfreid.index.directory import IndexDirectory
+
+  folder = IndexDirectory(index)
+  if not folder.exists:
+    return
+  with folder.lock():
+    folder.clean()
+    shards = folder.read_pending().get('shards', {}).values()
+    entries = [*folder.read()['segments'], *(shard['segment'] for shard in shards)]
+  left = set(os.listdir(folder.segments)) - {entry['name'] for entry in entries if entry}
+  if left:
+    raise AssertionError(f'Of killed writers is left: {sorted(left)}.')
 
 
 def run(folder: str, kills: int, seed: int, longest: float, engine: str) -> dict[str, int]:
@@ -220,6 +246,8 @@ def run(folder: str, kills: int, seed: int, longest: float, engine: str) -> dict
           f'After kill {kill} in {under_way and under_way["begin"]} the index has {known}; '
           f'expected {before} or {under_way and under_way["after"]}.'
         )
+    if kill % 10 == 9 or kill == kills - 1:
+      check_nothing_is_left(index)
     name = f'killed in {under_way["begin"]}: {outcome}' if under_way else 'killed between'
     counts[name] = counts.get(name, 0) + 1
   return counts

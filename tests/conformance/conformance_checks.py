@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfreid import experiment
-from tfreid.cli import configuration
+from tfreid.cli import configuration, gin_reading
 from tfreid.data.pipeline import Pipeline
 from tfreid.methods.method import Method
 from tfreid.training.batches import ImageBatches
@@ -27,7 +27,7 @@ from tfreid.training.stages import Hooks, Stage
 from tfreid.training.trainer import Trainer
 
 FOLDER = Path(__file__).parent
-METHODS = sorted(path.stem for path in Path(configuration.GIN_ROOT, 'methods').glob('*.gin'))
+METHODS = sorted(path.stem for path in Path(gin_reading.GIN_ROOT, 'methods').glob('*.gin'))
 PRETRAIN = 'pretrain'
 EPOCHS = 2
 
@@ -53,7 +53,7 @@ def configure(name: str, *, data: Path, pretrained: Path) -> list[Stage]:
   if with_:
     files.append(f'{with_}.gin')
   gin.clear_config()
-  configuration.configure(files, bindings)
+  configuration.configure(files, bindings, allow_imports=['small_networks'])
   # As gin itself resolves a macro where it is used.
   stages = copy.deepcopy(gin.query_parameter('%STAGES'))
   return [dataclasses.replace(stage, epochs=EPOCHS) for stage in stages]

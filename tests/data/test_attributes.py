@@ -205,8 +205,9 @@ def test_a_schema_that_contradicts_itself_is_an_error():
     dataclasses.replace(SMALL, rates=(0.5, 0.5))
 
 
-@pytest.mark.parametrize('encoding', ['binary', 'three_state'])
-@pytest.mark.parametrize('dataset', ['market', 'duke', 'peta'])
+@pytest.mark.parametrize(
+  ('dataset', 'encoding'), [('market', 'binary'), ('duke', 'three_state'), ('peta', 'binary')]
+)
 def test_every_description_that_is_written_can_be_read(shared_data, dataset, encoding):
   """Also those of two colours at once: 20 of 387 descriptions of Duke, 330 of 2,090 of PETA."""
   module = {'market': market1501, 'duke': dukemtmc, 'peta': peta}[dataset]
@@ -223,7 +224,7 @@ def test_every_description_that_is_written_can_be_read(shared_data, dataset, enc
     here = any('+' in value for value in description.values())
     several += here
     assert np.array_equal(schema.encode_query(description), vector)
-    if i % 20 and not (here and several % 10 == 1):
+    if i % 40 and not (here and several % 10 == 1):
       continue  # reading the text takes longer
     text = ', '.join(f'{name}={value}' for name, value in description.items())
     assert words.parse(text, schema) == description

@@ -133,6 +133,36 @@ def test_a_byte_order_mark_and_windows_line_ends_do_not_matter(own):
   assert len(manifest.load(root).train) == 3
 
 
+def test_what_pandas_and_spreadsheets_write_is_read_and_told(own, caplog):
+  expected = manifest.load(own())
+  rows = [row.split(',') for row in ROWS]
+  for i, row in enumerate(rows):
+    row[2:6] = [f'{row[2]}.0', f'{row[3]}.0', row[4], {'yes': 'True', 'no': '0'}[row[5]]]
+    row.insert(0, str(i))
+  header = ';' + HEADER.replace(',', ';')
+  written = manifest.load(own([';'.join(row) for row in rows], header))
+  for one, other in ((written.train, expected.train), (written.test, expected.test)):
+    for field in ('paths', 'attributes', 'person_ids', 'cameras'):
+      np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+  assert any('separated by semicolons' in message for message in caplog.messages)
+  assert any('has no name' in message for message in caplog.messages)
+
+
+def test_names_may_be_composed_or_not(own, tmp_path, write_crops):
+  """An archive made on a Mac has 'e' and an accent; whoever types a manifest has 'é'."""
+  schema = {'attributes': [{'name': 'éte\u0301', 'values': ['fonce\u0301', 'clair']}]}
+  write_crops(tmp_path / 'crops', ['e\u0301.jpg', 'ü.jpg'])
+  rows = ['crops/é.jpg,train,foncé', 'crops/u\u0308.jpg,test,fonce\u0301']
+  benchmark = manifest.load(own(rows, 'path,split,e\u0301te\u0301', schema))
+  assert list(benchmark.train.paths) == [str(tmp_path / 'crops' / 'e\u0301.jpg')]
+  assert list(benchmark.test.paths) == [str(tmp_path / 'crops' / 'ü.jpg')]
+  np.testing.assert_array_equal(benchmark.train.attributes, benchmark.test.attributes)
+
+
+def test_a_schema_may_have_a_byte_order_mark(own):
+  assert len(manifest.load(own(schema='\ufeff' + json.dumps(SCHEMA))).train) == 3
+
+
 def test_a_person_in_both_splits_is_a_warning(own, caplog):
   manifest.load(own(changed(5, ',30,', ',17,')))
   assert "1 people are in training and in test, '17' first" in caplog.text
@@ -147,8 +177,8 @@ def test_a_person_in_both_splits_is_a_warning(own, caplog):
     (4, 'none', 'pink', "line 4: 'upper_color' is 'pink'; expected one of red, green, blue, or"),
     (6, 'red+blue', 'red+', "line 6: 'upper_color' is ''; expected one of"),
     (4, ',2,', ',two,', "line 4: 'camera' is 'two'; expected a whole number"),
-    (5, ',male', '', 'line 5: the row has not as many cells as the header line .7'),
-    (5, 'male', 'male,x', 'line 5: the row has not as many cells'),
+    (5, ',male', '', 'line 5: the row has 6 cells and the header line 7'),
+    (5, 'male', 'male,x', 'line 5: the row has 8 cells and the header line 7'),
     (6, 'crops/4.jpg', 'crops/0.jpg', "line 6: 'crops/0.jpg' stands on line 2 already"),
     (6, '31', '"31', 'not a readable CSV file'),
   ],

@@ -114,9 +114,9 @@ def test_the_gallery_is_test_and_query_without_junk_and_distractors(market_folde
   assert len(benchmark.test) == 750 + 750
   assert (len(benchmark.train.keys), len(benchmark.test.keys)) == (508, 484)
   assert benchmark.seen().sum() == 169
-  assert benchmark.train.dropped == {'not a crop': 1}
+  assert benchmark.train.dropped == {'not a crop (.db)': 1}
   assert benchmark.test.dropped == {
-    'not a crop': 2,
+    'not a crop (.db)': 2,
     "junk '-1'": 3,
     "distractor '0000'": 2,
   }

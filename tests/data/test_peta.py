@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import collections
+import csv
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +48,10 @@ def small(tmp_path, write_crops):
 
   save()
   return tmp_path, save
+
+
+def numbers(split):
+  return [int(Path(path).stem) for path in split.paths]
 
 
 def test_there_are_7769_semantic_ids_of_which_2090_have_several_images(shared_data, by_hand):
@@ -124,11 +132,61 @@ def test_the_paper_split_has_the_papers_counts(peta_folder):
   assert not benchmark.seen().any()
   assert not benchmark.seen(benchmark.validation).any()
   assert min(np.bincount(benchmark.test.semantic_ids)) >= 2
-  for path, person, camera in zip(
-    benchmark.test.paths, benchmark.test.person_ids, benchmark.test.cameras
-  ):
-    assert path.endswith(f'/images/{person}.png')
-    assert camera == 0
+  assert not benchmark.test.cameras.any()
+
+
+def test_images_carry_their_person_and_their_subset(peta_folder, shared_data):
+  """Columns 2 and 3 of the file, read by hand."""
+  data = scipy.io.loadmat(shared_data / peta.ANNOTATION_FILE)['peta']['data'][0, 0]
+  people = {int(row[0]): (f'{row[1]:05d}', peta.SUBSETS[row[2] - 1]) for row in data}
+  assert len({person for person, _ in people.values()}) == 8699
+  counts = collections.Counter(subset for _, subset in people.values())
+  assert (counts['CUHK'], counts['i-LID'], counts['VIPeR']) == (4563, 477, 1264)
+  benchmark = peta.load(peta_folder, split='sal')
+  for split in (benchmark.train, benchmark.test, benchmark.test.subset(np.arange(5, 50))):
+    found = list(zip(split.person_ids, split.subsets))
+    assert found == [people[number] for number in numbers(split)]
+
+
+@pytest.fixture(scope='session')
+def as_published(shared_photographs):
+  """(number, subset, file, path here) of each image, from the list of the authors' file names."""
+  folder = shared_photographs / 'peta'
+  here = {path.stem: path for path in (folder / 'images').iterdir()}
+  with open(folder / 'index.csv', encoding='utf-8') as file:
+    rows = list(csv.DictReader(file))
+  return [(row['number'], row['subset'], row['file'], here[row['number']]) for row in rows]
+
+
+def archive(root, rows):
+  """Folders as the authors give them, of links to the images."""
+  for subset in {row[1] for row in rows}:
+    (root / subset / 'archive').mkdir(parents=True)
+    (root / subset / 'archive' / 'Label.txt').touch()
+  for _, subset, name, path in rows:
+    os.symlink(path, root / subset / 'archive' / name)
+
+
+def test_peta_is_read_as_its_authors_give_it(as_published, shared_data, tmp_path):
+  """Of four subsets, whose names sort differently by letters and by numbers; a file is missing."""
+  wanted = ('3DPeS', 'i-LID', 'SARC3D', 'VIPeR')
+  rows = [row for row in as_published if row[1] in wanted]
+  archive(tmp_path / 'PETA dataset', rows[1:])
+  shutil.copy(shared_data / peta.ANNOTATION_FILE, tmp_path)
+  people = peta.read_peta_people(tmp_path / peta.ANNOTATION_FILE)
+  records, dropped = peta.scan_archive(tmp_path / 'PETA dataset', people)
+  # The missing file moves nobody else's.
+  gone = [row for row in rows if row[1] == '3DPeS' and row[2].startswith('100_')]
+  found = [(record.person_id, os.path.realpath(record.path)) for record in records]
+  assert found == [(row[0], os.path.realpath(row[3])) for row in rows if row not in gone]
+  assert dropped == {
+    'not a crop (.txt)': 4,
+    'of a person with more or fewer files than annotations': len(gone) - 1,
+  }
+  loaded = peta.load(tmp_path, split='sal')
+  assert set(loaded.train.subsets) == set(wanted)
+  with pytest.raises(ValueError, match='no crops in <subset>/archive'):
+    peta.scan_archive(tmp_path, people)
 
 
 def test_the_paper_split_is_drawn_by_the_seed():
@@ -145,8 +203,8 @@ def test_the_split_is_the_same_when_images_are_missing(
   whole = peta.load(peta_folder, split='sal')
   write_crops(tmp_path, [f'{number:05d}.png' for number in range(20, 19001, 20)])
   part = peta.load(tmp_path, annotations=shared_data / peta.ANNOTATION_FILE, split='sal')
-  assert set(part.test.person_ids) == {p for p in whole.test.person_ids if int(p) % 20 == 0}
-  assert set(part.train.person_ids) == {p for p in whole.train.person_ids if int(p) % 20 == 0}
+  for few, many in ((part.test, whole.test), (part.train, whole.train)):
+    assert numbers(few) == [number for number in numbers(many) if number % 20 == 0]
   assert len(part.test.keys) == len(set(part.test.semantic_ids)) < 200
 
 

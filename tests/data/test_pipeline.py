@@ -129,8 +129,7 @@ def test_images_and_labels_stay_together(split):
   rows = batch['semantic_id']
   np.testing.assert_array_equal(batch['attributes'], split.attributes[rows])
   for image, row in zip(batch['image'], rows):
-    contents = Path(split.paths[row]).read_bytes()
-    np.testing.assert_array_equal(image, tf.io.decode_image(contents, channels=3))
+    np.testing.assert_array_equal(image, Image.open(split.paths[row]))
 
 
 def test_evaluation_gives_the_split_in_order_unaugmented_with_the_remainder(split):
@@ -142,7 +141,7 @@ def test_evaluation_gives_the_split_in_order_unaugmented_with_the_remainder(spli
   np.testing.assert_array_equal(batch['semantic_id'], split.semantic_ids)
   np.testing.assert_array_equal(batch['attributes'], split.attributes)
   for image, path in zip(batch['image'], split.paths):
-    np.testing.assert_array_equal(image, tf.io.decode_image(Path(path).read_bytes(), channels=3))
+    np.testing.assert_array_equal(image, Image.open(path))
   assert batch['image'].dtype == np.float32
   assert [len(b['semantic_id']) for b in maker.evaluation(split, batch_size=20)] == [20, 6]
 
@@ -283,28 +282,6 @@ def test_resizing_is_that_of_pillow_with_antialiasing(size):
   assert np.abs(resized - np.asarray(expected, dtype=int)).max() <= 1
 
 
-@pytest.mark.parametrize(
-  ('suffix', 'mode', 'tolerance'),
-  [
-    ('jpg', 'RGB', 6),  # decoders may differ by a few levels
-    ('jpg', 'L', 6),
-    ('png', 'RGB', 0),
-    ('png', 'L', 0),
-    ('png', 'P', 0),
-    ('png', 'RGBA', 0),
-    ('bmp', 'RGB', 0),
-  ],
-)
-def test_kinds_of_image_files_are_decoded_to_their_colours(suffix, mode, tolerance):
-  small = np.random.default_rng(2).integers(0, 256, (8, 4, 3), dtype=np.uint8)
-  image = Image.fromarray(small).resize(SIZE[::-1], Image.BICUBIC).convert(mode)
-  contents = encoded(image, suffix)
-  expected = np.asarray(Image.open(io.BytesIO(contents)).convert('RGB'), dtype=int)
-  decoded = image_files.decode(contents, SIZE).numpy()
-  assert decoded.dtype == np.uint8
-  assert np.abs(decoded - expected).max() <= tolerance
-
-
 def test_a_split_smaller_than_a_batch_is_refused_with_the_numbers(split):
   few = split.subset(np.arange(7))
   with pytest.raises(ValueError, match='7 images, fewer than one batch of 8.*batch_size to 7'):
@@ -342,7 +319,7 @@ def test_seed_and_epoch_are_whole_and_not_negative(split, wrong):
     ({'keep_at_least': 0}, 'keep_at_least must be'),
     ({'num_parallel_calls': 0}, 'num_parallel_calls must be'),
     ({'cache_gib': 0}, 'cache_gib must be positive'),
-    ({'on_bad_image': 'ignore'}, "'error' or 'skip', not 'ignore'"),
+    ({'on_bad_image': 'ignore'}, "error, skip, skip_also_in_test, not 'ignore'"),
   ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -402,23 +379,33 @@ def test_errors_with_another_cause_come_back_as_they_are(split):
 
 
 def test_unreadable_files_are_left_out_counted_and_logged(damaged, caplog):
-  progress = []
+  progress, maker = [], pipeline(on_bad_image='skip')
   with caplog.at_level(logging.WARNING):
-    kept = pipeline(on_bad_image='skip').check(damaged, progress=lambda *p: progress.append(p))
+    kept = maker.check(damaged, progress=lambda *p: progress.append(p))
   rows = np.delete(np.arange(COUNT), [3, 10, 12])
   np.testing.assert_array_equal(kept.paths, damaged.paths[rows])
   np.testing.assert_array_equal(kept.attributes, damaged.attributes[rows])
   np.testing.assert_array_equal(kept.semantic_ids, np.arange(23))
   assert kept.keys == tuple(damaged.keys[row] for row in rows)
   assert kept.dropped == {'not annotated': 5, 'unreadable': 3}
-  assert all(damaged.paths[row] in caplog.text for row in (3, 10, 12))
-  assert 'the file is empty' in caplog.text
+  (told,) = caplog.messages
+  assert told.startswith('Left out: 3 of 26 images') and damaged.paths[3] in told
+  assert set(maker.left_out) == {damaged.paths[row] for row in (3, 10, 12)}
+  assert maker.left_out[damaged.paths[12]] == 'the file is empty'
   assert progress[-1] == (COUNT, COUNT)
   assert len(joined(pipeline().evaluation(kept))['image']) == 23
 
 
 def test_a_sound_split_passes_the_check_as_it_is(split):
   assert pipeline(on_bad_image='skip').check(split) is split
+
+
+def test_what_is_evaluated_shrinks_with_consent_only(split, damaged):
+  with pytest.raises(ValueError, match=r'3 of the 26 images.*0003\.jpg first.*skip_also_in_test'):
+    pipeline(on_bad_image='skip').check(damaged, evaluated=True)
+  assert pipeline(on_bad_image='skip').check(split, evaluated=True) is split
+  kept = pipeline(on_bad_image='skip_also_in_test').check(damaged, evaluated=True)
+  assert len(kept) == 23 and kept.dropped['unreadable'] == 3
 
 
 def test_with_errors_asked_for_the_check_leaves_the_split_alone(damaged):

@@ -118,7 +118,7 @@ def test_rows_of_processes_that_append_at_once_do_not_mix(tmp_path):
 
 
 def test_a_row_that_did_not_fit_is_an_error(tmp_path):
-  """A disk that fills up: the file limit lets the second row in only in part."""
+  """A disk that fills up: the file limit takes a part of the second row, which is taken back."""
   path = tmp_path / 'results.jsonl'
   code = (
     'import resource, signal, sys\n'
@@ -138,9 +138,20 @@ def test_a_row_that_did_not_fit_is_an_error(tmp_path):
     text=True,
     check=True,
   ).stdout
-  assert re.search(r'Only \d+ of \d+ bytes .*disk full', output)
+  assert re.search(r'only \d+ of \d+ bytes .*disk full', output)
   table = results.read_results(path)
-  assert list(table['n']) == [0] and table.attrs['torn_lines'] == [2]
+  assert list(table['n']) == [0] and table.attrs['torn_lines'] == []
+
+
+def test_row_that_does_not_fit_its_checksum_is_left_out_and_told(tmp_path, caplog):
+  path = tmp_path / 'results.jsonl'
+  for n in (1, 2):
+    results.append_row(path, {'metrics': {'all': {'mAP': 0.25}}, 'n': n})
+  path.write_bytes(path.read_bytes().replace(b'0.25', b'0.75', 1))
+  table = results.read_results(path)
+  assert list(table['n']) == [2] and table.attrs['torn_lines'] == [1]
+  path.write_text('{"format": 1, "n": 3}\n')  # of an earlier release
+  assert list(results.read_results(path)['n']) == [3]
 
 
 def test_an_empty_file_is_an_empty_table_and_none_is_an_error(tmp_path):

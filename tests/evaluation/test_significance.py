@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -152,6 +154,48 @@ def test_equal_systems_are_told_apart_as_rarely_as_promised(seeds, of_seeds, pai
     clear += got.p_value < 0.05
     assert (got.p_value < 0.05) == (got.difference.low > 0 or got.difference.high < 0)
   assert 10 <= clear <= 90
+
+
+def test_a_pooled_variance_is_that_of_differences_and_takes_the_place_of_a_smaller_one():
+  """Means over queries [1 3], [2 2], [6 7]: what is left of seeds and systems is +-1/2, -+1/2, 0.
+
+  Twice 4 * 1/4 over 2 * 1 degrees of freedom is 1.
+  """
+  tables = [np.repeat([[a], [b]], 2, axis=1) for a, b in ((1.0, 3.0), (2.0, 2.0), (6.0, 7.0))]
+  pooled = significance.pooled_variance_of_seeds(tables)
+  assert pooled == pytest.approx((1.0, 2))
+  # The second and the third differ by -4 and -5: an own variance of the seeds of 1/2.
+  got = significance.two_way_comparison(tables[1], tables[2], pooled=pooled)
+  assert got.standard_error == pytest.approx(np.sqrt(1.0 / 2))
+  assert got.degrees_of_freedom == pytest.approx(2)
+  # The first and the second by -1 and 1: 2, which is larger.
+  got = significance.two_way_comparison(tables[0], tables[1], pooled=pooled)
+  assert got.standard_error == pytest.approx(np.sqrt(2.0 / 2))
+  assert significance.pooled_variance_of_seeds(tables[:2]) is None
+  assert significance.pooled_variance_of_seeds([table[:1] for table in tables]) is None
+
+
+def test_of_equal_systems_none_is_behind_the_best_as_rarely_as_promised():
+  """150 tables of eleven: a binomial of 150 at 5 % is at most 16 with 99.9 %. Without the pooled
+  variance it is some 45.
+  """
+  rng = np.random.default_rng(19)
+  pairs = list(itertools.combinations(range(11), 2))
+  wrong = 0
+  for _ in range(150):
+    systems = [
+      effects(rng, 3, 100, of_seeds=0.03, of_queries=0.06, remainder=0.14) for _ in range(11)
+    ]
+    pooled = significance.pooled_variance_of_seeds(systems)
+    p_values = significance.holm(
+      [
+        significance.two_way_comparison(systems[a], systems[b], pooled=pooled).p_value
+        for a, b in pairs
+      ]
+    )
+    best = int(np.argmax([table.mean() for table in systems]))
+    wrong += any(p < 0.05 for p, pair in zip(p_values, pairs) if best in pair)
+  assert wrong <= 16
 
 
 def test_the_detectable_difference_is_found_in_four_of_five_comparisons():

@@ -2,87 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from PIL import Image
 
-from tfreid.data.attributes import Attribute, AttributeSchema
-from tfreid.index import engine, engines, milvus, segment, trust
-from tfreid.index.ledger import Ledger
-from tfreid.serving.search import ExactSearch
+from tfreid.index import engines, milvus, segment, trust
+from tfreid.index.directory import IndexDirectory
 
-SIZE = 6  # E of the exported model
 WIDTH = 16  # E of the engines' tests
 
-SCHEMA = AttributeSchema(
-  'Depot',
-  (
-    Attribute('hat', ('no', 'yes'), (('hat', 2),)),
-    Attribute(
-      'upper_color',
-      ('red', 'green', 'blue'),
-      (('red', 1), ('green', 1), ('blue', 1)),
-      {'red': ('red top',), 'green': ('green top',), 'blue': ('blue top',)},
-    ),
-  ),
-  {'hat': (1, 2), 'red': (0, 1), 'green': (0, 1), 'blue': (0, 1)},
-)
-
-
-class Model(tf.Module):
-  """Colours of a crop, and colours of a description, by fixed matrices."""
-
-  def __init__(self, seed, gallery, ids):
-    super().__init__()
-    rng = np.random.default_rng(seed)
-    self.pixels = tf.Variable(rng.standard_normal((2 * 2 * 3, SIZE)), dtype=tf.float32)
-    self.words = tf.Variable(rng.standard_normal((SCHEMA.size, SIZE)), dtype=tf.float32)
-    self.gallery = ExactSearch(gallery)
-    self.ids = tf.Variable(ids, trainable=False)
-
-  @tf.function(input_signature=[tf.TensorSpec([None], tf.string, 'image_bytes')])
-  def embed_images(self, image_bytes):
-    def read(contents):
-      image = tf.ensure_shape(tf.io.decode_png(contents, channels=3), [None, None, 3])
-      return tf.image.resize(tf.cast(image, tf.float32) / 255.0, (2, 2), antialias=True)
-
-    images = tf.map_fn(read, image_bytes, fn_output_signature=tf.TensorSpec([2, 2, 3]))
-    concepts = tf.matmul(tf.reshape(images, [-1, 12]) - 0.5, self.pixels)
-    return {'concepts': tf.math.l2_normalize(concepts, axis=-1)}
-
-  @tf.function(input_signature=[tf.TensorSpec([None, SCHEMA.size], tf.float32, 'attributes')])
-  def embed_attributes(self, attributes):
-    return {'concepts': tf.math.l2_normalize(tf.matmul(attributes, self.words), axis=-1)}
-
-  @tf.function(input_signature=[tf.TensorSpec([None, SCHEMA.size], tf.float32, 'attributes')])
-  def search(self, attributes):
-    scores, rows = self.gallery(self.embed_attributes(attributes)['concepts'], k=10)
-    return {'ids': tf.gather(self.ids, rows), 'scores': scores}
-
-
-def write_model(directory, seed, contents, ids):
-  """Exports a model with a gallery of crops."""
-  model = Model(seed, np.zeros((1, SIZE)), [''])
-  model = Model(seed, model.embed_images(tf.constant(contents))['concepts'], ids)
-  signatures = {
-    'embed_images': model.embed_images,
-    'embed_attributes': model.embed_attributes,
-    'serving_default': model.search,
-  }
-  tf.saved_model.save(model, str(directory), signatures=signatures)
-  extra = directory / 'assets.extra'
-  extra.mkdir()
-  (extra / 'schema.json').write_text(json.dumps(SCHEMA.to_json()))
-  about = {'fingerprint': f'seed {seed}', 'embedding_size': SIZE}
-  (extra / 'model.json').write_text(json.dumps(about))
-  (extra / 'gallery.jsonl').write_text(''.join(json.dumps({'id': name}) + '\n' for name in ids))
+# `color_model` is imported by name, from this folder, and where it is needed only.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope='session')
@@ -93,7 +30,7 @@ def crops(tmp_path_factory):
   for i in range(30):
     path = folder / f'c{i % 2}' / f'{i:03d}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(tf.io.encode_png(rng.integers(0, 256, (8, 4, 3)).astype(np.uint8)).numpy())
+    Image.fromarray(rng.integers(0, 256, (8, 4, 3)).astype(np.uint8)).save(path)
   # Two crops that look the same.
   (folder / 'c1' / '029.png').write_bytes((folder / 'c0' / '004.png').read_bytes())
   return folder
@@ -102,6 +39,8 @@ def crops(tmp_path_factory):
 @pytest.fixture(scope='session')
 def models(tmp_path_factory, crops):
   """Folder of two models: people/1 with the crops as its gallery, other/1 that embeds otherwise."""
+  from color_model import write_model
+
   folder = tmp_path_factory.mktemp('models')
   paths = sorted(crops.rglob('*.png'))
   ids = [path.relative_to(crops).as_posix() for path in paths]
@@ -194,21 +133,23 @@ def milvus_server(tmp_path_factory):
     server.wait()
 
 
-@pytest.fixture(scope='session', params=['embedded', 'milvus'])
+@pytest.fixture(scope='session', params=['embedded', 'memory', 'milvus'])
 def place(request):
-  """Where an index is built: options of `building.build` and `building.merge`."""
-  if request.param == 'embedded':
-    return {}
+  """Where an index is built: options of `writer.build` and `writer.merge`."""
+  if request.param != 'milvus':
+    return {'engine_name': request.param}
   return {'engine_name': 'milvus', 'uri': request.getfixturevalue('milvus_server')}
 
 
-@pytest.fixture(params=['embedded', 'resident', 'resident bfloat16', 'milvus', 'milvus server'])
+@pytest.fixture(
+  params=['embedded', 'resident', 'resident bfloat16', 'memory', 'milvus', 'milvus server']
+)
 def any_engine(request, tmp_path):
   """any_engine(concepts, rows): an engine that holds them; as `any_engine.commit(...)` adds more.
 
   Attributes:
     name: what it is.
-    engine: 'embedded' or 'milvus'.
+    engine: its name.
   """
   engine_name, uri, resident = 'embedded', '', False
   if request.param == 'milvus':
@@ -216,25 +157,27 @@ def any_engine(request, tmp_path):
     engine_name = 'milvus'
   elif request.param == 'milvus server':
     engine_name, uri = 'milvus', request.getfixturevalue('milvus_server')
+  elif request.param == 'memory':
+    engine_name = 'memory'
   elif request.param != 'embedded':
     resident = 'bfloat16' if 'bfloat16' in request.param else True
   opened = []
 
   def commit(found, concepts, rows, **options):
-    with found.ledger.lock():
+    with found.folder.lock():
       entries = []
       if len(rows):
         parts = [(concepts, rows)]
         entries = [
-          segment.write(found.ledger.segments, parts, size=len(rows), width=concepts.shape[1])
+          segment.write(found.folder.segments, parts, size=len(rows), width=concepts.shape[1])
         ]
       found.commit(entries, **options)
 
   def make(concepts, rows):
-    ledger = Ledger(str(tmp_path / 'index'))
+    folder = IndexDirectory(str(tmp_path / 'index'))
     about = {'fingerprint': 'f', 'embedding_size': concepts.shape[1], 'path': '(none)'}
-    state = engine.new_state(about, engine=engine_name, uri=uri)
-    found = engines.open_engine(ledger, state, resident=resident)
+    state = engines.new_state(about, engine=engine_name, uri=uri)
+    found = engines.open_engine(folder, state, resident=resident)
     opened.append(found)
     # In two commits, so that each search crosses a border.
     middle = len(rows) // 2
@@ -250,4 +193,4 @@ def any_engine(request, tmp_path):
     state = found.state
     found.close()
     if uri:
-      milvus.drop(found.ledger, state)
+      milvus.drop(found.folder, state)

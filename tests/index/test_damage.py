@@ -12,8 +12,8 @@ import pytest
 
 import tfreid.index
 from tfreid import storage
-from tfreid.index import building
-from tfreid.index.ledger import Ledger
+from tfreid.index import writer
+from tfreid.index.directory import IndexDirectory
 
 
 def harmed(content: bytes, draw: random.Random) -> bytes:
@@ -42,23 +42,25 @@ def answers(folder):
 def whole(tmp_path, files, digest_model):
   """An index with removed crops, and an unfinished build beside it."""
   folder = tmp_path / 'index'
-  building.build(str(folder), files(12), digest_model, shard_rows=6)
-  building.remove(str(folder), ['id 3'])
+  writer.build(str(folder), files(12), digest_model, shard_rows=6)
+  writer.remove(str(folder), ['id 3'])
   rows = files(8, start=40)
   Path(rows[-1].path).write_text('broken')
   with pytest.raises(ValueError, match='1 file cannot be read'):
-    building.add(str(folder), rows, digest_model, shard_rows=2)
-  assert len(Ledger(folder).read_pending()['shards']) == 3
+    writer.add(str(folder), rows, digest_model, shard_rows=2)
+  assert len(IndexDirectory(folder).read_pending()['shards']) == 3
   return folder, rows[:6]
 
 
 def test_no_damaged_file_is_answered_from_or_a_traceback(whole, tmp_path, digest_model):
   whole, rows = whole
   expected, draw = answers(whole), random.Random(0)
-  state = Ledger(whole).read()
+  state = IndexDirectory(whole).read()
   counts = {'told': 0, 'harmless': 0}
   names = [path.relative_to(whole) for path in sorted(whole.rglob('*')) if path.is_file()]
-  unused = {shard['segment']['name'] for shard in Ledger(whole).read_pending()['shards'].values()}
+  unused = {
+    shard['segment']['name'] for shard in IndexDirectory(whole).read_pending()['shards'].values()
+  }
   copy = tmp_path / 'copy'
   for name in names:
     is_used = name.name != 'lock' and not unused.intersection(name.parts)
@@ -84,13 +86,13 @@ def test_no_damaged_file_is_answered_from_or_a_traceback(whole, tmp_path, digest
         assert is_told, f'{name} was answered from'
       counts['told' if is_told else 'harmless'] += 1
   assert counts['told'] > 150
-  assert Ledger(whole).read() == state
+  assert IndexDirectory(whole).read() == state
 
 
 def told_to_a_writer(folder, rows, model):
   """Whether a writer refuses; if not, it must have come to the right end."""
   try:
-    building.add(str(folder), rows, model, shard_rows=2)
+    writer.add(str(folder), rows, model, shard_rows=2)
   except (ValueError, OSError) as error:
     assert 'damaged' in str(error), error
     return True
@@ -104,11 +106,11 @@ def told_to_a_writer(folder, rows, model):
 def test_what_is_written_anew_is_looked_at_before(whole):
   """Otherwise a damaged byte would get a checksum that is right."""
   whole, _ = whole
-  entry = Ledger(whole).read()['segments'][1]
+  entry = IndexDirectory(whole).read()['segments'][1]
   path = whole / 'segments' / entry['name'] / 'embeddings.npy'
   content = path.read_bytes()
   path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-  with tfreid.index.open(whole, check=False) as opened, opened.engine.ledger.lock():
+  with tfreid.index.open(whole, check=False) as opened, opened.engine.folder.lock():
     assert len(opened) == 11
     with pytest.raises(ValueError, match='checksum differs'):
       opened.engine.compact()
@@ -133,9 +135,9 @@ def test_an_index_of_an_earlier_release_is_read_and_written(whole, digest_model)
   lines = [json.loads(line)[:2] for line in (whole / 'pending.jsonl').read_text().splitlines()]
   (whole / 'pending.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   assert answers(whole) == expected
-  report = building.add(str(whole), rows, digest_model, shard_rows=2)
+  report = writer.add(str(whole), rows, digest_model, shard_rows=2)
   assert (report.added, report.resumed) == (6, 6)
-  building.compact(str(whole))
-  names = {entry['name'] for entry in Ledger(whole).read()['segments']}
+  writer.compact(str(whole))
+  names = {entry['name'] for entry in IndexDirectory(whole).read()['segments']}
   assert {path.name for path in (whole / 'segments').iterdir()} == names
   assert storage.read_json(whole / 'index.json')['format'] == 2

@@ -9,12 +9,12 @@ import pytest
 
 from tfreid import replicas
 from tfreid.index import engines
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.embedder import Embedder
-from tfreid.index.ledger import Ledger
 
 
 def held(directory):
-  found = engines.open_engine(Ledger(str(directory)))
+  found = engines.open_engine(IndexDirectory(str(directory)))
   assert found.problems() == []
   return {row.id: vector for part, rows in found.parts() for vector, row in zip(part, rows)}
 

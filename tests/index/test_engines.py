@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfreid.index import engine, engines, filters, milvus, segment
-from tfreid.index.ledger import Ledger
+from tfreid.index import engines, filters, milvus, segment
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.segment import Row
 
 N, E = 240, 16
@@ -176,7 +176,7 @@ def test_removed_and_replaced_crops(any_engine):
 def test_a_second_reader_sees_a_commit_after_refreshing(any_engine):
   concepts, rows = gallery()
   found = any_engine(concepts[:100], rows[:100])
-  with contextlib.closing(engines.open_engine(Ledger(found.ledger.directory))) as reader:
+  with contextlib.closing(engines.open_engine(IndexDirectory(found.folder.directory))) as reader:
     any_engine.commit(found, concepts[100:], rows[100:], remove=[rows[5].id])
     assert reader.size == 100
     seen = [match.row.id for match in reader.search(concepts[[5]], top_k=N)[0]]
@@ -203,7 +203,7 @@ def test_a_replaced_index_holds_only_what_is_new(any_engine):
 def test_a_reader_of_a_replaced_index_answers_from_one_of_the_two(any_engine):
   concepts, rows = gallery()
   found = any_engine(concepts[:50], rows[:50])
-  with contextlib.closing(engines.open_engine(Ledger(found.ledger.directory))) as reader:
+  with contextlib.closing(engines.open_engine(IndexDirectory(found.folder.directory))) as reader:
     parts = reader.parts()
     any_engine.commit(found, concepts[50:60], rows[50:60], replace=True)
     # The files of an embedded index outlast it as long as they are open; a collection is dropped,
@@ -282,19 +282,19 @@ def test_crops_of_a_commit_that_did_not_end_are_not_seen_and_removed_later(
   tmp_path, milvus_server, monkeypatch
 ):
   concepts, rows = gallery(count=40)
-  ledger = Ledger(str(tmp_path / 'index'))
+  folder = IndexDirectory(str(tmp_path / 'index'))
   about = {'fingerprint': 'f', 'embedding_size': E, 'path': '(none)'}
-  found = engines.open_engine(ledger, engine.new_state(about, engine='milvus', uri=milvus_server))
+  found = engines.open_engine(folder, engines.new_state(about, engine='milvus', uri=milvus_server))
 
   def entry(start, stop):
     part = (concepts[start:stop], rows[start:stop])
-    return segment.write(ledger.segments, [part], size=stop - start, width=E)
+    return segment.write(folder.segments, [part], size=stop - start, width=E)
 
-  with ledger.lock():
+  with folder.lock():
     found.commit([entry(0, 20)])
     # As if the process had died before index.json was replaced: nobody cleans up.
     with monkeypatch.context() as patched:
-      patched.setattr(ledger, 'write', lambda state: (_ for _ in ()).throw(OSError('disk full')))
+      patched.setattr(folder, 'write', lambda state: (_ for _ in ()).throw(OSError('disk full')))
       patched.setattr(found, 'recover', lambda: None)
       with pytest.raises(OSError, match='disk full'):
         found.commit([entry(20, 30)], remove=[rows[0].id])
@@ -313,11 +313,11 @@ def test_a_commit_that_fails_leaves_nothing_in_milvus(tmp_path, milvus_server, m
   from pymilvus import MilvusClient
 
   concepts, rows = gallery(count=40)
-  ledger = Ledger(str(tmp_path / 'index'))
+  folder = IndexDirectory(str(tmp_path / 'index'))
   about = {'fingerprint': 'f', 'embedding_size': E, 'path': '(none)'}
-  state = engine.new_state(about, engine='milvus', uri=milvus_server)
+  state = engines.new_state(about, engine='milvus', uri=milvus_server)
   client = MilvusClient(milvus_server)
-  with contextlib.closing(engines.open_engine(ledger, state)) as found, ledger.lock():
+  with contextlib.closing(engines.open_engine(folder, state)) as found, folder.lock():
 
     def collections():
       return [name for name in client.list_collections() if state['engine']['prefix'] in name]
@@ -327,12 +327,12 @@ def test_a_commit_that_fails_leaves_nothing_in_milvus(tmp_path, milvus_server, m
 
     def commit(start, stop, **options):
       part = (concepts[start:stop], rows[start:stop])
-      entry = segment.write(ledger.segments, [part], size=stop - start, width=E)
+      entry = segment.write(folder.segments, [part], size=stop - start, width=E)
       found.commit([entry], **options)
 
     def failing(write):
       with monkeypatch.context() as patched:
-        patched.setattr(ledger, 'write', lambda state: (_ for _ in ()).throw(OSError('disk full')))
+        patched.setattr(folder, 'write', lambda state: (_ for _ in ()).throw(OSError('disk full')))
         with pytest.raises(OSError, match='disk full'):
           write()
 
@@ -353,7 +353,7 @@ def test_a_commit_that_fails_leaves_nothing_in_milvus(tmp_path, milvus_server, m
     found.recover()
     assert len(collections()) == 1 and collections() != before
     found.commit([], replace=True)
-  milvus.drop(ledger, ledger.read())
+  milvus.drop(folder, folder.read())
   # Connections of a process to an address end together.
   client = MilvusClient(milvus_server)
   assert collections() == []
@@ -366,11 +366,11 @@ def test_many_removed_crops_are_hidden_before_they_are_deleted(
   """Whatever their number, no request and no index.json grows with it."""
   monkeypatch.setattr(milvus, '_LISTED', 10)
   concepts, rows = gallery()
-  ledger = Ledger(str(tmp_path / 'index'))
+  folder = IndexDirectory(str(tmp_path / 'index'))
   about = {'fingerprint': 'f', 'embedding_size': E, 'path': '(none)'}
-  state = engine.new_state(about, engine='milvus', uri=milvus_server)
-  with contextlib.closing(engines.open_engine(ledger, state)) as found, ledger.lock():
-    found.commit([segment.write(ledger.segments, [(concepts, rows)], size=N, width=E)])
+  state = engines.new_state(about, engine='milvus', uri=milvus_server)
+  with contextlib.closing(engines.open_engine(folder, state)) as found, folder.lock():
+    found.commit([segment.write(folder.segments, [(concepts, rows)], size=N, width=E)])
     query = queries(concepts)[0]
     # The best 100 of the query, which come first in each request.
     gone = {name for name, _ in expected(concepts, rows, query, 100)}
@@ -378,9 +378,9 @@ def test_many_removed_crops_are_hidden_before_they_are_deleted(
       # As if the process had died after index.json was replaced.
       patched.setattr(found, 'recover', lambda: None)
       found.commit([], remove=gone)
-    assert len(json.dumps(ledger.read())) < 2000
+    assert len(json.dumps(folder.read())) < 2000
     wanted = expected(concepts, rows, query, 30, lambda row: row.id not in gone)
-    with contextlib.closing(engines.open_engine(ledger)) as reader:
+    with contextlib.closing(engines.open_engine(folder)) as reader:
       for opened in (found, reader):
         assert opened.size == N - 100
         assert_matches(opened.search(query[None], top_k=30)[0], wanted)
@@ -388,11 +388,11 @@ def test_many_removed_crops_are_hidden_before_they_are_deleted(
         assert sum(len(part) for _, part in opened.parts()) == N - 100
       found.recover()
       # Deleted, and nothing left of the list; who had opened it before goes on.
-      assert not list(Path(ledger.directory).glob('removing-*'))
+      assert not list(Path(folder.directory).glob('removing-*'))
       assert_matches(reader.search(query[None], top_k=30)[0], wanted)
-    assert ledger.read()['removing'] == []
+    assert folder.read()['removing'] == []
     assert found.problems() == []
-  milvus.drop(ledger, ledger.read())
+  milvus.drop(folder, folder.read())
 
 
 def test_more_equal_crops_than_milvus_answers_at_once(tmp_path, milvus_server, monkeypatch):
@@ -404,11 +404,11 @@ def test_more_equal_crops_than_milvus_answers_at_once(tmp_path, milvus_server, m
   better = np.array([890, 17, 444, 445])
   concepts[better] *= 1 + np.array([[4e-4], [3e-4], [2e-4], [1e-4]], np.float32)
   rows = [Row(str(i), fields={'odd': bool(i % 2)}) for i in range(len(concepts))]
-  ledger = Ledger(str(tmp_path / 'index'))
+  folder = IndexDirectory(str(tmp_path / 'index'))
   about = {'fingerprint': 'f', 'embedding_size': E, 'path': '(none)'}
-  state = engine.new_state(about, engine='milvus', uri=milvus_server)
-  with contextlib.closing(engines.open_engine(ledger, state)) as found, ledger.lock():
-    found.commit([segment.write(ledger.segments, [(concepts, rows)], size=len(rows), width=E)])
+  state = engines.new_state(about, engine='milvus', uri=milvus_server)
+  with contextlib.closing(engines.open_engine(folder, state)) as found, folder.lock():
+    found.commit([segment.write(folder.segments, [(concepts, rows)], size=len(rows), width=E)])
     (matches,) = found.search(concepts[:1], top_k=30)
     rest = [i for i in range(900) if i not in better]
     assert [match.row.id for match in matches] == [str(i) for i in [*better, *rest[:26]]]
@@ -420,7 +420,7 @@ def test_more_equal_crops_than_milvus_answers_at_once(tmp_path, milvus_server, m
     assert matches[0].concept.tolist() == concepts[17].tolist()
     with pytest.raises(ValueError, match='answers 36 results at most, not 37'):
       found.search(concepts[:1], top_k=37)
-  milvus.drop(ledger, ledger.read())
+  milvus.drop(folder, folder.read())
 
 
 def test_many_threads_with_more_filters_than_are_remembered_get_their_own_answers(any_engine):

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from tfreid.index import filters
+from tfreid.index import filters, milvus_filters
 from tfreid.index.filters import Column, Compare, Has, In, Missing
 
 ROWS = [
@@ -183,6 +183,10 @@ def test_required_attributes():
   assert chosen(filters.required(None, {'color': 'red'}), rows) == [2, 3, 4]
   assert chosen(filters.required(None, {'color': '!red'}), rows) == [0, 1, 4]
   assert chosen(filters.required({'color': 'red'}, {'color': 'blue'}), rows) == [0]
+  assert chosen(filters.required({'color': 'green'}), rows) == []
+  assert chosen(filters.required(None, {'color': 'green'}), rows) == [0, 1, 2, 3, 4]
+  assert chosen(filters.required({'color': 'red+blue'}), rows) == [1]
+  assert chosen(filters.required(None, {'color': 'red+blue'}), rows) == [0, 2, 3, 4]
   assert filters.required() is None
 
 
@@ -207,7 +211,7 @@ def test_fields_that_no_filter_could_name_are_refused(name):
 
 
 def test_milvus_expressions_quote_what_people_write():
-  text = filters.to_milvus(filters.parse("site == 'a\"b\\\\' or camera in [1, 2.5, 'x']"))
+  text = milvus_filters.to_milvus(filters.parse("site == 'a\"b\\\\' or camera in [1, 2.5, 'x']"))
   assert text == (
     '(fields["site"] == "a\\"b\\\\") or '
     '(fields["camera"] in [1] or fields["camera"] in [2.5] or fields["camera"] in ["x"])'
@@ -352,3 +356,11 @@ def test_parsing_gives_plain_values():
   assert filters.parse('a not in {"x"}') == In('a', ('x',), negated=True)
   assert filters.negated(Missing('a')) == Missing('a', negated=True)
   assert filters.negated(Has('a', 'b')) == Has('a', 'b', negated=True)
+
+
+@pytest.mark.parametrize('negated', [False, True])
+def test_a_value_that_no_crop_of_a_part_has_is_had_by_none_of_them(negated):
+  column = Column(['no', 'red+blue'], np.array([0, -1, 1], np.int32))
+  for value, has in (('yes', [False] * 3), ('blue', [False, False, True])):
+    mask = filters.evaluate(Has('hat', value, negated), lambda _: column, 3)
+    assert mask.tolist() == [answer != negated for answer in has]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tracemalloc
 from pathlib import Path
 
@@ -116,8 +115,8 @@ def test_another_separator_is_found_and_said(tmp_path, caplog, separator):
   assert f'({"path, camera, note"}), not by commas' in said
   caplog.clear()
   # Commas, although the name of another column holds such a sign.
-  path = write(tmp_path / 'm.csv', f'path,camera\nx{separator}1.jpg,3\n')
-  assert manifest.read(path)[0].id == f'x{separator}1.jpg'
+  path = write(tmp_path / 'm.csv', f'path,id,camera\nx{separator}1.jpg,1,3\n')
+  assert manifest.read(path)[0].path == str(tmp_path / f'x{separator}1.jpg')
   assert not caplog.messages
 
 
@@ -135,13 +134,92 @@ def test_attributes_of_yes_and_no_may_be_0_and_1(tmp_path, ending):
   assert read == ['no', 'yes', 'no', 'yes', 'yes', 'no', 'yes', 'no', 'none', None]
 
 
+def fields(tmp_path, name, cells, ending='csv'):
+  if ending == 'csv':
+    text = f'path,{name}\n' + ''.join(f'{i}.jpg,{cell}\n' for i, cell in enumerate(cells))
+  else:
+    text = '\n'.join(json.dumps({'path': f'{i}.jpg', name: cell}) for i, cell in enumerate(cells))
+  return [row.fields.get(name) for row in manifest.read(write(tmp_path / f'm.{ending}', text))]
+
+
+def test_a_column_has_a_kind_and_not_each_cell(tmp_path, caplog):
+  cells = ['1e-05', '', '0.123456789012345678', '-3', '2.5E3', '17', '9223372036854775807']
+  read = fields(tmp_path, 'score', cells)
+  assert read == [1e-05, None, 0.123456789012345678, -3, 2500.0, 17, 2**63 - 1]
+  assert [type(value) for value in read[3:]] == [int, float, int, int]
+  assert fields(tmp_path, 'track', ['0002', '0003']) == ['0002', '0003']
+  assert not caplog.messages
+  for cells in (
+    ['0002', '3'],
+    ['1', 'a'],
+    ['7', '18446744073709551616'],
+    ['1', '1e999'],
+    ['1', '1;5'],
+  ):
+    caplog.clear()
+    assert fields(tmp_path, 'track', cells) == cells
+    (said,) = caplog.messages
+    assert "'track' has numbers (line" in said and 'all are read as texts' in said
+  # A part decides as the whole does.
+  path = write(tmp_path / 'p.csv', 'path,track\na,1\nb,2\nc,x\nd,4\n')
+  parts = [manifest.read(path, part=(i, 2)) for i in (1, 2)]
+  assert [row.fields['track'] for part in parts for row in part] == ['1', '2', 'x', '4']
+
+
+@pytest.mark.parametrize('ending', ['csv', 'jsonl'])
+def test_times_are_kept_in_one_form(tmp_path, caplog, ending):
+  cells = ['2024-03-01 09:15', '2024-03-01T09:15:00.500', '2024-03-01', '2024-03-01T09:15:00']
+  assert fields(tmp_path, 'time', cells, ending) == [
+    *('2024-03-01T09:15:00', '2024-03-01T09:15:00.5', '2024-03-01', '2024-03-01T09:15:00')
+  ]
+  cells = ['2024-03-01T09:15:00+01:00', '2024-03-01 08:15Z', '2024-03-01T00:15:00.25-0800']
+  read = fields(tmp_path, 'time', cells, ending)
+  assert read == [*['2024-03-01T08:15:00+00:00'] * 2, '2024-03-01T08:15:00.25+00:00']
+  assert read == sorted(read)
+  with pytest.raises(ValueError, match=r'with an offset from UTC .line \d: .* and times without'):
+    fields(tmp_path, 'time', [*cells, '2024-03-01T09:15:00'], ending)
+  assert not caplog.messages
+  assert (
+    fields(tmp_path, 'time', ['2024-13-01T09:15:00', '2024-01-01 09:15'], ending)[0][5:7] == '13'
+  )
+  assert 'other texts' in caplog.text
+
+
+def test_a_column_without_a_name_is_left_out_and_told(tmp_path, caplog):
+  path = write(tmp_path / 'm.csv', ',path,Unnamed: 0,camera\n0,a.jpg,0,3\n1,b.jpg,1,4\n')
+  assert [row.fields for row in manifest.read(path)] == [{'camera': 3}, {'camera': 4}]
+  assert len([message for message in caplog.messages if 'has no name' in message]) == 2
+
+
+def test_images_of_other_kinds_are_told(tmp_path, caplog):
+  for name in ('a.jpg', 'b.HEIC', 'x/c.heic', 'd.webp', 'notes.txt'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  assert [row.id for row in manifest.read(str(tmp_path))] == ['a.jpg']
+  assert [row.id for row in manifest.read(str(tmp_path), part=(1, 1))] == ['a.jpg']
+  assert len(caplog.messages) == 2
+  assert all('3 images are left out: 2 .heic, 1 .webp' in said for said in caplog.messages)
+
+
+def test_names_and_texts_may_be_composed_or_not(tmp_path):
+  (tmp_path / 'e\u0301.jpg').touch()
+  path = write(tmp_path / 'm.csv', 'path,site,color\né.jpg,nørd e\u0301,\ne\u0301.jpg,nørd é,\n')
+  first, second = manifest.read(path, attributes=ATTRIBUTES)
+  assert first.path == second.path == str(tmp_path / 'e\u0301.jpg')
+  assert first.fields == second.fields == {'site': 'nørd é'}
+  assert (first.id, second.id) == ('é.jpg', 'e\u0301.jpg')
+  colors = {'color': ('foncé', 'clair')}
+  path = write(tmp_path / 'n.csv', 'path,color\na.jpg,fonce\u0301 + clair\n')
+  assert manifest.read(path, attributes=colors)[0].attributes == {'color': 'foncé+clair'}
+
+
 def sources(tmp_path):
   """A folder and manifests of 11 crops each; lines are blank, rows go over two lines."""
   for name in ('b', 'a.png', 'a-b/1', 'a/1', 'a/0/x', 'a/2', 'a0/1', 'B/1', 'a!/1', 'z', 'ab'):
     path = tmp_path / 'folder' / (name if name.endswith('.png') else f'{name}.png')
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-  lines = [f'"{i}.jpg","id\n{i}"' for i in range(11)]
+  lines = [f'"{i}\n.jpg","id {i}"' for i in range(11)]
   write(tmp_path / 'm.csv', '\n'.join(['path,id', *lines[:4], '', *lines[4:], '', '']))
   write(tmp_path / 'm;.csv', '\n'.join(['path;id', *(line.replace(',', ';') for line in lines)]))
   lines = [json.dumps({'path': f'{i}.jpg', 'camera': i}) for i in range(11)]
@@ -219,10 +297,12 @@ def test_doubled_ids_are_found_by_name_not_by_hash_alone(monkeypatch):
   assert manifest.doubled([*rows, Row('7')]) == (7, 50)
 
 
-def test_a_file_name_that_is_no_text_is_refused(tmp_path):
-  try:
-    open(os.fsencode(tmp_path) + b'/\xff.jpg', 'w').close()
-  except OSError:
-    pytest.skip('this file system has no such names')
-  with pytest.raises(ValueError, match='not valid UTF-8'):
+def test_what_is_left_out_of_a_folder_is_told(tmp_path, caplog):
+  for name in ('1.jpg', '2.WEBP', '3.heic', 'notes.txt', '.hidden.jpg'):
+    (tmp_path / name).touch()
+  assert [row.id for row in manifest.read(str(tmp_path))] == ['1.jpg', '2.WEBP']
+  assert '1 .heic' in caplog.text and '1 .txt' in caplog.text and '1 hidden files' in caplog.text
+  for name in ('1.jpg', '2.WEBP'):
+    (tmp_path / name).unlink()
+  with pytest.raises(ValueError, match=r'has no image: no file that ends in .*It has .*1 \.heic'):
     manifest.read(str(tmp_path))

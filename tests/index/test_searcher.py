@@ -13,8 +13,10 @@ import tensorflow as tf
 
 import tfreid.index
 import tfreid.search
-from tfreid.index import building, manifest
+from tfreid.index import manifest, writer
 from tfreid.index.embedder import Embedder
+from tfreid.index.segment import Row
+from tfreid.search import SearchOptions, ask
 from tfreid.search.exported import ExportedModel
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +46,7 @@ def rows(crops):
 def depot(tmp_path_factory, rows, embedder, place):
   """Folder of an index of all crops, of either engine. Not to be written to."""
   directory = str(tmp_path_factory.mktemp('indexes') / 'depot')
-  building.build(directory, rows, embedder, shard_rows=7, batch_size=4, **place)
+  writer.build(directory, rows, embedder, shard_rows=7, batch_size=4, **place)
   return directory
 
 
@@ -128,7 +130,7 @@ def test_reasons_and_suggestions_ask_the_engine_once(depot, embedder, monkeypatc
 
 
 def test_a_word_that_is_no_precision_is_refused(tmp_path, rows, embedder):
-  building.build(str(tmp_path / 'index'), rows[:3], embedder)
+  writer.build(str(tmp_path / 'index'), rows[:3], embedder)
   with pytest.raises(ValueError, match="in 'bfloat16', or not .False.; not in 'float16'"):
     tfreid.index.open(str(tmp_path / 'index'), resident='float16')
 
@@ -151,9 +153,9 @@ def test_an_undecodable_file_is_found_among_good_ones(crops, embedder, tmp_path)
   bad.write_bytes(bad.read_bytes()[:50])
   rows = manifest.read(str(folder))
   with pytest.raises(ValueError, match='1 file cannot be read or decoded') as error:
-    building.build(str(tmp_path / 'index'), rows, embedder, batch_size=8)
+    writer.build(str(tmp_path / 'index'), rows, embedder, batch_size=8)
   assert str(bad) in str(error.value)
-  report = building.build(str(tmp_path / 'index'), rows, embedder, batch_size=8, skip_corrupt=True)
+  report = writer.build(str(tmp_path / 'index'), rows, embedder, batch_size=8, skip_corrupt=True)
   assert report.added == 29
   assert [path for path, _ in report.corrupt] == [str(bad)]
 
@@ -161,7 +163,7 @@ def test_an_undecodable_file_is_found_among_good_ones(crops, embedder, tmp_path)
 def test_changed_and_missing_files_are_found_on_request(crops, embedder, tmp_path):
   folder = shutil.copytree(crops, tmp_path / 'crops')
   rows = manifest.read(str(folder))
-  building.build(str(tmp_path / 'index'), rows, embedder)
+  writer.build(str(tmp_path / 'index'), rows, embedder)
   with tfreid.index.open(str(tmp_path / 'index')) as index:
     assert index.problems(files=True) == []
     (folder / 'c0' / '000.png').unlink()
@@ -220,8 +222,41 @@ def test_the_examples_of_the_documentation_run(models, crops, tmp_path, monkeypa
   attributes = {attribute.name: attribute.values for attribute in embedder.schema.attributes}
   rows = manifest.read(str(tmp_path / 'crops.csv'), attributes=attributes)
   monkeypatch.chdir(tmp_path)
-  building.build('indexes/depot', rows, embedder)
+  writer.build('indexes/depot', rows, embedder)
   (tmp_path / 'saved_models').mkdir()
   (tmp_path / 'saved_models' / 'demo').symlink_to(models / 'people')
   for example in examples:
     exec(compile(example, 'docs/search.md', 'exec'), {})
+
+
+def test_reasons_and_suggestions_come_with_the_answer(depot):
+  with tfreid.index.open(depot) as index:
+    check_composed(index)
+
+
+def check_composed(index):
+  answer = ask(index, 'red top', top_k=5, options=SearchOptions(where='camera is None'))
+  assert [hit.id for hit in answer.hits] == [
+    hit.id for hit in index.search('red top', top_k=5, where='camera is None').hits
+  ]
+  assert all(hit.reasons for hit in answer.hits)
+  assert list(answer.suggestions) == index.suggest('red top', where='camera is None')
+  plain = ask(index, 'red top', top_k=5, explain=False, suggest=False)
+  assert not plain.suggestions and not any(hit.reasons for hit in plain.hits)
+
+
+def test_an_id_is_found_however_its_accents_are_composed(tmp_path, embedder, crops):
+  """A Mac lists 'e' and an accent for what a keyboard types as 'é'."""
+  ids = ['cafe\u0301.png', 'été.png', 'c.png']
+  rows = [Row(name, str(path)) for name, path in zip(ids, sorted(crops.rglob('*.png')))]
+  directory = str(tmp_path / 'index')
+  writer.build(directory, rows, embedder)
+  with tfreid.index.open(directory, model=embedder) as index:
+    assert index.crop('café.png').id == 'cafe\u0301.png'
+    assert index.crop('e\u0301te\u0301.png').id == 'été.png'
+    assert len(index.like('café.png').hits) == 2
+    left = index.search({'hat': 'yes'}, exclude=['café.png', 'e\u0301te\u0301.png']).hits
+    assert [hit.id for hit in left] == ['c.png']
+  with pytest.raises(ValueError, match="no crop 'd.png'"):
+    writer.remove(directory, ['café.png', 'd.png'])
+  assert writer.remove(directory, ['café.png', 'e\u0301te\u0301.png']) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,8 +14,8 @@ import pytest
 
 import tfreid.index
 from tfreid import storage
-from tfreid.index import building, engine, engines, segment, trust
-from tfreid.index.ledger import Ledger
+from tfreid.index import engines, segment, trust, writer
+from tfreid.index.directory import IndexDirectory
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +32,7 @@ def snapshot(folder):
 def built(tmp_path, files, digest_model):
   """The folder of an index of ten crops in two segments."""
   folder = tmp_path / 'index'
-  building.build(str(folder), files(10), digest_model, shard_rows=5)
+  writer.build(str(folder), files(10), digest_model, shard_rows=5)
   return folder
 
 
@@ -40,11 +41,11 @@ def writers(folder, files, model):
   directory = str(folder)
   more = files(3, start=50)
   return [
-    lambda: building.build(directory, more, model, overwrite=True),
-    lambda: building.add(directory, more, model),
-    lambda: building.remove(directory, ['id 1']),
-    lambda: building.compact(directory),
-    lambda: building.merge(directory, [directory]),
+    lambda: writer.build(directory, more, model, overwrite=True),
+    lambda: writer.add(directory, more, model),
+    lambda: writer.remove(directory, ['id 1']),
+    lambda: writer.compact(directory),
+    lambda: writer.merge(directory, [directory]),
   ]
 
 
@@ -55,7 +56,7 @@ def test_a_part_that_is_a_link_is_refused_and_nothing_is_touched(
   tmp_path, built, files, digest_model, part
 ):
   other = tmp_path / 'other'
-  building.build(str(other), files(10), digest_model, shard_rows=5)
+  writer.build(str(other), files(10), digest_model, shard_rows=5)
   (other / 'pending.json').write_text('{}')
   (other / 'pending.jsonl').write_text('')
   before = snapshot(other)
@@ -75,7 +76,7 @@ def test_a_part_that_is_a_link_is_refused_and_nothing_is_touched(
 
 
 def test_a_segment_or_a_file_of_it_that_is_a_link_is_refused(tmp_path, built):
-  first, second = (entry['name'] for entry in Ledger(built).read()['segments'])
+  first, second = (entry['name'] for entry in IndexDirectory(built).read()['segments'])
   for path in (built / 'segments' / first, built / 'segments' / second / 'rows.jsonl'):
     moved = tmp_path / f'{path.name} moved'
     shutil.move(path, moved)
@@ -83,7 +84,7 @@ def test_a_segment_or_a_file_of_it_that_is_a_link_is_refused(tmp_path, built):
     with pytest.raises(ValueError, match='is damaged: .* is (a link|no regular file)'):
       tfreid.index.open(built)
     with pytest.raises(ValueError, match='is damaged'):
-      building.remove(str(built), ['id 1'])
+      writer.remove(str(built), ['id 1'])
     path.unlink()
     shutil.move(moved, path)
   assert len(tfreid.index.open(built)) == 10
@@ -92,7 +93,7 @@ def test_a_segment_or_a_file_of_it_that_is_a_link_is_refused(tmp_path, built):
 def test_a_link_to_the_folder_of_the_index_is_followed(tmp_path, built):
   link = tmp_path / 'link'
   link.symlink_to(built)
-  assert building.remove(str(link), ['id 1']) == 1
+  assert writer.remove(str(link), ['id 1']) == 1
   assert len(tfreid.index.open(link)) == 9
 
 
@@ -108,7 +109,7 @@ def test_writers_remove_only_what_a_writer_has_made(tmp_path, built, files, dige
   (segments / foreign).symlink_to(next(elsewhere.iterdir()))
   (segments / 'a file').write_text('mine')
   # As a segment, and with something of somebody else in it.
-  (kept,) = segments.glob(Ledger(built).read()['segments'][0]['name'])
+  (kept,) = segments.glob(IndexDirectory(built).read()['segments'][0]['name'])
   (kept / 'photo.jpg').write_bytes(b'mine')
   for name in ('my.json.partial', 'removing-list.npy', 'index.json.partial-of-mine'):
     (built / name).write_text('mine')
@@ -123,8 +124,8 @@ def test_writers_remove_only_what_a_writer_has_made(tmp_path, built, files, dige
   (old / segment.MARK).unlink()
   (built / 'index.json.partial-17-00000000').write_text('half')
   before = {name: data for name, data in snapshot(tmp_path).items() if data in (b'mine',)}
-  building.compact(str(built))
-  building.build(str(built), files(3), digest_model, overwrite=True)
+  writer.compact(str(built))
+  writer.build(str(built), files(3), digest_model, overwrite=True)
   after = snapshot(tmp_path)
   assert {name: after[name] for name in before} == before
   assert snapshot(elsewhere)
@@ -166,18 +167,20 @@ def test_a_state_that_leads_elsewhere_or_is_of_another_kind_is_refused(built, ha
   with pytest.raises(ValueError):
     tfreid.index.open(built)
   with pytest.raises(ValueError):
-    building.remove(str(built), ['id 1'])
+    writer.remove(str(built), ['id 1'])
 
 
 def test_collections_of_others_are_not_dropped(tmp_path):
   """An index from elsewhere that calls its collections what those of all indexes are called."""
   about = {'fingerprint': 'f', 'embedding_size': 3, 'path': '(none)'}
-  state = engine.new_state(about, engine='milvus')
+  state = engines.new_state(about, engine='milvus')
   for change in ({'prefix': 'tfreid'}, {'prefix': ''}, {'prefix': None}):
     with pytest.raises(ValueError, match='damaged, or no index'):
-      engines.open_engine(Ledger(str(tmp_path)), {**state, 'engine': {**state['engine'], **change}})
+      engines.open_engine(
+        IndexDirectory(str(tmp_path)), {**state, 'engine': {**state['engine'], **change}}
+      )
   with pytest.raises(ValueError, match='damaged, or no index'):
-    engines.open_engine(Ledger(str(tmp_path)), {**state, 'collection': 'somebody_elses'})
+    engines.open_engine(IndexDirectory(str(tmp_path)), {**state, 'collection': 'somebody_elses'})
 
 
 def test_the_generation_is_compared_where_locks_do_nothing(built, files, digest_model):
@@ -186,7 +189,7 @@ def test_the_generation_is_compared_where_locks_do_nothing(built, files, digest_
 
   def meanwhile(contents):
     digest_model.embed_images = embed
-    state = Ledger(built).read()
+    state = IndexDirectory(built).read()
     entries = state['segments'][:1]
     changed = {**state, 'generation': state['generation'] + 1, 'segments': entries, 'commit': 'x'}
     storage.write_json(built / 'index.json', changed)
@@ -194,9 +197,9 @@ def test_the_generation_is_compared_where_locks_do_nothing(built, files, digest_
 
   digest_model.embed_images = meanwhile
   with pytest.raises(OSError, match='Another process has changed the index .* one machine only'):
-    building.add(str(built), files(3, start=20), digest_model)
+    writer.add(str(built), files(3, start=20), digest_model)
   assert len(tfreid.index.open(built)) == 5
-  assert building.add(str(built), files(3, start=20), digest_model).added == 3
+  assert writer.add(str(built), files(3, start=20), digest_model).added == 3
   assert len(tfreid.index.open(built)) == 8
 
 
@@ -205,13 +208,13 @@ def test_segments_that_another_machine_cleaned_up_are_not_committed(built, files
 
   def meanwhile(contents):
     for folder in (built / 'segments').iterdir():
-      if folder.name not in {entry['name'] for entry in Ledger(built).read()['segments']}:
+      if folder.name not in {entry['name'] for entry in IndexDirectory(built).read()['segments']}:
         segment.remove(str(folder))
     return embed(contents)
 
   digest_model.embed_images = meanwhile
   with pytest.raises(OSError, match='has vanished: another process has cleaned up'):
-    building.add(str(built), files(6, start=20), digest_model, shard_rows=3, batch_size=3)
+    writer.add(str(built), files(6, start=20), digest_model, shard_rows=3, batch_size=3)
   assert len(tfreid.index.open(built)) == 10
 
 
@@ -221,7 +224,7 @@ def test_a_model_is_loaded_only_if_this_user_has_named_it(tmp_path, models, crop
 
   directory = tmp_path / 'index'
   model = Embedder(str(models / 'people'))
-  building.build(str(directory), manifest.read(str(crops)), model)
+  writer.build(str(directory), manifest.read(str(crops)), model)
   with tfreid.index.open(directory) as opened:
     assert opened.model.fingerprint == 'seed 1'
   # The same on another machine, or by another user.
@@ -239,7 +242,7 @@ def test_a_model_is_loaded_only_if_this_user_has_named_it(tmp_path, models, crop
   trust.remember_model({'path': str(models / 'other' / '1'), 'fingerprint': 'seed 1'})
   with pytest.raises(ValueError, match='which this user has not used'):
     tfreid.index.open(directory).search('hat')
-  trust.remember(Ledger(directory).read())
+  trust.remember(IndexDirectory(directory).read())
   with tfreid.index.open(directory) as opened:
     assert opened.search('hat', top_k=1).hits
   assert os.stat(tmp_path / 'nobody').st_mode & 0o777 == 0o700
@@ -248,9 +251,9 @@ def test_a_model_is_loaded_only_if_this_user_has_named_it(tmp_path, models, crop
 def test_a_place_of_milvus_is_opened_only_if_this_user_has_named_it(tmp_path, monkeypatch):
   about = {'fingerprint': 'f', 'embedding_size': 3, 'path': '(none)'}
   for uri in ('http://127.0.0.1:1', str(tmp_path / 'somewhere' / 'milvus.db')):
-    state = engine.new_state(about, engine='milvus', uri=uri)
+    state = engines.new_state(about, engine='milvus', uri=uri)
     with pytest.raises(ValueError, match='which this user has not named .*MILVUS_TOKEN'):
-      engines.open_engine(Ledger(str(tmp_path)), state)
+      engines.open_engine(IndexDirectory(str(tmp_path)), state)
   assert not (tmp_path / 'somewhere').exists()
 
 
@@ -259,14 +262,14 @@ def test_where_nothing_can_be_noted_the_index_is_built_all_the_same(
 ):
   (tmp_path / 'file').write_text('')
   monkeypatch.setenv('TFREID_TRUST_FILE', str(tmp_path / 'file' / 'trusted.jsonl'))
-  assert building.build(str(tmp_path / 'index'), files(3), digest_model).added == 3
+  assert writer.build(str(tmp_path / 'index'), files(3), digest_model).added == 3
   assert 'must be named with --model' in caplog.text
 
 
 def test_verifying_waits_for_no_pipe_and_reads_no_device(tmp_path, files, digest_model):
   """In a process of its own, which they would stop for good."""
   rows = files(4)
-  building.build(str(tmp_path / 'index'), rows, digest_model)
+  writer.build(str(tmp_path / 'index'), rows, digest_model)
   for row, make in ((rows[1], os.mkfifo), (rows[2], os.mkdir), (rows[3], None)):
     os.remove(row.path)
     if make:
@@ -299,7 +302,7 @@ def test_control_characters_are_refused_at_the_door(tmp_path, files, digest_mode
     segment.Row('id', rows[1].path, {}, {'color': text}),
   ):
     with pytest.raises(ValueError, match='holds the control character') as error:
-      building.build(str(tmp_path / 'index'), [rows[0], bad], digest_model, **place)
+      writer.build(str(tmp_path / 'index'), [rows[0], bad], digest_model, **place)
     assert rows[1].path in str(error.value)
     assert text not in str(error.value)
   assert digest_model.embedded == []
@@ -308,9 +311,40 @@ def test_control_characters_are_refused_at_the_door(tmp_path, files, digest_mode
 @pytest.mark.parametrize('name', ['a[b]', 'a*b', 'what?', 'per%20cent #1', "it's"])
 def test_names_that_mean_something_to_others_are_only_names(tmp_path, files, digest_model, name):
   directory = str(tmp_path / name / 'index')
-  building.build(directory, files(4), digest_model, shard_rows=2)
-  building.add(directory, files(2, start=4), digest_model)
-  building.remove(directory, ['id 1'])
-  building.compact(directory)
-  assert building.merge(str(tmp_path / f'{name} 2'), [directory]) == 5
+  writer.build(directory, files(4), digest_model, shard_rows=2)
+  writer.add(directory, files(2, start=4), digest_model)
+  writer.remove(directory, ['id 1'])
+  writer.compact(directory)
+  assert writer.merge(str(tmp_path / f'{name} 2'), [directory]) == 5
   assert tfreid.index.open(directory).problems(files=False) == []
+
+
+def stopping(count):
+  """`os.remove`, at which the process is stopped after so many files."""
+  remove, left = os.remove, [count]
+
+  def stops(path):
+    if not left[0]:
+      raise KeyboardInterrupt
+    left[0] -= 1
+    remove(path)
+
+  return stops
+
+
+@pytest.mark.parametrize('marked', [True, False])
+def test_a_removal_that_was_killed_is_finished_by_the_next_writer(
+  tmp_path, built, monkeypatch, marked
+):
+  copy, whole = built / 'segments' / ('c' * 16), tmp_path / 'whole'
+  shutil.copytree(built / 'segments' / IndexDirectory(built).read()['segments'][0]['name'], whole)
+  for kept in range(9):
+    shutil.copytree(whole, copy)
+    (copy / segment.MARK).write_text(json.dumps(storage.with_checksum({'segment': 'c' * 16})))
+    if not marked:
+      (copy / segment.MARK).unlink()
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+      patched.setattr(os, 'remove', stopping(kept))
+      segment.remove(str(copy))
+    writer.compact(str(built))
+    assert not copy.exists()

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfreid.data.attributes import Attribute, AttributeSchema
-from tfreid.index import building, manifest
+from tfreid.index import manifest, writer
 from tfreid.index.embedder import Embedder
 from tfreid.joint_space import JointSpace
 from tfreid.serving import export
@@ -111,6 +111,6 @@ def build(folder, crops, encoding):
   ]
   listed.write_text(''.join(json.dumps(line) + '\n' for line in lines))
   found = manifest.read(str(listed), attributes={a.name: a.values for a in ATTRIBUTES})
-  building.build(str(folder / 'index'), found, Embedder(made.model))
+  writer.build(str(folder / 'index'), found, Embedder(made.model))
   made.index = str(folder / 'index')
   return made

@@ -233,7 +233,7 @@ def test_a_client_follows_a_new_version_and_reads_its_schema(changing, people, t
     ServedModel(getattr(server, kind), 'people', timeout=60, gallery_file=str(listed))
     for kind in KINDS
   ]
-  held = [model.held() for model in clients]
+  held = [model.pinned() for model in clients]
   held.append(ServedModel(server.rest, 'people', version=1, timeout=60))
   assert clients[0].crop('000.png').path == 'old/000.png'
   listed.write_text('{"id": "000.png", "path": "new/000.png"}\n')

@@ -13,10 +13,11 @@ import tensorflow as tf
 
 import tfreid.search
 from tfreid import storage
-from tfreid.index import building
-from tfreid.search import asking, gallery
+from tfreid.index import writer
+from tfreid.search import gallery
 from tfreid.search.exported import ExportedModel
 from tfreid.serving import versions
+from tfreid.source import query as queries
 
 QUERIES = (
   {'hat': 'yes'},
@@ -31,7 +32,7 @@ def sources(people, tmp_path_factory):
   """An exported model, an index of the embedded engine, and the same one moved to Milvus."""
   pytest.importorskip('pymilvus', reason="needs the extra 'milvus'")
   moved = str(tmp_path_factory.mktemp('moved') / 'index')
-  building.merge(moved, [people.index], engine_name='milvus')
+  writer.merge(moved, [people.index], engine_name='milvus')
   with contextlib.ExitStack() as opened:
     loaded = [tfreid.search.load(path) for path in (people.model, people.index, moved)]
     yield tuple(opened.enter_context(source) for source in loaded)
@@ -263,7 +264,7 @@ def test_many_crops_are_embedded_some_at_a_time():
     sizes.append(len(contents))
     return np.array([[float(text)] for text in contents])
 
-  found = asking.embedded([str(i).encode() for i in range(70)], embed, batch=32)
+  found = queries.embedded([str(i).encode() for i in range(70)], embed, batch=32)
   assert sizes == [32, 32, 6]
   np.testing.assert_array_equal(found[:, 0], np.arange(70))
 

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tensorflow_serving.apis import predict_pb2
 
-from tfreid.serving import retriever, signatures
+from tfreid.data import image_bytes
+from tfreid.serving import signatures
 
 sys.path.insert(0, str(Path(__file__).parent))
 from served import SERVER, Served
@@ -221,7 +222,7 @@ def test_images_of_all_shapes_and_colours_are_read(run):
 def test_the_largest_image_that_is_taken_takes_neither_long_nor_much(run):
   """As many pixels as are allowed, from a few kilobytes."""
   contents = bomb(4096, 4096, rows=4096)
-  assert len(contents) < 60000 and 4096 * 4096 == retriever.MAX_PIXELS
+  assert len(contents) < 60000 and 4096 * 4096 == image_bytes.MAX_PIXELS
   found = run('embed_images', {'image_bytes': strings([contents])})
   assert np.isfinite(found['concepts']).all()
 

@@ -431,6 +431,7 @@ def tiny_flags(tiny_market, out):
     f'--data_root={tiny_market}',
     f'--gin_file={TINY}',
     f'--gin_file={DCCA}',
+    '--allow_imports=small_networks',
     *(f'--gin_bindings={name} = 1' for name in epochs),
     f'--out={out}',
   ]

@@ -126,7 +126,7 @@ def people(tmp_path_factory):
   """A model of 24 crops, and an index of them and later of others. Not to be written to."""
   import depot
 
-  from tfreid.index import building, manifest
+  from tfreid.index import manifest, writer
   from tfreid.index.embedder import Embedder
 
   folder = tmp_path_factory.mktemp('people')
@@ -143,8 +143,8 @@ def people(tmp_path_factory):
       line = {'path': str(path), 'id': f'more [bold]/{i}', 'camera': i % 3, 'hat': 'yes'}
       file.write(json.dumps(line) + '\n')
   attributes = {a.name: a.values for a in depot.ATTRIBUTES}
-  building.add(made.index, manifest.read(str(listed), attributes=attributes), Embedder(made.model))
-  building.remove(made.index, made.ids[3:9])
+  writer.add(made.index, manifest.read(str(listed), attributes=attributes), Embedder(made.model))
+  writer.remove(made.index, made.ids[3:9])
   made.folder = folder
   return made
 
@@ -186,7 +186,7 @@ def test_an_index_becomes_a_model_that_answers_as_the_index_does_wherever_it_is_
 ):
   from served import Served
 
-  from tfreid.index import building
+  from tfreid.index import writer
 
   out = tmp_path / 'depot'
   index = Path(shutil.copytree(people.index, tmp_path / 'index'))
@@ -220,7 +220,7 @@ def test_an_index_becomes_a_model_that_answers_as_the_index_does_wherever_it_is_
       assert 'answers as at the export: 9 signatures.' in checked.stdout.splitlines()[-1]
     # The index changes; the same command from the new model itself makes the next version, and the
     # server takes it over.
-    building.remove(str(index), [expected[0]['id']])
+    writer.remove(str(index), [expected[0]['id']])
     again = export(f'--model={out}', f'--index={index}', f'--out={out}', '--top_k=40')
     assert again.returncode == 0, again.stderr
     server.wait_for('depot', {1: 'END', 2: 'AVAILABLE'})
@@ -254,14 +254,14 @@ def test_a_folder_becomes_a_gallery_of_an_exported_model_whose_run_is_gone(peopl
 def test_an_index_whose_files_are_gone_is_exported_by_either_engine(people, tmp_path, engine):
   if engine == 'milvus':
     pytest.importorskip('pymilvus', reason="needs the extra 'milvus'")
-  from tfreid.index import building, manifest
+  from tfreid.index import manifest, writer
   from tfreid.index.embedder import Embedder
 
   crops = Path(shutil.copytree(people.folder / 'more', tmp_path / 'crops'))
   index = tmp_path / 'index'
   rows = manifest.read(str(crops))
-  building.build(str(index), rows, Embedder(people.model), engine_name=engine)
-  building.remove(str(index), ['7.png'])
+  writer.build(str(index), rows, Embedder(people.model), engine_name=engine)
+  writer.remove(str(index), ['7.png'])
   shutil.rmtree(crops)
   # The model is where the index says.
   done = export(f'--index={index}', f'--out={tmp_path}/model')
@@ -307,7 +307,7 @@ def test_encoders_that_do_not_belong_to_the_index_are_refused(people, tmp_path):
 
 @pytest.mark.slow
 def test_what_cannot_be_exported_from_a_model_is_refused_with_advice(people, tmp_path):
-  from tfreid.index import building
+  from tfreid.index import writer
 
   old = Path(shutil.copytree(people.model, tmp_path / 'old'))
   (old / '1' / 'assets.extra' / 'encoders.json').unlink()
@@ -317,7 +317,7 @@ def test_what_cannot_be_exported_from_a_model_is_refused_with_advice(people, tmp
 
   with tfreid.index.open(str(index)) as opened:
     ids = [row.id for _, rows in opened.engine.parts() for row in rows]
-  building.remove(str(index), ids)
+  writer.remove(str(index), ids)
   for flags, message in [
     ((f'--model={old}', f'--index={people.index}'), 'exported by an earlier version of tfreid'),
     ((f'--model={people.model}', f'--index={index}'), 'holds no crop'),

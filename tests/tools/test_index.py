@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,12 +22,13 @@ SCHEMA = {
 }
 
 
-def run(tool, *arguments):
+def run(tool, *arguments, **options):
   return subprocess.run(
     [sys.executable, ROOT / 'tools' / f'{tool}.py', *map(str, arguments)],
     capture_output=True,
     text=True,
     check=False,
+    **options,
   )
 
 
@@ -85,11 +87,22 @@ def test_build_search_remove_verify(world):
   done = run('index', 'info', index)
   assert done.returncode == 0, done.stderr
   assert 'index[/1]' in ''.join(done.stdout.split())
-  done = run('search', index, '--json', '--filter=camera == 0', '--exclude_ids=2.png', 'hat')
+  done = run('search', index, '--json', '--filter=camera == 0', '--exclude_ids=2.png,2.jpg', 'hat')
   assert done.returncode == 0, done.stderr
+  assert "An id of --exclude_ids: the index has no crop '2.jpg'." in done.stderr
   assert [hit['id'] for hit in json.loads(done.stdout)['hits']] == ['4.png', '0.png']
-  done = run('index', 'remove', index, '4.png')
+  (world / 'gone.txt').write_bytes(b'\xef\xbb\xbf4.png\r\n')
+  done = run('index', 'remove', index, f'--ids={world / "gone.txt"}')
   assert done.stdout == '1 crops removed.\n'
+  # As somebody else, or on another machine: nobody has named the model yet.
+  elsewhere = {**os.environ, 'TFREID_TRUST_FILE': str(world / 'trusted.jsonl')}
+  done = run('search', index, 'hat', env=elsewhere)
+  assert done.returncode == 1
+  assert f"names the model '{world}/model/1', which this user has not used" in done.stderr
+  done = run('index', 'trust', index, env=elsewhere)
+  assert done.returncode == 0, done.stderr
+  assert f'Trusted from now on, by this user on this machine: model {world}' in done.stdout
+  assert run('search', index, 'hat', env=elsewhere).returncode == 0
   (world / '5.png').unlink()
   done = run('index', 'verify', index, '--files')
   assert done.returncode == 1
@@ -124,6 +137,14 @@ def test_an_index_moves_to_milvus_and_is_kept_up_to_date_there(world):
   assert done.returncode == 1
   assert "is an index of the engine 'milvus'" in done.stderr
   assert 'Traceback' not in done.stderr
+
+
+def test_what_stands_in_files_does_not_reach_the_terminal_unseen(tmp_path):
+  folder = tmp_path / 'a\x1b[2Jb'
+  folder.mkdir()
+  done = run('index', 'info', f'--index={folder}')
+  assert done.returncode == 1
+  assert 'a\\x1b[2Jb' in done.stderr and '\x1b' not in done.stderr
 
 
 def test_usage_errors_are_short_and_fast():

@@ -195,13 +195,13 @@ def test_others_must_say_who_they_are_and_are_warned_about(start, depot, tmp_pat
 def test_an_index_that_grows_is_taken_over(start, depot, tmp_path):
   import shutil
 
-  from tfreid.index import building
+  from tfreid.index import writer
 
   index = tmp_path / 'index'
   shutil.copytree(depot.index, index)
   server = start(f'--index={index}', '--refresh_seconds=0.1')
   assert len(server.search({'hat': 'yes'})[1]['hits']) == 24
-  building.remove(str(index), depot.ids[:4])
+  writer.remove(str(index), depot.ids[:4])
   deadline = time.monotonic() + 60
   while server.search({'hat': 'yes'})[1]['gallery_size'] != 20 and time.monotonic() < deadline:
     time.sleep(0.1)

@@ -34,7 +34,9 @@ def grids(tmp_path):
 
   def write(content):
     path = tmp_path / 'grids.json'
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    # With a byte order mark, as Windows' editors write it.
+    text = content if isinstance(content, str) else json.dumps(content)
+    path.write_text(text, encoding='utf-8-sig')
     return f'--grids={path}'
 
   return write
@@ -93,6 +95,7 @@ def test_points_share_a_pretraining_never_read_the_test_split_and_are_done_once(
     f'--data_root={tiny_market}',
     f'--gin_file={TINY}',
     f'--gin_file={ROOT / "tests" / "conformance" / "overlays" / "dcca.gin"}',
+    '--allow_imports=small_networks',
     '--gin_bindings=PRETRAIN_EPOCHS = 1',
     '--gin_bindings=DCCA_EPOCHS = 1',
     f'--out={out}',

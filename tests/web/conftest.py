@@ -35,7 +35,7 @@ def people(depot, tmp_path_factory):
 
   The index knows camera (0 to 2) and site; half the crops are annotated. Not to be written to.
   """
-  from tfreid.index import building, manifest
+  from tfreid.index import manifest, writer
   from tfreid.index.embedder import Embedder
 
   folder = tmp_path_factory.mktemp('web')
@@ -54,7 +54,7 @@ def people(depot, tmp_path_factory):
   listed = folder / 'listed.jsonl'
   listed.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   found = manifest.read(str(listed), attributes={a.name: a.values for a in depot.ATTRIBUTES})
-  building.build(str(folder / 'depot'), found, Embedder(made.model))
+  writer.build(str(folder / 'depot'), found, Embedder(made.model))
   return types.SimpleNamespace(
     folder=folder,
     crops=crops,

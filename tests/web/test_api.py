@@ -136,12 +136,12 @@ def test_pictures_are_those_of_answered_crops_only(serve, people):
 
 
 def test_a_picture_whose_file_is_gone_is_missing_and_nothing_else(serve, people, tmp_path, loaded):
-  from tfreid.index import building, manifest
+  from tfreid.index import manifest, writer
 
   folder = tmp_path / 'crops'
   shutil.copytree(people.crops, folder)
   rows = manifest.read(str(folder), attributes={})
-  building.build(str(tmp_path / 'gone'), rows, loaded)
+  writer.build(str(tmp_path / 'gone'), rows, loaded)
   shutil.rmtree(folder)
   client = serve(source=tfreid.index.open(str(tmp_path / 'gone'), model=loaded))
   hits = client.search(query=QUERY).json()['hits']
@@ -617,11 +617,11 @@ def test_many_ask_at_once(serve, people):
 
 
 def test_a_changed_index_is_taken_over_while_it_is_asked(serve, people, loaded, tmp_path):
-  from tfreid.index import building, manifest
+  from tfreid.index import manifest, writer
 
   folder = str(tmp_path / 'index')
   rows = manifest.read(str(people.crops), attributes={})
-  building.build(folder, rows[:10], loaded)
+  writer.build(folder, rows[:10], loaded)
   client = serve(
     source=tfreid.index.open(folder, model=loaded),
     limits=app.Limits(refresh_seconds=0.05),
@@ -638,12 +638,12 @@ def test_a_changed_index_is_taken_over_while_it_is_asked(serve, people, loaded, 
   asking.start()
   try:
     for count in (16, 24):
-      building.add(folder, rows[count - 8 : count], loaded, existing='skip')
+      writer.add(folder, rows[count - 8 : count], loaded, existing='skip')
       deadline = time.monotonic() + 20
       while client.get('/api/v1/info').json()['crops'] != count and time.monotonic() < deadline:
         time.sleep(0.02)
-    building.remove(folder, [rows[0].id])
-    building.compact(folder)
+    writer.remove(folder, [rows[0].id])
+    writer.compact(folder)
     deadline = time.monotonic() + 20
     while client.get('/api/v1/info').json()['crops'] != 23 and time.monotonic() < deadline:
       time.sleep(0.02)

@@ -15,8 +15,12 @@ PATIENCE = 60
 
 
 @pytest.fixture(scope='module')
-def address(start_server, people, tmp_path_factory):
-  log = tmp_path_factory.mktemp('log') / 'audit.jsonl'
+def log(tmp_path_factory):
+  return tmp_path_factory.mktemp('log') / 'audit.jsonl'
+
+
+@pytest.fixture(scope='module')
+def address(start_server, people, log):
   return start_server(f'--index={people.index}', f'--audit_log={log}')
 
 
@@ -266,6 +270,78 @@ def test_what_the_data_say_is_never_markup(page):
   assert not page.all('#error img')
 
 
+def click_link(page, fragment):
+  """Comes to the page by a link of another site."""
+  link = urllib.parse.quote(f'<a id="x" href="{page.address}{fragment}">x</a>')
+  page.driver.get(f'data:text/html,{link}')
+  page.one('#x').click()
+  page.until(lambda: page.driver.current_url.startswith(page.address))
+  return page.wait()
+
+
+def test_a_link_of_another_site_is_filled_in_and_searches_for_nothing(page, log):
+  before = len(log.read_text().splitlines())
+  click_link(page, '#a.hat=yes&where=camera+%3D%3D+1')
+  assert 'A link asks for this' in page.text('#empty')
+  assert 'hat: yes' in page.text('#empty')
+  assert page.one('[name="a:hat"][value=yes]').is_selected()
+  assert page.one('#where').get_property('value') == 'camera == 1'
+  # Nor after a reload, in which the browser does not tell any more where it came from.
+  page.driver.refresh()
+  page.wait()
+  # Nor where only the fragment changes, as another window could have it.
+  page.driver.execute_script('location.hash = "#a.hat=no"')
+  page.until(lambda: 'hat: no' in page.text('#empty'))
+  assert not page.all('.hit')
+  assert len(log.read_text().splitlines()) == before
+  page.one('#propose').click()
+  page.until(page.ids)
+  page.driver.refresh()
+  page.wait()
+  assert len(page.ids()) == 20
+  click_link(page, f'#like={urllib.parse.quote(page.ids()[0])}')
+  assert not page.all('.hit')
+  page.one('#propose').click()
+  page.until(page.ids)
+  assert len(log.read_text().splitlines()) == before + 3
+
+
+NAMES = ('constructor', '__proto__', 'toString', 'hasOwnProperty')
+
+
+@pytest.fixture(scope='module')
+def oddly_named(depot, people, start_server, tmp_path_factory):
+  """The address of a model whose attributes are called as what every object of JavaScript has."""
+  from tfreid.data.attributes import Attribute, AttributeSchema
+
+  attributes = tuple(Attribute(name, ('no', 'yes'), ((name, 2),)) for name in NAMES)
+  schema = AttributeSchema('Odd', attributes, dict.fromkeys(NAMES, (1, 2)))
+  made = depot.export_model(tmp_path_factory.mktemp('odd') / 'model', people.crops, schema)
+  return start_server(f'--model={made.model}')
+
+
+def test_attributes_may_be_called_as_what_objects_have(chromium, oddly_named):
+  page = Page(chromium, oddly_named)
+  page.open()
+  assert [legend.text for legend in page.all('.pick legend')] == [
+    name.replace('_', ' ').strip() for name in NAMES
+  ]
+  page.pick('constructor', 'yes')
+  page.pick('__proto__', 'no')
+  page.search()
+  assert [chip.text.split(':')[1] for chip in page.all('#said li')] == [' yes', ' no']
+  assert page.fragment() == 'a.constructor=yes&a.__proto__=no'
+  # Nothing is annotated, and nothing that JavaScript has counts as if it were.
+  assert page.all('.hit .reasons .yes, .hit .reasons .no') == []
+  assert len(page.all('.hit')[0].find_elements('css selector', '.reasons .value')) == 2
+  page.one('#next .answers button').click()
+  page.until(lambda: len(page.all('#said li')) == 3)
+  page.driver.refresh()
+  page.wait()
+  assert len(page.all('#said li')) == 3
+  assert not [entry for entry in chromium.get_log('browser') if entry['level'] == 'SEVERE']
+
+
 def test_everything_can_be_done_with_the_keyboard(page):
   from selenium.webdriver.common.keys import Keys
 
@@ -439,12 +515,19 @@ def test_a_purpose_is_asked_for_and_a_token(chromium, start_server, people, tmp_
   assert not page.one('#more').is_displayed()
   lines = [json.loads(line) for line in log.read_text().splitlines()]
   assert [(line['action'], line['outcome']) for line in lines] == [
+    ('info', 'unauthorized'),
     ('session', 'unauthorized'),
     ('session', 'answered'),
     ('search', 'answered'),
   ]
   line = lines[-1]
   assert (line['who']['token'], line['purpose'], line['results']) == ('ann', 'lost child', 3)
+  page.one('#sign-out').click()
+  page.until(lambda: page.one('#login').is_displayed())
+  assert chromium.get_cookie('tfreid_session') is None
+  assert page.fragment() == ''
+  lines = [json.loads(line) for line in log.read_text().splitlines()]
+  assert ('sign_out', 'answered') in [(line['action'], line['outcome']) for line in lines]
   picture = tmp_path / 'shot.png'
   chromium.save_screenshot(str(picture))
   assert Image.open(picture).size[0] > 300

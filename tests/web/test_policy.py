@@ -27,9 +27,10 @@ def test_without_rules_everything_is_allowed():
 
 def test_rules_are_read(tmp_path):
   path = tmp_path / 'policy.json'
+  # With a byte order mark, as Windows' editors write it.
   path.write_text(
-    '{"disabled_attributes": ["gender"], "require_purpose": ["lost property"], "max_results": 5,'
-    ' "blur_thumbnails": 2.5, "uploads": false}'
+    '\ufeff{"disabled_attributes": ["gender"], "require_purpose": ["lost property"],'
+    ' "max_results": 5, "blur_thumbnails": 2.5, "uploads": false}'
   )
   assert policy.read(str(path)) == policy.Policy(
     disabled_attributes=frozenset({'gender'}),
@@ -130,6 +131,9 @@ def test_purposes():
     any_purpose.check_purpose(purpose)
   listed = policy.from_json({'require_purpose': ['lost child']})
   listed.check_purpose('lost child')
+  policy.from_json({'require_purpose': ['vermisst: Gr\u00fcn']}).check_purpose(
+    'vermisst: Gru\u0308n'
+  )
   for purpose in ('', 'curiosity', 'LOST CHILD', 'lost child '):
     with pytest.raises(RefusedError, match='One of: lost child'):
       listed.check_purpose(purpose)

@@ -11,9 +11,10 @@ import sys
 
 from absl import flags
 
-from tfreid.cli import configuration, startup
+from tfreid.cli import configuration, gin_flags, startup
 from tfreid.printable import printable
 
+flags.adopt_module_key_flags(gin_flags)
 _DATASET = flags.DEFINE_string(
   'dataset', None, 'Name of a file in gin/datasets/: market1501, dukemtmc, peta, …', required=True
 )
@@ -30,20 +31,18 @@ _RARE = flags.DEFINE_integer(
 
 def load():
   """The Benchmark that the data set's gin file describes."""
-  import gin
-
   given = [
     f'DATA_ROOT = {_DATA_ROOT.value!r}',
     "ENCODING = 'binary'",
     'VALIDATION_SHARE = 0.0',
     'VALIDATION_SEED = 0',
-    *_GIN_BINDINGS.value,
   ]
-  configuration.configure([f'datasets/{_DATASET.value}.gin'], given)
-  try:
-    return gin.query_parameter('%DATASET').scoped_configurable_fn()
-  except TypeError as error:
-    raise ValueError(f'The configuration is wrong: {error}') from error
+  return configuration.dataset(
+    [f'datasets/{_DATASET.value}.gin'],
+    given=given,
+    bindings=_GIN_BINDINGS.value,
+    allow_imports=gin_flags.allow_imports(),
+  )
 
 
 def _table(title, frame, format_cell=str):

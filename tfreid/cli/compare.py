@@ -22,8 +22,9 @@ import time
 
 from absl import app, flags
 
-from tfreid.cli import configuration, recipes, startup, training_runs
+from tfreid.cli import gin_flags, gin_reading, recipes, startup, training_runs
 
+flags.adopt_module_key_flags(gin_flags)
 _DATASET = flags.DEFINE_string('dataset', 'synthetic', 'Name of a file in gin/datasets/.')
 _DATA_ROOT = flags.DEFINE_string(
   'data_root', None, 'Where the data is. Without it, synthetic people are drawn.'
@@ -170,6 +171,9 @@ class Comparison:
       # Whether it may continue was decided here, by what the run uses and not by every line of an
       # overlay that serves all systems.
       '--allow_changed_config',
+      # One overlay serves all systems.
+      '--allow_unused_bindings',
+      *gin_flags.passed_on(),
     ]
 
   def fingerprint(self, run) -> str:
@@ -495,6 +499,7 @@ class Comparison:
   def _num_images(self) -> int:
     """Number of training images: as a pre-training noted it, as the folder shows, or 0."""
     from tfreid.comparison import plan
+    from tfreid.data import image_bytes
 
     for seed in self.seeds:
       directory = plan.Run(plan.PRETRAIN, '', seed).directory(self.out)
@@ -506,7 +511,7 @@ class Comparison:
           return int(noted)
     folder = os.path.join(self.data_root, 'bounding_box_train')
     if os.path.isdir(folder):
-      return sum(name.endswith(('.jpg', '.png')) for name in os.listdir(folder))
+      return sum(name.lower().endswith(image_bytes.ENDINGS) for name in os.listdir(folder))
     if _DATA_ROOT.value is None:
       return training_runs.NUM_IMAGES
     return 0
@@ -514,7 +519,7 @@ class Comparison:
   def _settings(self) -> dict[str, str]:
     texts = {}
     for name in self.overlays:
-      with open(configuration.gin_path(name), encoding='utf-8') as file:
+      with open(gin_reading.gin_path(name), encoding='utf-8') as file:
         texts[f'Overlay {os.path.basename(name)}'] = file.read()
     if _GIN_BINDINGS.value:
       texts['Bindings'] = '\n'.join(_GIN_BINDINGS.value)

@@ -1,79 +1,118 @@
-"""gin files: found by name, read with their includes, and asked for what they configure."""
+"""gin's configuration: what the gin files say, checked, and the functions that they configure.
+
+A gin file is code: it names functions of any module that it imports, and they are called with the
+values that stand there. So a file may import and name what is in tfreid and nothing else, unless
+the user trusts it with more. And what nobody uses is a typing error, not a wish.
+"""
 
 from __future__ import annotations
 
 import logging as logging_
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, TextIO
 
-from tfreid.cli import startup
+from tfreid.cli import gin_reading
+from tfreid.cli.main import did_you_mean
 
-# In a wheel the gin files lie in the package; in a checkout they stand beside it.
-_SHIPPED = os.path.join(startup.PACKAGE, 'gin_files')
-GIN_ROOT = (
-  _SHIPPED if os.path.isdir(_SHIPPED) else os.path.join(os.path.dirname(startup.PACKAGE), 'gin')
-)
+TRAIN = 'tfreid.experiment.train'
+DATASET = 'DATASET'
+_DYNAMIC = '__gin__.dynamic_registration'
+# A name that says what a recipe is, for its readers.
+_LABELS = ('METHOD',)
 
-_IMPORT = re.compile(r'^\s*((?:from\s+[\w.]+\s+)?import\s+[\w.]+(?:\s+as\s+\w+)?)\s*(?:#.*)?$')
-_INCLUDE = re.compile(r"""^\s*include\s+['"]([^'"]+)['"]""")
-
-
-def gin_path(name: str) -> str:
-  """The gin file of that name: a path, or a name below the repository's gin/ folder.
-
-  Raises:
-    FileNotFoundError: neither exists; the message lists what does.
-  """
-  for path in (name, os.path.join(GIN_ROOT, name)):
-    if os.path.isfile(path):
-      return os.path.abspath(path)
-  folder = os.path.dirname(os.path.join(GIN_ROOT, name))
-  folder = folder if os.path.isdir(folder) else GIN_ROOT
-  there = sorted(file for file in os.listdir(folder) if file.endswith('.gin'))
-  raise FileNotFoundError(
-    f"No gin file '{name}', neither here nor in {os.path.relpath(GIN_ROOT)}/. "
-    f'{os.path.relpath(folder, GIN_ROOT)}/ has: {", ".join(there)}.'
-  )
+# A key of gin's configuration: the scope and the full name of a function, or ('NAME', 'gin.macro').
+_Key = tuple[str, str]
+_MACRO = 'gin.macro'
 
 
-def configure(files: Sequence[str], bindings: Sequence[str] = ()) -> str:
+def configure(
+  files: Sequence[str],
+  bindings: Sequence[str] = (),
+  *,
+  given: Sequence[str] = (),
+  allow_imports: Collection[str] = (),
+  root: str = '',
+) -> str:
   """Parses gin files in order, then the bindings, which win.
 
   Args:
     files: names or paths.
     bindings: 'name = value', with the modules that any of the files imports at hand.
+    given: bindings that come before those, of the command itself.
+    allow_imports: packages, besides tfreid, whose modules and functions may be named.
+    root: the full name of the function that is going to be called, or DATASET, the macro. Bindings
+      of which it makes no use are errors: those of `bindings` and, but for DATASET, those of files
+      that do not come with tfreid. '' checks nothing.
 
   Returns:
     The configuration as text: what a run directory belongs to.
 
   Raises:
-    ValueError: whatever gin does not understand, as gin says it.
+    ValueError: whatever gin does not understand, as gin says it; an import or a name that is not
+      allowed; a binding that nothing uses.
+    FileNotFoundError: there is no such file.
   """
   import gin
 
+  readers = gin.config._FILE_READERS
+  if readers[0][0] is not _open_text:
+    # gin's public way adds a reader behind `open`, which then reads every file.
+    readers.insert(0, (_open_text, os.path.isfile))
   here = os.getcwd()
   gin.add_config_file_search_path(here)
-  paths = [gin_path(name) for name in files]
-  imports: dict[str, None] = {'from __gin__ import dynamic_registration': None}
-  seen: set[str] = set()
-  for path in paths:
-    _collect_imports(path, imports, seen)
+  paths = [gin_reading.gin_path(name) for name in files]
+  written = list(gin_reading.read(paths, bindings))
+  imports = _checked_imports(written, allow_imports)
   logging_.disable(logging_.ERROR)  # gin reports each place in which it does not find an include
   # Included names are relative to gin/. As a search path it would be tried last, after Python's
   # packages: a folder 'datasets' beside this file would then hide gin/datasets.
-  os.chdir(GIN_ROOT)
+  os.chdir(gin_reading.GIN_ROOT)
   try:
     for path in paths:
       gin.parse_config_file(path)
-    if bindings:
-      gin.parse_config([*imports, *bindings])
-    return gin.config_str()
+    if given or bindings:
+      gin.parse_config([*imports, *given, *bindings])
+    text = gin.config_str()
   except (ValueError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError) as error:
     raise ValueError(f'The configuration cannot be read: {_gin_message(error)}') from error
   finally:
     os.chdir(here)
     logging_.disable(logging_.NOTSET)
+  _check_names(allow_imports)
+  if root:
+    own = [w for w in written if not w.path or (root != DATASET and not w.shipped)]
+    _check_use(own, root)
+  return text
+
+
+def dataset(
+  files: Sequence[str],
+  *,
+  given: Sequence[str] = (),
+  bindings: Sequence[str] = (),
+  allow_imports: Collection[str] = (),
+):
+  """The Benchmark that gin files bind to DATASET, loaded.
+
+  Args:
+    files, given, bindings, allow_imports: as `configure` takes them.
+
+  Raises:
+    ValueError: the configuration names no data set, or `configure` refuses it.
+  """
+  import gin
+
+  configure(files, bindings, given=given, allow_imports=allow_imports, root=DATASET)
+  try:
+    load = gin.query_parameter(f'%{DATASET}').scoped_configurable_fn
+    return load()
+  except (TypeError, AttributeError) as error:
+    advice = _left_open(str(error))
+    if advice:
+      raise ValueError(f'The configuration {advice}') from error
+    raise ValueError(f'The configuration names no usable {DATASET}: {error}') from error
 
 
 def root(name: str):
@@ -102,6 +141,11 @@ def root(name: str):
   return call
 
 
+def _open_text(path: str) -> TextIO:
+  """Opens a gin file: UTF-8, with or without a byte order mark."""
+  return open(path, encoding='utf-8-sig')
+
+
 def _left_open(message: str) -> str:
   """Advice, if gin's TypeError means that something was left open; '' if it means anything else."""
   macro = re.search(r"call to configurable 'macro' .* in scope '([^']+)'", message)
@@ -122,16 +166,151 @@ def _left_open(message: str) -> str:
   return ''
 
 
-def _collect_imports(path: str, imports: dict[str, None], seen: set[str]):
-  if path in seen:
-    return
-  seen.add(path)
-  with open(path, encoding='utf-8') as file:
-    for line in file:
-      if match := _IMPORT.match(line):
-        imports[match.group(1)] = None
-      elif match := _INCLUDE.match(line):
-        _collect_imports(gin_path(match.group(1)), imports, seen)
+# What may be imported and named.
+
+
+def _checked_imports(
+  written: Sequence[gin_reading.Written], allow_imports: Collection[str]
+) -> list[str]:
+  """The import statements, as text, for bindings to be read with.
+
+  Raises:
+    ValueError: one imports what is not allowed. Nothing has been imported then.
+  """
+  from gin import config_parser
+
+  imports = {'from __gin__ import dynamic_registration': None}
+  for statement, path in written:
+    if not isinstance(statement, config_parser.ImportStatement):
+      continue
+    if statement.module != _DYNAMIC and not _allowed(statement.module, allow_imports):
+      where = gin_reading.Written(statement, path).place
+      raise ValueError(
+        f"{where}: '{statement.format()}' is not allowed. A gin file is code, and importing a "
+        'module runs it; by itself a gin file may import modules of tfreid (but tfreid.cli). If '
+        f'you trust the file and the module, give --allow_imports={statement.module.split(".")[0]}.'
+      )
+    imports[statement.format()] = None
+  return list(imports)
+
+
+def _allowed(module: str, allow_imports: Collection[str]) -> bool:
+  for package in allow_imports:
+    if module == package or module.startswith(package + '.'):
+      return True
+  parts = module.split('.')
+  # No recipe configures the command line, which starts programs.
+  return parts[0] == 'tfreid' and parts[1:2] not in (['cli'], ['__main__'])
+
+
+def _check_names(allow_imports: Collection[str]):
+  """Refuses functions that are reached through an allowed module and belong to another one.
+
+  `@storage.os.remove` names a function of the operating system by way of tfreid.storage.
+  """
+  from gin import config
+
+  used = {config._REGISTRY[selector] for _, selector in config._CONFIG}
+  used.update(found.configurable for found in config.iterate_references(config._CONFIG))
+  for configurable in used:
+    module = getattr(configurable.wrapped, '__module__', '') or ''
+    if configurable.selector.startswith('gin.') and module.split('.')[0] == 'gin':
+      continue
+    if not _allowed(module, allow_imports):
+      raise ValueError(
+        f"The configuration names '{configurable.selector}', which belongs to the module "
+        f"'{module}', not to tfreid. If you trust it, give --allow_imports={module.split('.')[0]}."
+      )
+
+
+# What nothing uses.
+
+
+def _check_use(own: Sequence[gin_reading.Written], root: str):
+  """Refuses bindings of which nothing makes use that is reached from the root.
+
+  Args:
+    own: statements of the user.
+    root: the full name of a function, or the name of a macro.
+
+  Raises:
+    ValueError: the first of them, with the name that was meant, if one is near.
+  """
+  from gin import config, config_parser
+
+  reached = _reached(config._CONFIG, root)
+  advice = ''
+  if root == TRAIN:
+    advice = ' If it stands there for other systems, give --allow_unused_bindings.'
+  modules: dict[str, str] = {}  # what a name at the beginning of a selector stands for
+  for statement, path in own:
+    if isinstance(statement, config_parser.ImportStatement):
+      modules[statement.bound_name()] = statement.partial_path()
+      continue
+    if not isinstance(statement, config_parser.BindingStatement):
+      continue
+    scope, selector, argument = statement.scope, statement.selector, statement.arg_name
+    macro = '/'.join(filter(None, (scope, selector)))
+    if not argument:
+      used = (macro, _MACRO) in reached or macro in _LABELS
+      name = macro
+      known = [key[0] for key in reached if key[1] == _MACRO]
+    else:
+      first, _, rest = selector.partition('.')
+      full = '.'.join(filter(None, (modules.get(first, first), rest)))
+      keys = [
+        key
+        for key in config._CONFIG
+        if key[0] == scope and f'.{key[1]}'.endswith((f'.{full}', f'.{selector}'))
+      ]
+      used = not keys or any(key in reached for key in keys)
+      name = f'{macro}.{argument}'
+      known = [f'{_short(key)}.{arg}' for key in reached for arg in config._CONFIG[key]]
+    if not used:
+      place = gin_reading.Written(statement, path).place
+      raise ValueError(
+        f'{place}: {name} is bound, but nothing in this configuration uses it.'
+        f'{did_you_mean(name, known)}{advice}'
+      )
+
+
+def _short(key: _Key) -> str:
+  """A key as it is written after `from package import module`."""
+  scope, selector = key
+  return '/'.join(filter(None, (scope, '.'.join(selector.split('.')[-2:]))))
+
+
+def _reached(bound: Mapping[_Key, Mapping[str, Any]], root: str) -> set[_Key]:
+  """The keys of a configuration whose values are used by whoever calls the root."""
+  functions, macros, scopes = {root}, {root}, set()
+  reached: set[_Key] = set()
+  while True:
+    before = len(reached)
+    for key, values in bound.items():
+      scope, selector = key
+      if key in reached:
+        continue
+      if selector == _MACRO:
+        active = scope in macros
+      else:
+        active = selector in functions and set(filter(None, scope.split('/'))) <= scopes
+      if not active:
+        continue
+      reached.add(key)
+      for found in _references(values):
+        if found.configurable.selector == _MACRO:
+          macros.add('/'.join(found.scopes))
+        else:
+          functions.add(found.configurable.selector)
+          scopes.update(found.scopes)
+    if len(reached) == before:
+      return reached
+
+
+def _references(values: Mapping[str, Any]) -> Iterator[Any]:
+  from gin import config
+
+  return config.iterate_references(values)
 
 
 def _gin_message(error: Exception) -> str:

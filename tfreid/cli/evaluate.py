@@ -17,9 +17,10 @@ import os
 from absl import app, flags
 
 from tfreid import storage
-from tfreid.cli import configuration, startup
+from tfreid.cli import configuration, gin_flags, startup
 from tfreid.printable import printable
 
+flags.adopt_module_key_flags(gin_flags)
 _SPACE = flags.DEFINE_string(
   'space', None, "The 'space' folder of a finished stage, <run>/<stage>/space.", required=True
 )
@@ -86,8 +87,6 @@ def load_benchmark(about, run):
     about: what was saved with the space.
     run: its run directory, or None.
   """
-  import gin
-
   given = [] if _DATA_ROOT.value is None else [f'DATA_ROOT = {_DATA_ROOT.value!r}']
   if _DATASET.value:
     files = [f'datasets/{_DATASET.value}.gin']
@@ -108,11 +107,12 @@ def load_benchmark(about, run):
       f"No config.gin lies above '{_SPACE.value}', so the data it was trained on are not known. "
       'Give --dataset and --data_root.'
     )
-  configuration.configure([*files, *_GIN_FILE.value], [*given, *_GIN_BINDINGS.value])
-  try:
-    return gin.query_parameter('%DATASET').scoped_configurable_fn()
-  except (TypeError, AttributeError) as error:
-    raise ValueError(f'The configuration names no usable DATASET: {error}') from error
+  return configuration.dataset(
+    [*files, *_GIN_FILE.value],
+    given=given,
+    bindings=_GIN_BINDINGS.value,
+    allow_imports=gin_flags.allow_imports(),
+  )
 
 
 def check_schema(about, schema):

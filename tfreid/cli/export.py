@@ -20,13 +20,15 @@ code 0 if the answers are those of the export, within the tolerance that was put
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 
 from absl import app, flags
 
-from tfreid.cli import configuration, startup
+from tfreid.cli import configuration, gin_flags, startup
 
+flags.adopt_module_key_flags(gin_flags)
 _SPACE = flags.DEFINE_string(
   'space', None, "Encoders: the 'space' folder of a finished stage, <run>/<stage>/space."
 )
@@ -103,7 +105,6 @@ _TIMEOUT = flags.DEFINE_float(
   'timeout', 30.0, 'With --server: seconds to wait for an answer.', lower_bound=0.001
 )
 
-SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 # Facts of a row of an export that fields of an index must not stand for.
 _RESERVED = ('id', 'path', 'attributes')
@@ -118,20 +119,18 @@ def benchmark_gallery(schema):
   Returns:
     Paths, rows of facts, and the schema: that of the encoders, or else that of the data set.
   """
-  import gin
-
   given = [
     f'DATA_ROOT = {_DATA_ROOT.value!r}',
     f'ENCODING = {(schema.encoding if schema else "binary")!r}',
     'VALIDATION_SHARE = 0.0',
     'VALIDATION_SEED = 0',
-    *_GIN_BINDINGS.value,
   ]
-  configuration.configure([f'datasets/{_DATASET.value}.gin'], given)
-  try:
-    benchmark = gin.query_parameter('%DATASET').scoped_configurable_fn()
-  except (TypeError, AttributeError) as error:
-    raise ValueError(f'The configuration names no usable DATASET: {error}') from error
+  benchmark = configuration.dataset(
+    [f'datasets/{_DATASET.value}.gin'],
+    given=given,
+    bindings=_GIN_BINDINGS.value,
+    allow_imports=gin_flags.allow_imports(),
+  )
   split, other = benchmark.test, benchmark.schema
   if schema and (schema.column_names, schema.encoding) != (other.column_names, other.encoding):
     raise ValueError(
@@ -156,16 +155,18 @@ def benchmark_gallery(schema):
 
 def folder_gallery(folder):
   """The image files below a folder, sorted, and what is known of them: their paths."""
+  from tfreid.data import folders, image_bytes
+
   if not os.path.isdir(folder):
     raise FileNotFoundError(f"There is no folder '{folder}'. Give one that holds person crops.")
-  paths = sorted(
-    os.path.join(parent, name)
-    for parent, _, names in os.walk(os.path.abspath(folder))
-    for name in names
-    if name.lower().endswith(SUFFIXES)
-  )
+  images = folders.ImageFolder(os.path.abspath(folder))
+  paths = [os.path.join(images.folder, name) for name in images]
+  if images.left_out:
+    logging.warning("Left out of '%s': %s.", folder, images.told())
   if not paths:
-    raise ValueError(f"'{folder}' holds no image: no file ends in {', '.join(SUFFIXES)}.")
+    raise ValueError(
+      f"'{folder}' holds no image: no file ends in {', '.join(image_bytes.ENDINGS)}."
+    )
   return paths, [{'path': path} for path in paths]
 
 
@@ -387,13 +388,13 @@ def _from_index(export, index):
   """What to export of an index, whose concepts are taken as they are."""
   import types
 
-  from tfreid.index import building, trust
+  from tfreid.index import trust, writer
 
   state = index.engine.state
   space, make_encoders, origin, schema = _original(trust.model_path(state, index.directory))
   encoders = make_encoders()
   where = _SPACE.value or space.directory
-  building.check_model(
+  writer.check_model(
     state, types.SimpleNamespace(fingerprint=encoders.fingerprint, directory=where)
   )
   gallery, ids, rows = index_gallery(index)

@@ -33,6 +33,7 @@ import time
 from absl import app, flags
 
 from tfreid.cli import startup
+from tfreid.index import engines
 from tfreid.printable import printable, printable_json
 
 startup.never_trains()
@@ -56,7 +57,7 @@ _MODEL = flags.DEFINE_string(
 _SOURCE = flags.DEFINE_string('source', None, 'Folder of crops, or a manifest (.csv or .jsonl).')
 _SHARD = flags.DEFINE_string('shard', None, 'build: only part i of n of the source, as i/n.')
 _ENGINE = flags.DEFINE_enum(
-  'engine', 'embedded', ['embedded', 'milvus'], 'build, merge: where the crops are kept.'
+  'engine', 'embedded', engines.NAMES, 'build, merge: where the crops are kept.'
 )
 _URI = flags.DEFINE_string(
   'uri', '', 'build, merge: of Milvus, http://host:19530, or a file; by default one in the index.'
@@ -146,10 +147,11 @@ def main(argv):
 
 
 def _build(_):
-  from tfreid.index import building, ledger, manifest
+  from tfreid.index import directory, manifest, writer
 
   shard = _read_shard()
-  if ledger.Ledger(_INDEX.value).exists and not _OVERWRITE.value:
+  _check_engine()
+  if directory.IndexDirectory(_INDEX.value).exists and not _OVERWRITE.value:
     # Before the model is loaded and the source read.
     raise FileExistsError(
       f"'{_INDEX.value}' holds an index already. Use `tools/index.py add` to add crops, or "
@@ -159,7 +161,7 @@ def _build(_):
   model = _embedder(_MODEL.value)
   rows = manifest.read(_SOURCE.value, attributes=_attributes(model), part=shard)
   with _shown(len(rows)) as shown:
-    report = building.build(
+    report = writer.build(
       _INDEX.value,
       rows,
       model,
@@ -174,31 +176,33 @@ def _build(_):
 
 
 def _add(_):
-  from tfreid.index import building, ledger, manifest, trust
+  from tfreid.index import directory, manifest, trust, writer
 
-  state = ledger.Ledger(_INDEX.value).read()
+  state = directory.IndexDirectory(_INDEX.value).read()
   manifest.check(_SOURCE.value)
   model = _embedder(_MODEL.value or trust.model_path(state, _INDEX.value))
   rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
   with _shown(len(rows)) as shown:
-    report = building.add(
+    report = writer.add(
       _INDEX.value, rows, model, existing=_EXISTING.value, **_pace(model), **shown
     )
   _say(report)
 
 
 def _remove(ids):
-  from tfreid.index import building
+  from tfreid.index import writer
 
   ids = list(ids)
   if _IDS.value == '-':
-    ids += [line.rstrip('\n') for line in sys.stdin if line.strip()]
+    # Some programs begin what they pipe with a byte order mark, as they do files.
+    lines = sys.stdin.read().removeprefix('\ufeff').split('\n')
+    ids += [line for line in lines if line.strip()]
   elif _IDS.value:
-    with open(_IDS.value, encoding='utf-8') as file:
+    with open(_IDS.value, encoding='utf-8-sig') as file:
       ids += [line.rstrip('\n') for line in file if line.strip()]
   if not ids:
     raise ValueError('Name the ids to remove, or give --ids=FILE with one per line.')
-  count = building.remove(_INDEX.value, ids, missing_ok=_MISSING_OK.value)
+  count = writer.remove(_INDEX.value, ids, missing_ok=_MISSING_OK.value)
   _print({'removed': count}, f'{count} crops removed.')
 
 
@@ -230,15 +234,14 @@ def _info(_):
 
 def _verify(_):
   import tfreid.index
-  from tfreid.index.index import damage
-  from tfreid.index.ledger import Ledger
+  from tfreid.index.directory import IndexDirectory
 
   try:
     with tfreid.index.open(_INDEX.value, check=False) as index:
       problems, size = index.problems(files=_FILES.value), len(index)
   except (ValueError, OSError):
     # Too damaged to be opened, or no index at all: then this fails, too.
-    problems, size = damage(Ledger(_INDEX.value)), None
+    problems, size = IndexDirectory(_INDEX.value).damage(), None
     if not problems:
       raise
   if _JSON.value:
@@ -254,19 +257,20 @@ def _verify(_):
 
 
 def _compact(_):
-  from tfreid.index import building
+  from tfreid.index import writer
 
-  building.compact(_INDEX.value)
+  writer.compact(_INDEX.value)
   _print({}, 'Compacted: nothing of what was removed is left in the files of the index.')
 
 
 def _merge(parts):
-  from tfreid.index import building
+  from tfreid.index import writer
 
+  _check_engine()
   if not parts:
     raise ValueError('Name the indexes to merge: tools/index.py merge --index=all part1 part2')
   with _shown_stages() as progress:
-    size = building.merge(
+    size = writer.merge(
       _INDEX.value, parts, engine_name=_ENGINE.value, uri=_URI.value, progress=progress
     )
   count = f'{len(parts)} index{"es" if len(parts) > 1 else ""}'
@@ -274,15 +278,24 @@ def _merge(parts):
 
 
 def _trust(_):
-  from tfreid.index import ledger, trust
+  from tfreid.index import directory, trust
 
-  state = ledger.Ledger(_INDEX.value).read()
+  state = directory.IndexDirectory(_INDEX.value).read()
   trust.remember(state)
   named = {'model': state['model']['path'], 'fingerprint': state['model']['fingerprint']}
   if state['engine'].get('uri'):
     named['uri'] = state['engine']['uri']
   listed = ', '.join(f'{name} {value}' for name, value in named.items())
   _print(named, f'Trusted from now on, by this user on this machine: {listed}.')
+
+
+def _check_engine():
+  if not engines.engine_class(_ENGINE.value).outlives_process:
+    raise ValueError(
+      f"The engine '{_ENGINE.value}' holds its crops as long as the process runs, and this one "
+      'ends '
+      'with the command. Use it from Python.'
+    )
 
 
 def _read_shard():
@@ -309,7 +322,7 @@ def _attributes(model):
 
 
 def _pace(model):
-  """How `building` goes through the crops, for a model."""
+  """How `writer` goes through the crops, for a model."""
   return {
     'shard_rows': _SHARD_ROWS.value,
     'batch_size': _BATCH_SIZE.value * model.num_devices,
@@ -320,7 +333,7 @@ def _pace(model):
 
 @contextlib.contextmanager
 def _shown(count):
-  """The options of `building` that show how far it is."""
+  """The options of `writer` that show how far it is."""
   if not _PROGRESS.value or _JSON.value:
     yield {}
     return
@@ -335,7 +348,7 @@ def _shown(count):
 
 @contextlib.contextmanager
 def _shown_stages():
-  """What `building.merge` tells how far it is; None where nobody wants to know."""
+  """What `writer.merge` tells how far it is; None where nobody wants to know."""
   if not _PROGRESS.value or _JSON.value:
     yield None
     return

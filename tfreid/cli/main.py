@@ -60,6 +60,12 @@ def _dispatch(arguments: list[str]):
 
     print(f'tfreid {__version__}')
     sys.exit(0)
+  if name in ('--files', '-files'):
+    from tfreid.cli import startup
+
+    for folder in ('gin', 'serving'):
+      print(f'{folder:<8} {startup.shipped(folder)}')
+    sys.exit(0)
   name = name.replace('_', '-')
   if name not in SUBCOMMANDS:
     print(
@@ -125,7 +131,8 @@ def _overview() -> str:
       '',
       *(f'  {name:<{width}}  {purpose}' for name, purpose in SUBCOMMANDS.items()),
       '',
-      '`tfreid SUBCOMMAND --help` shows the options of one, `tfreid --version` the version.',
+      '`tfreid SUBCOMMAND --help` shows the options of one, `tfreid --version` the version,',
+      '`tfreid --files` where the gin files and the files for TF Serving lie.',
     ]
   )
 

@@ -7,23 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from tfreid.cli import configuration
+from tfreid.cli import gin_reading
+from tfreid.cli.gin_reading import Macro, Reference
 
 _STAGES = 'STAGES'
-
-
-class Reference(NamedTuple):
-  """@name or @name() in a gin file."""
-
-  name: str
-
-
-class Macro(NamedTuple):
-  """%name in a gin file."""
-
-  name: str
 
 
 class Recipe:
@@ -33,17 +22,21 @@ class Recipe:
     """Reads the files in order, then the bindings, which win.
 
     Args:
-      files: names or paths, as `configuration.gin_path` takes them.
+      files: names or paths, as `gin_reading.gin_path` takes them.
       bindings: 'name = value'.
 
     Raises:
       ValueError: gin could not read a file.
       FileNotFoundError: there is none.
     """
+    from gin import config_parser
+
     self.values: dict[str, Any] = {}
-    for name in files:
-      self._read_file(configuration.gin_path(name))
-    self._read('\n'.join(bindings))
+    for statement, _ in gin_reading.read(files, bindings):
+      if isinstance(statement, config_parser.BindingStatement):
+        scope = f'{statement.scope}/' if statement.scope else ''
+        argument = f'.{statement.arg_name}' if statement.arg_name else ''
+        self.values[f'{scope}{statement.selector}{argument}'] = statement.value
 
   def get(self, name: str, argument: str, default: Any = None) -> Any:
     """What a configurable's argument is bound to in its scope, or else without one."""
@@ -129,31 +122,6 @@ class Recipe:
               scopes.update(part for part in scope.split('/') if part)
       if len(used) + len(scopes) + len(macros) == before:
         return used, scopes, macros
-
-  def _read_file(self, path: str):
-    with open(path, encoding='utf-8') as file:
-      self._read(file.read(), path)
-
-  def _read(self, text: str, path: str = 'the bindings'):
-    from gin import config_parser
-
-    class Delegate(config_parser.ParserDelegate):
-      def configurable_reference(self, scoped_configurable_name, evaluate):
-        return Reference(scoped_configurable_name)
-
-      def macro(self, macro_name):
-        return Macro(macro_name)
-
-    try:
-      for statement in config_parser.ConfigParser(text, Delegate()):
-        if isinstance(statement, config_parser.IncludeStatement):
-          self._read_file(configuration.gin_path(statement.filename))
-        elif isinstance(statement, config_parser.BindingStatement):
-          scope = f'{statement.scope}/' if statement.scope else ''
-          argument = f'.{statement.arg_name}' if statement.arg_name else ''
-          self.values[f'{scope}{statement.selector}{argument}'] = statement.value
-    except SyntaxError as error:
-      raise ValueError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
 
 
 def _mentioned(value: Any) -> Iterator[Any]:

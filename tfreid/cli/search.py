@@ -72,18 +72,28 @@ def main(argv):
 
 def _ask(source, text, options):
   """The answer of a source to the description or --like."""
-  import dataclasses
+  from tfreid.search import SearchOptions, ask
 
+  _tell_unknown(source)
+  chosen = SearchOptions(**options)
   if _LIKE.value:
-    return source.like(_LIKE.value, top_k=_TOP_K.value, **options)
-  explain = _EXPLAIN.value
-  if explain is None:
-    # What was exported by an earlier version is searched without, and silently: nobody asked.
-    explain = 'explain' in source.info().get('signatures', ['explain'])
-  answer = source.search(text, top_k=_TOP_K.value, explain=explain, **options)
-  if explain:
-    answer = dataclasses.replace(answer, suggestions=source.suggest(answer.query, **options))
-  return answer
+    return source.like(_LIKE.value, top_k=_TOP_K.value, options=chosen)
+  # By default what was exported by an earlier version is searched without, and silently.
+  wanted = _EXPLAIN.value
+  return ask(source, text, top_k=_TOP_K.value, explain=wanted, suggest=wanted, options=chosen)
+
+
+def _tell_unknown(source):
+  """Says which ids of --exclude_ids the index does not have: misspelled, they leave out nothing."""
+  import sys
+
+  unknown = [name for name in _EXCLUDE_IDS.value if source.crop(name) is None]
+  if unknown:
+    count = f'{len(unknown)} of {len(_EXCLUDE_IDS.value)} ids' if len(unknown) > 1 else 'An id'
+    said = printable(
+      f"{count} of --exclude_ids: the index has no crop '{unknown[0]}'.", lines=False
+    )
+    print(said, file=sys.stderr)
 
 
 def _show(answer):

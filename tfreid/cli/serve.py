@@ -1,9 +1,9 @@
 """Serves the page in the browser and its JSON API, for an exported model, an index or a TF Serving.
 
-  tools/serve.py --model=saved_models/demo
-  tools/serve.py --index=indexes/depot --audit_log=audit.jsonl --policy=policy.json
-  tools/serve.py --index=indexes/depot --host=0.0.0.0 --token_file=tokens.txt
-  tools/serve.py --server=grpc://localhost:8500 --model_name=people
+  tfreid serve --model=saved_models/demo
+  tfreid serve --index=indexes/depot --audit_log=audit.jsonl --policy=policy.json
+  tfreid serve --index=indexes/depot --host=0.0.0.0 --token_file=tokens.txt
+  tfreid serve --server=grpc://localhost:8500 --model_name=people
 
 Only this machine can reach it unless --host says otherwise, and then it asks who is there. There is
 no encryption: for other machines, put it behind a proxy that encrypts (docs/web.md).
@@ -114,7 +114,7 @@ def _serve(listening, rules, tokens):
   standard_logging.getLogger('tfreid').setLevel(standard_logging.INFO)
   log = audit.AuditLog(_AUDIT_LOG.value) if _AUDIT_LOG.value else None
   application = web.create(
-    source_flags.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value),
+    source_flags.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value, check=True),
     policy=rules,
     audit=log,
     access=access.Access(
@@ -131,7 +131,6 @@ def _serve(listening, rules, tokens):
       seconds=_TIMEOUT.value,
       refresh_seconds=_REFRESH.value,
     ),
-    resident=_RESIDENT.value,
   )
   server = uvicorn.Server(
     uvicorn.Config(
@@ -180,16 +179,17 @@ def _serve(listening, rules, tokens):
 
 
 def _most_connections():
-  """How many connections there may be at a time: as many as there may be open files, less some."""
+  """How many connections there may be at a time, by the files that this process may open."""
   import resource
 
-  _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-  wanted = 4096 if most == resource.RLIM_INFINITY else min(most, 4096)
-  before, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-  if before < wanted:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+  from tfreid.web import connections
+
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
+  if soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
   # An index has some files for each of its parts.
-  return max(16, min(1000, max(before, wanted) - 500))
+  return max(16, min(connections.ConnectionLimits.total, max(soft, wanted) - 500))
 
 
 def _check_public_url():
@@ -238,7 +238,7 @@ def _tokens():
   if _TOKEN_FILE.value:
     if os.stat(_TOKEN_FILE.value).st_mode & 0o077:
       logging.warning('Others can read %s: chmod 600 it.', _TOKEN_FILE.value)
-    with open(_TOKEN_FILE.value, encoding='utf-8') as file:
+    with open(_TOKEN_FILE.value, encoding='utf-8-sig') as file:
       for number, line in enumerate(file, start=1):
         if line.strip() and not line.startswith('#'):
           lines.append((f'{_TOKEN_FILE.value}, line {number}', line.strip()))

@@ -66,17 +66,18 @@ def is_index() -> bool:
   return bool(_INDEX.value)
 
 
-def opened(*, timeout: float, resident: bool = False) -> Source:
+def opened(*, timeout: float, resident: bool = False, check: bool | None = None) -> Source:
   """What the flags name, ready to be asked.
 
   Args:
     timeout: seconds for a call to a server.
     resident: keep the concepts of an index in memory.
+    check: compare the checksums of all files of an index; see `tfreid.index.open`.
   """
   if _INDEX.value:
     import tfreid.index
 
-    return tfreid.index.open(_INDEX.value, model=_MODEL.value or '', resident=resident)
+    return tfreid.index.open(_INDEX.value, model=_MODEL.value or '', resident=resident, check=check)
   if _SERVER.value:
     from tfreid.search import remote
 

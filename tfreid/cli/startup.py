@@ -89,3 +89,12 @@ def clear_errors(interrupted: str = '') -> Iterator[None]:
 def program(name: str) -> list[str]:
   """The beginning of a command line that runs a sub-command of this very package."""
   return [sys.executable, PACKAGE, name]
+
+
+def shipped(folder: str) -> str:
+  """Where the gin files ('gin') or the files for TF Serving ('serving') lie.
+
+  In a wheel they are data of the package; in a checkout they stand beside it.
+  """
+  inside = os.path.join(PACKAGE, f'{folder}_files')
+  return inside if os.path.isdir(inside) else os.path.join(os.path.dirname(PACKAGE), folder)

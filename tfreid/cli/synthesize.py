@@ -16,8 +16,9 @@ import sys
 
 from absl import app, flags
 
-from tfreid.cli import configuration, startup
+from tfreid.cli import configuration, gin_flags, startup
 
+flags.adopt_module_key_flags(gin_flags)
 _OUT = flags.DEFINE_string('out', None, 'Folder to write the data set to.')
 _GIN_FILE = flags.DEFINE_multi_string('gin_file', [], 'gin file, repeatable; later ones win.')
 _GIN_BINDINGS = flags.DEFINE_multi_string(
@@ -47,7 +48,12 @@ def configured_people():
 
   from tfreid.data import synthetic
 
-  configuration.configure(['synthetic_people.gin', *_GIN_FILE.value], _GIN_BINDINGS.value)
+  configuration.configure(
+    ['synthetic_people.gin', *_GIN_FILE.value],
+    _GIN_BINDINGS.value,
+    allow_imports=gin_flags.allow_imports(),
+    root='tfreid.data.synthetic.SyntheticPeople',
+  )
   given = {
     'num_train_people': _TRAIN.value,
     'num_test_people': _TEST.value,
@@ -79,7 +85,8 @@ def write_sheet(people, path: str, num_people: int = 24) -> None:
     chosen = sorted(by_view.values())
     chosen += [pair for pair in crops if pair not in chosen]
     for i, (number, crop) in enumerate(chosen[:4]):
-      images.append(PIL.Image.open(io.BytesIO(people.draw(person, number, crop))))
+      drawn = io.BytesIO(people.draw(person, number, crop))
+      images.append(PIL.Image.open(drawn, formats=('JPEG',)))
       labels.append(person.attributes.words() if i == 0 else f'camera {crop.camera}\n{crop.view}')
     while len(images) % 4:
       images.append(PIL.Image.new('RGB', images[0].size, 'white'))

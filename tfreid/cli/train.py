@@ -3,14 +3,16 @@
   tools/train.py --gin_file=methods/a2img.gin --gin_file=datasets/market1501.gin \\
     --gin_bindings='DATA_ROOT = "/data/market1501"' --run_dir=runs/a2img
 
-gin files are found under the repository's gin/ folder or by path. Running the same command again
+gin files are found by path or among those that come with tfreid (`tfreid --files` says where). A
+gin file is code: read those of others before you use them. Running the same command again
 continues where it stopped.
 """
 
 from absl import app, flags
 
-from tfreid.cli import configuration, startup
+from tfreid.cli import configuration, gin_flags, startup
 
+flags.adopt_module_key_flags(gin_flags)
 _GIN_FILE = flags.DEFINE_multi_string('gin_file', [], 'gin file, repeatable; later ones win.')
 _GIN_BINDINGS = flags.DEFINE_multi_string(
   'gin_bindings', [], 'One more binding, repeatable; wins over the files.'
@@ -28,6 +30,11 @@ _XLA = flags.DEFINE_bool(
 )
 _ALLOW = flags.DEFINE_bool(
   'allow_changed_config', False, 'Continue a run although its configuration has changed.'
+)
+_ALLOW_UNUSED = flags.DEFINE_bool(
+  'allow_unused_bindings',
+  False,
+  'Accept bindings that this system makes no use of: for gin files that serve several systems.',
 )
 
 
@@ -51,10 +58,15 @@ def main(argv):
   with startup.clear_errors('The same command continues from the last checkpoint.'):
     import gin
 
-    config = configuration.configure(_GIN_FILE.value, [*_GIN_BINDINGS.value, *overrides])
+    config = configuration.configure(
+      _GIN_FILE.value,
+      [*_GIN_BINDINGS.value, *overrides],
+      allow_imports=gin_flags.allow_imports(),
+      root='' if _ALLOW_UNUSED.value else configuration.TRAIN,
+    )
     from tfreid import reporting
 
-    train = configuration.root('tfreid.experiment.train')
+    train = configuration.root(configuration.TRAIN)
     evaluations = train(
       _RUN_DIR.value,
       config=config,

@@ -24,8 +24,9 @@ import time
 
 from absl import app, flags
 
-from tfreid.cli import configuration, recipes, startup, training_runs
+from tfreid.cli import gin_flags, gin_reading, recipes, startup, training_runs
 
+flags.adopt_module_key_flags(gin_flags)
 _GRIDS = flags.DEFINE_string('grids', 'tuning/tables.json', 'JSON file; a path, or below gin/.')
 _DATASET = flags.DEFINE_string('dataset', 'synthetic', 'Name of a file in gin/datasets/.')
 _DATA_ROOT = flags.DEFINE_string(
@@ -253,6 +254,9 @@ class Tuning:
       *(f'--gin_bindings={binding}' for binding in bindings),
       f'--run_dir={directory}',
       '--allow_changed_config',
+      # One overlay serves all systems.
+      '--allow_unused_bindings',
+      *gin_flags.passed_on(),
     ]
     started = time.time()
     status, _ = training_runs.wait(
@@ -301,11 +305,11 @@ def _read_grids(name: str, systems) -> dict[str, list[dict[str, list]]]:
     ValueError: it is no such file, or lacks a system.
   """
   path = next(
-    (p for p in (name, os.path.join(configuration.GIN_ROOT, name)) if os.path.isfile(p)), None
+    (p for p in (name, os.path.join(gin_reading.GIN_ROOT, name)) if os.path.isfile(p)), None
   )
   if path is None:
     raise FileNotFoundError(f"There are no grids '{name}', neither here nor below gin/.")
-  with open(path, encoding='utf-8') as file:
+  with open(path, encoding='utf-8-sig') as file:
     try:
       grids = json.load(file)
     except ValueError as error:

@@ -283,9 +283,10 @@ def compare(
     ValueError: two systems were evaluated on different queries.
   """
   verdicts = {}
+  pooled = _pooled(systems, metric, part)
   for name, own in systems.items():
     others = reference.get(name, ()) if isinstance(reference, Mapping) else reference
-    verdict = _verdict(name, own, others, metric, part, paired_seeds)
+    verdict = _verdict(name, own, others, metric, part, paired_seeds, pooled)
     if verdict is not None:
       verdicts[name] = verdict
   return _corrected(verdicts)
@@ -311,10 +312,11 @@ def all_pairs(
     ValueError: two systems were evaluated on different queries.
   """
   names = list(systems)
+  pooled = _pooled(systems, metric, part)
   once = {}
   for position, first in enumerate(names):
     for second in names[position + 1 :]:
-      verdict = _verdict(first, systems[first], systems[second], metric, part, True)
+      verdict = _verdict(first, systems[first], systems[second], metric, part, True, pooled)
       if verdict is not None:
         once[first, second] = verdict
   corrected = _corrected(once)
@@ -428,6 +430,7 @@ def _verdict(
   metric: str,
   part: str,
   paired_seeds: bool,
+  pooled: significance.MeanSquare | None,
 ) -> Verdict | None:
   """Uncorrected; None where one side kept nothing of its queries, or both are the same."""
   own = [result for result in own if result.per_query is not None]
@@ -441,7 +444,9 @@ def _verdict(
   _check_same_queries(name, own, others)
   mine = np.stack([result.vector(metric, part) for result in own])  # [S, Q]
   theirs = np.stack([result.vector(metric, part) for result in others])  # [T, Q]
-  comparison = significance.two_way_comparison(mine, theirs, paired_seeds=bool(shared))
+  comparison = significance.two_way_comparison(
+    mine, theirs, paired_seeds=bool(shared), pooled=pooled
+  )
   difference = comparison.difference
   floors = [result.value(metric, part) for result in others]
   if not shared:
@@ -455,6 +460,20 @@ def _verdict(
     agreeing=sum(sign == np.sign(difference.mean) for sign in signs),
     seeds=len(own),
   )
+
+
+def _pooled(
+  systems: Mapping[str, Sequence[Result]], metric: str, part: str
+) -> significance.MeanSquare | None:
+  """How much the seed moves a difference of two systems, from all systems with the same seeds."""
+  tables = {}
+  for name, results in systems.items():
+    kept = {r.seed: r.vector(metric, part) for r in results if r.per_query is not None}
+    if len(kept) > 1:
+      tables[name] = kept
+  seeds = set.intersection(*map(set, tables.values())) if tables else set()
+  stacked = [np.stack([kept[seed] for seed in sorted(seeds)]) for kept in tables.values() if seeds]
+  return significance.pooled_variance_of_seeds(stacked) if stacked else None
 
 
 def _check_same_queries(name: str, own: Sequence[Result], others: Sequence[Result]) -> None:

@@ -46,7 +46,7 @@ def _stack(folder: str, path: str):
     return
   pictures = []
   for name in names:
-    with Image.open(os.path.join(folder, name)) as picture:
+    with Image.open(os.path.join(folder, name), formats=('PNG',)) as picture:
       pictures.append(picture.convert('RGB'))
   sheet = Image.new(
     'RGB', (max(p.width for p in pictures), sum(p.height for p in pictures)), 'white'

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
+from tfreid.data import image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.data.benchmark import Benchmark, Split
 
@@ -130,7 +129,7 @@ def findings(benchmark: Benchmark, *, rare: int = 5) -> list[str]:
 
 
 def check_images(paths: Iterable[str], *, threads: int | None = None) -> Iterator[ImageCheck]:
-  """Decodes every image and yields what came of it, in order.
+  """Decodes every image as training does and yields what came of it, in order.
 
   The pixels are decoded, not the header alone: a truncated download has a good header.
 
@@ -138,17 +137,13 @@ def check_images(paths: Iterable[str], *, threads: int | None = None) -> Iterato
     paths: of the images.
     threads: how many decode at once; default as many as there are processors.
   """
-  with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-    yield from pool.map(_check_image, paths, chunksize=1)
-
-
-def _check_image(path: str) -> ImageCheck:
-  try:
-    with Image.open(path) as image:
-      image.load()
-      return ImageCheck(path, *image.size, '')
-  except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-    return ImageCheck(path, 0, 0, ' '.join(str(error).split()) or type(error).__name__)
+  paths = list(paths)
+  sizes = image_files.sizes(paths, parallel=threads or os.cpu_count() or 1)
+  for path, size in zip(paths, sizes):
+    if size is None:
+      yield ImageCheck(path, 0, 0, image_files.reason(path))
+    else:
+      yield ImageCheck(path, size[1], size[0], '')
 
 
 def _labels(schema: AttributeSchema) -> list[str]:

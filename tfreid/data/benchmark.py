@@ -36,6 +36,8 @@ class Split:
     cameras: int32 [N].
     keys: the raw attribute combination of each semantic ID.
     dropped: how many files were left out, by reason, for the log and the report.
+    subsets: str [N], which of the data sets that a collection such as PETA was made of; None if
+      there is but one.
   """
 
   paths: np.ndarray
@@ -45,6 +47,7 @@ class Split:
   cameras: np.ndarray
   keys: tuple[tuple[int, ...], ...]
   dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  subsets: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.paths)
@@ -69,6 +72,7 @@ class Split:
       cameras=self.cameras[index],
       keys=tuple(self.keys[i] for i in old),
       dropped=self.dropped,
+      subsets=None if self.subsets is None else self.subsets[index],
     )
 
 

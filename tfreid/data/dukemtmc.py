@@ -25,12 +25,15 @@ import re
 from tfreid.data import reid_folder
 from tfreid.data.attributes import Attribute, AttributeSchema
 from tfreid.data.benchmark import Benchmark
+from tfreid.data.image_bytes import ENDING_PATTERN
 from tfreid.data.words import color_words
 
 NAME = 'DukeMTMC-reID'
 ANNOTATION_FILE = 'duke_attribute.mat'
 VARIABLE = 'duke_attribute'
-PATTERN = re.compile(r'(?P<person>\d{4,})_c(?P<camera>\d+)_f\d+(\.jpe?g|\.png)+', re.IGNORECASE)
+PATTERN = re.compile(
+  r'(?P<person>\d{4,})_c(?P<camera>\d+)_f\d+' + f'{ENDING_PATTERN}+', re.IGNORECASE
+)
 
 UPPER_COLORS = ('black', 'white', 'red', 'purple', 'gray', 'blue', 'green', 'brown')
 LOWER_COLORS = ('black', 'white', 'red', 'gray', 'blue', 'green', 'brown')

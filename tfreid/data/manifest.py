@@ -13,7 +13,10 @@ The manifest is a CSV file with a header line, or JSON Lines; a row per crop:
 * `camera` (optional): a whole number; 0 where it is not given.
 * a column per attribute of the schema, with the name of a value. An attribute with more than two
   values may be 'none' or empty; several at once are written 'red+blue'. An attribute with two
-  values must be said.
+  values must be said; no and yes also as 0 and 1, or false and true.
+
+What else holds for such tables (separators, encodings, columns without a name) is said in
+`tfreid.data.tables`. Whole numbers may be written as 17.0, as pandas does.
 
 The schema is a JSON file:
 
@@ -43,9 +46,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tfreid.data import tables
 from tfreid.data.attributes import NONE, Attribute, AttributeSchema, AttributeTable
 from tfreid.data.benchmark import Benchmark, ImageRecord, assemble, join
 from tfreid.data.words import phrases
+from tfreid.text import normalized, shortened
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +79,7 @@ def read_schema(path: str | os.PathLike) -> AttributeSchema:
       'set manifest.load.schema to it.'
     )
   try:
-    data = json.loads(path.read_text(encoding='utf-8'))
+    data = json.loads(path.read_text(encoding='utf-8-sig'))
   except ValueError as error:  # both json's errors and a wrong encoding
     raise ValueError(f"'{path}' is not JSON: {error}.") from error
   if not isinstance(data, dict) or not isinstance(data.get('attributes'), list):
@@ -104,6 +109,7 @@ def read_schema(path: str | os.PathLike) -> AttributeSchema:
 def _attribute(entry: Any, *, source: str) -> Attribute:
   if not isinstance(entry, dict):
     raise ValueError(f'{source}: expected an object with "name" and "values", got {entry!r}.')
+  entry = _composed(entry)
   name, values, words = entry.get('name'), entry.get('values'), entry.get('words', {})
   surplus = sorted(set(entry) - {'name', 'values', 'words'})
   if surplus:
@@ -139,59 +145,39 @@ def _attribute(entry: Any, *, source: str) -> Attribute:
   return Attribute(name, tuple(values), columns, {v: tuple(p) for v, p in words.items()})
 
 
+def _composed(data: Any) -> Any:
+  """JSON with all of its texts in Unicode's composed form."""
+  if isinstance(data, dict):
+    return {_composed(key): _composed(value) for key, value in data.items()}
+  if isinstance(data, list):
+    return [_composed(item) for item in data]
+  return normalized(data) if isinstance(data, str) else data
+
+
 def _is_texts(value: Any) -> bool:
   return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _read_rows(path: Path, schema: AttributeSchema) -> list[tuple[int, dict[str, str]]]:
   """The rows of a manifest with the line each stands on."""
   if not path.is_file():
     raise FileNotFoundError(
       f"There is no manifest '{path}'. Write one (a CSV file with a row per crop), or set "
       'manifest.load.table to it.'
     )
+  known = {name: f"'{name}'" for name in _RESERVED}
+  known.update((a.name, f"the attribute '{a.name}'") for a in schema.attributes)
   try:
-    # A byte order mark, which spreadsheets write, would become a part of the first column's name.
-    with open(path, encoding='utf-8-sig', newline='') as file:
-      if path.suffix.lower() in ('.jsonl', '.ndjson'):
-        return _json_rows(file, path)
-      return _csv_rows(file, path)
+    with tables.open_text(path) as file:
+      table = tables.Table(file, str(path), known=known)
+      return [
+        (line, {name: _cell(value) for name, value in table.cells(line, row).items()})
+        for line, row in table.lines()
+      ]
   except UnicodeDecodeError as error:
     raise ValueError(f"'{path}' is not UTF-8 text ({error}). Save it as UTF-8.") from error
   except csv.Error as error:
     raise ValueError(f"'{path}' is not a readable CSV file: {error}.") from error
-
-
-def _csv_rows(file, path: Path) -> list[tuple[int, dict[str, str]]]:
-  reader = csv.DictReader(file, strict=True)
-  names = reader.fieldnames or []
-  twice = sorted({name for name in names if names.count(name) > 1})
-  if twice:
-    raise ValueError(f"'{path}': column '{twice[0]}' occurs twice in the header line.")
-  rows = []
-  for row in reader:
-    if None in row or None in row.values():
-      raise ValueError(
-        f"'{path}', line {reader.line_num}: the row has not as many cells as the header line "
-        f'({len(names)}).'
-      )
-    rows.append((reader.line_num, {name: cell.strip() for name, cell in row.items()}))
-  return rows
-
-
-def _json_rows(file, path: Path) -> list[tuple[int, dict[str, str]]]:
-  rows = []
-  for line, text in enumerate(file, start=1):
-    if not text.strip():
-      continue
-    try:
-      row = json.loads(text)
-    except ValueError as error:
-      raise ValueError(f"'{path}', line {line} is not JSON: {error}.") from error
-    if not isinstance(row, dict):
-      raise ValueError(f"'{path}', line {line}: expected an object, got {text.strip()[:40]}.")
-    rows.append((line, {name: _cell(value) for name, value in row.items()}))
-  return rows
 
 
 def _cell(value: Any) -> str:
@@ -206,7 +192,10 @@ def _cell(value: Any) -> str:
 
 def _raw(attribute: Attribute, cell: str, *, source: str) -> dict[str, int]:
   """The raw columns of one attribute of one crop."""
+  cell = normalized(cell)
   if attribute.is_binary:
+    if attribute.values == ('no', 'yes'):
+      cell = tables.yes_or_no(cell)
     if cell not in attribute.values:
       raise ValueError(
         f"{source}: '{attribute.name}' is '{cell}'; expected {' or '.join(attribute.values)}."
@@ -255,7 +244,7 @@ def load(
     )
   attribute_schema = dataclasses.replace(read_schema(folder / schema), encoding=encoding)
   path = folder / table
-  rows = _read_rows(path)
+  rows = _read_rows(path, attribute_schema)
   _check_columns(rows, attribute_schema, path)
 
   records: dict[str, list[ImageRecord]] = {'train': [], 'validation': [], 'test': []}
@@ -332,12 +321,18 @@ def _check_columns(
 
 
 def _record(row: Mapping[str, str], folder: Path, *, source: str) -> ImageRecord:
-  path = os.path.normpath(folder / Path(row['path']).expanduser())
+  path = tables.on_disk(os.path.normpath(folder / Path(row['path']).expanduser()))
   if not row['path'] or not os.path.isfile(path):
     raise FileNotFoundError(
       f"{source}: there is no image '{path}'. Paths are relative to the manifest's folder."
     )
-  camera = row.get('camera') or '0'
-  if not camera.isdecimal():
-    raise ValueError(f"{source}: 'camera' is '{camera}'; expected a whole number.")
-  return ImageRecord(path, row.get('person_id') or row['path'], int(camera))
+  camera = _whole(row.get('camera') or '0')
+  # isdecimal: of digits that are no ASCII, '٣', as well.
+  if not camera.isdecimal() or len(camera) > 18:
+    raise ValueError(f"{source}: 'camera' is '{shortened(camera)}'; expected a whole number.")
+  return ImageRecord(path, _whole(row.get('person_id') or '') or row['path'], int(camera))
+
+
+def _whole(cell: str) -> str:
+  """'17' of '17.0', which pandas writes where other cells of the column are empty."""
+  return cell[:-2] if cell.endswith('.0') and cell[:-2].isdecimal() else cell

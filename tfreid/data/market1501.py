@@ -20,13 +20,14 @@ import re
 from tfreid.data import reid_folder
 from tfreid.data.attributes import Attribute, AttributeSchema
 from tfreid.data.benchmark import Benchmark
+from tfreid.data.image_bytes import ENDING_PATTERN
 from tfreid.data.words import color_words
 
 NAME = 'Market-1501'
 ANNOTATION_FILE = 'market_attribute.mat'
 VARIABLE = 'market_attribute'
 PATTERN = re.compile(
-  r'(?P<person>-1|\d{4,})_c(?P<camera>\d+)s\d+_\d+_\d+(\.jpe?g|\.png)+', re.IGNORECASE
+  r'(?P<person>-1|\d{4,})_c(?P<camera>\d+)s\d+_\d+_\d+' + f'{ENDING_PATTERN}+', re.IGNORECASE
 )
 IGNORED = {'-1': "junk '-1'", '0000': "distractor '0000'"}
 

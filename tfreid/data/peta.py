@@ -1,10 +1,12 @@
 """PETA, the PEdesTrian Attribute data set. Floor 1.
 
 Deng et al., "Pedestrian attribute recognition at far distance", ACM MM 2014. Nothing here
-fetches it. PETA has no splits for retrieval and no person ids that join its sources, so every
-image counts as a person of its own and the semantic IDs are split.
+fetches it. PETA has no splits for retrieval, and it annotates images, not people: one person may
+have several combinations of attributes. So the semantic IDs are split, and a person may be in
+training and in test; `Split.person_ids` and `Split.subsets` tell who is who, and from where.
 
-    <root>/images/00001.png ... 19000.png      (or directly under <root>)
+    <root>/images/00001.png ... 19000.png      (or directly under <root>), or as its authors give it
+    <root>/PETA dataset/<subset>/archive/*     (or the subsets directly under <root>)
     <root>/PETA.mat
 """
 
@@ -19,19 +21,27 @@ import numpy as np
 import pandas as pd
 
 from tfreid.data.attributes import Attribute, AttributeSchema, AttributeTable
-from tfreid.data.benchmark import Benchmark, assemble, join
-from tfreid.data.reid_folder import read_mat, scan
+from tfreid.data.benchmark import Benchmark, ImageRecord, assemble, join
+from tfreid.data.image_bytes import ENDING_PATTERN
+from tfreid.data.reid_folder import not_a_crop, read_mat, scan
 from tfreid.data.words import color_words
 
 NAME = 'PETA'
 ANNOTATION_FILE = 'PETA.mat'
 VARIABLE = 'peta'
-PATTERN = re.compile(r'(?P<person>\d{5})(\.png|\.jpe?g|\.bmp)', re.IGNORECASE)
+PATTERN = re.compile(r'(?P<person>\d{5})' + ENDING_PATTERN, re.IGNORECASE)
 SPLITS = ('paper', 'sal')
 _TRAIN_OF_PAPER, _TEST = 1500, 200
 
-# `peta.data` begins with four columns of indices (image, and three that group images).
+# `peta.data` begins with four columns of numbers: image, person, subset, person in the subset.
 INDEX_COLUMNS = 4
+# The data sets that PETA was made of, in the order of their numbers from 1 on.
+SUBSETS = (
+  *('3DPeS', 'CAVIAR4REID', 'CUHK', 'GRID', 'i-LID', 'MIT', 'PRID', 'SARC3D', 'TownCentre'),
+  'VIPeR',
+)
+ARCHIVE = 'PETA dataset'
+_ARCHIVED = re.compile(r'(?P<person>\d+).*' + ENDING_PATTERN, re.IGNORECASE)
 COLORS = (
   *('black', 'blue', 'brown', 'green', 'gray', 'orange', 'pink', 'purple', 'red', 'white'),
   'yellow',
@@ -211,6 +221,38 @@ def read_peta_mat(path: str | os.PathLike) -> pd.DataFrame:
     FileNotFoundError: there is no such file.
     ValueError: it cannot be read or has another form.
   """
+  data, columns = _read_data(path)
+  return pd.DataFrame(data[:, INDEX_COLUMNS:], index=_numbers(data), columns=columns)
+
+
+def read_peta_people(path: str | os.PathLike) -> pd.DataFrame:
+  """Who is to be seen in the images of `PETA.mat`, a row per image.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    DataFrame with the image number as in `read_peta_mat` as its index. Columns: person (str, five
+    digits, one person in all subsets), subset (of SUBSETS, '' if the number is none of theirs) and
+    person_in_subset (int, as the names of the authors' files begin).
+
+  Raises:
+    FileNotFoundError, ValueError: as `read_peta_mat`.
+  """
+  data, _ = _read_data(path)
+  subsets = dict(enumerate(SUBSETS, start=1))
+  return pd.DataFrame(
+    {
+      'person': [f'{int(person):05d}' for person in data[:, 1]],
+      'subset': [subsets.get(int(number), '') for number in data[:, 2]],
+      'person_in_subset': data[:, 3],
+    },
+    index=_numbers(data),
+  )
+
+
+def _read_data(path) -> tuple[np.ndarray, list[str]]:
+  """`peta.data` as int64 and the names of its columns from the fifth on."""
   structs = read_mat(path, VARIABLE)
   names = structs.dtype.names or ()
   if not {'data', 'attribute'} <= set(names):
@@ -226,8 +268,60 @@ def read_peta_mat(path: str | os.PathLike) -> pd.DataFrame:
       f"'{path}': 'data' has {data.shape[1]} columns, but {len(columns)} attributes are named; "
       f'expected {INDEX_COLUMNS} columns more than names.'
     )
-  people = pd.Index([f'{int(number):05d}' for number in data[:, 0]], name='person_id')
-  return pd.DataFrame(data[:, INDEX_COLUMNS:].astype(np.int64), index=people, columns=columns)
+  return data.astype(np.int64), columns
+
+
+def _numbers(data: np.ndarray) -> pd.Index:
+  return pd.Index([f'{int(number):05d}' for number in data[:, 0]], name='person_id')
+
+
+def scan_archive(
+  folder: str | os.PathLike, people: pd.DataFrame
+) -> tuple[list[ImageRecord], dict[str, int]]:
+  """The images in the folders of PETA's authors, with the numbers they have in `PETA.mat`.
+
+  Their files are numbered in the order of their names within a subset, and the names begin with the
+  person's number in it. Images are matched person by person, so that a missing file does not shift
+  those of other people.
+
+  Args:
+    folder: holds the subsets, each with a folder `archive`.
+    people: from `read_peta_people`.
+
+  Returns:
+    The images, their number as the person id, and how many files were left out, by reason.
+
+  Raises:
+    ValueError: none of the images can be told.
+  """
+  records: list[ImageRecord] = []
+  dropped: dict[str, int] = {}
+  rows = {
+    (subset, number): list(group.index)
+    for (subset, number), group in people.groupby(['subset', 'person_in_subset'], sort=False)
+  }
+  for subset in SUBSETS:
+    archive = os.path.join(folder, subset, 'archive')
+    files: dict[int, list[str]] = {}
+    for name in sorted(os.listdir(archive)) if os.path.isdir(archive) else ():
+      match = _ARCHIVED.fullmatch(name)
+      if match is None:
+        dropped[not_a_crop(name)] = dropped.get(not_a_crop(name), 0) + 1
+      else:
+        files.setdefault(int(match['person']), []).append(os.path.join(archive, name))
+    for person, paths in files.items():
+      numbers = rows.get((subset, person), [])
+      if len(numbers) == len(paths):
+        records += [ImageRecord(path, number, 0) for path, number in zip(paths, numbers)]
+      else:
+        reason = 'of a person with more or fewer files than annotations'
+        dropped[reason] = dropped.get(reason, 0) + len(paths)
+  if not records:
+    raise ValueError(
+      f"{NAME}: '{folder}' holds no crops in <subset>/archive that can be told by their names. "
+      'Unpack the images with the file names they were published with.'
+    )
+  return sorted(records, key=lambda record: record.person_id), dropped
 
 
 def semantic_id_order(frame: pd.DataFrame) -> list[np.ndarray]:
@@ -300,7 +394,7 @@ def load(
   The split is drawn on the annotations, so it is the same if some images are missing.
 
   Args:
-    root: the folder with the images, or with `images`.
+    root: the folder with the images, with `images`, or with the authors' folders.
     annotations: the attribute file; default `<root>/PETA.mat`.
     split: 'paper' or 'sal'.
     encoding: of the attribute vectors, 'binary' (as in the paper) or 'three_state'.
@@ -320,8 +414,8 @@ def load(
       f"PETA: there is no folder '{folder}'. Set DATA_ROOT to the folder that holds 'images'."
     )
   source = folder / ANNOTATION_FILE if annotations is None else annotations
-  images = folder / 'images' if (folder / 'images').is_dir() else folder
-  records, dropped = scan(images, PATTERN, name=NAME)
+  records, dropped = _scan(folder, source)
+  people = read_peta_people(source)
   frame = AttributeTable(schema, read_peta_mat(source), source=str(source)).frame
 
   groups = semantic_id_order(frame)
@@ -340,12 +434,18 @@ def load(
   splits = {}
   for part, ids in draw_split(len(several), split, seed=seed).items():
     rows = np.sort(np.concatenate([several[i] for i in ids]))
-    people = frame.iloc[rows]
-    splits[part] = join(
-      [found[person] for person in people.index if person in found],
-      AttributeTable(schema, people, source=str(source)),
+    images = frame.iloc[rows]
+    joined = join(
+      [found[number] for number in images.index if number in found],
+      AttributeTable(schema, images, source=str(source)),
       source=f'{NAME} {part}',
       dropped=dropped if part == 'train' else None,
+    )
+    who = people.loc[joined.person_ids]
+    splits[part] = dataclasses.replace(
+      joined,
+      person_ids=who['person'].to_numpy(str),
+      subsets=who['subset'].to_numpy(str),
     )
   return assemble(
     NAME,
@@ -356,3 +456,13 @@ def load(
     validation_share=validation_share,
     seed=seed,
   )
+
+
+def _scan(folder: Path, source: str | os.PathLike) -> tuple[list[ImageRecord], dict[str, int]]:
+  """The images in one of the layouts, their number as the person id."""
+  if (folder / 'images').is_dir():
+    return scan(folder / 'images', PATTERN, name=NAME)
+  for archive in (folder / ARCHIVE, folder):
+    if any((archive / subset / 'archive').is_dir() for subset in SUBSETS):
+      return scan_archive(archive, read_peta_people(source))
+  return scan(folder, PATTERN, name=NAME)

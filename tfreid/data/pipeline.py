@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfreid.data import augmentation, image_files
+from tfreid.data import augmentation, image_bytes, image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.data.augmentation import Stream
 from tfreid.data.benchmark import Split
@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 # The mean pixel of ImageNet, RGB: what an erased area becomes is 0 after normalisation.
 MEAN_PIXEL = (124.0, 116.0, 104.0)
 
+BAD_IMAGE_CHOICES = ('error', 'skip', 'skip_also_in_test')
+
 
 class Pipeline:
   """Batches of a split: for training shuffled and augmented, for evaluation in order.
@@ -33,6 +35,9 @@ class Pipeline:
 
   All randomness is decided by (seed, epoch) and the position of the example in the epoch, so an
   epoch is bit for bit the same whenever it is repeated, with any number of threads or workers.
+
+  Attributes:
+    left_out: path of each file that `without_unreadable` left out, to what is wrong with it.
   """
 
   def __init__(
@@ -67,7 +72,9 @@ class Pipeline:
       keep_at_least: attributes of an example that are never dropped.
       cache: keep the decoded and resized images in memory, height x width x 3 bytes each.
       cache_gib: memory that all cached splits together may take.
-      on_bad_image: 'error', or 'skip': `check` then leaves unreadable files out.
+      on_bad_image: 'error'; or 'skip': `check` then leaves unreadable files out of what is trained
+        on, and refuses them in what is evaluated; or 'skip_also_in_test': it leaves them out there
+        too, which makes another test of it: its numbers stand beside no other's.
       num_parallel_calls: images decoded at a time; None leaves it to tf.data.
       prefetch: batches kept ready.
 
@@ -100,9 +107,12 @@ class Pipeline:
       raise ValueError(f'erase_size is two shares in (0, 1], not {self.erase_size}.')
     if not cache_gib > 0:
       raise ValueError(f'cache_gib must be positive, not {cache_gib}.')
-    if on_bad_image not in ('error', 'skip'):
-      raise ValueError(f"on_bad_image is 'error' or 'skip', not {on_bad_image!r}.")
+    if on_bad_image not in BAD_IMAGE_CHOICES:
+      raise ValueError(
+        f'Pipeline.on_bad_image is one of {", ".join(BAD_IMAGE_CHOICES)}, not {on_bad_image!r}.'
+      )
     self._cached: dict[str, tf.Tensor] = {}
+    self.left_out: dict[str, str] = {}
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -286,20 +296,44 @@ class Pipeline:
     self._cached[key] = tf.experimental.dlpack.from_dlpack(images.__dlpack__())
     return self._cached[key]
 
-  def check(self, split: Split, *, progress: Progress | None = None) -> Split:
+  def check(
+    self, split: Split, *, evaluated: bool = False, progress: Progress | None = None
+  ) -> Split:
     """The split as this pipeline will read it.
 
     With on_bad_image='error' that is the split itself and costs nothing: a bad file shows up when
-    it is read, and `explain` names it. With 'skip' each file is decoded once.
+    it is read, and `explain` names it. Otherwise each file is decoded once.
 
     Do this before the sizes of the data are measured: a semantic ID may lose its only image.
+
+    Args:
+      split: the examples.
+      evaluated: results are told of it (a test or a validation split), so that it must not shrink
+        unless on_bad_image='skip_also_in_test' says so.
+      progress: called after each thousand files.
+
+    Raises:
+      ValueError: none can be read, or some of an evaluated split cannot.
     """
     if self.on_bad_image == 'error':
       return split
-    return self.without_unreadable(split, progress=progress)
+    if not evaluated or self.on_bad_image == 'skip_also_in_test':
+      return self.without_unreadable(split, progress=progress)
+    bad = self.unreadable(split, progress=progress)
+    if len(bad):
+      path = split.paths[bad[0]]
+      raise ValueError(
+        f'{len(bad)} of the {len(split)} images that are to be evaluated on are unreadable, {path} '
+        f'first ({image_files.reason(path)}). Without them it would be another test. Replace or '
+        "repair them, or set Pipeline.on_bad_image to 'skip_also_in_test' and say so beside the "
+        'numbers.'
+      )
+    return split
 
   def without_unreadable(self, split: Split, *, progress: Progress | None = None) -> Split:
-    """The split without the files that cannot be decoded; they are logged by name and counted.
+    """The split without the files that cannot be decoded; their number is logged.
+
+    `left_out` then has their paths and what is wrong with them.
 
     Returns:
       `split` itself if all are sound, or a Split with semantic IDs numbered anew and the count in
@@ -311,16 +345,20 @@ class Pipeline:
     bad = self.unreadable(split, progress=progress)
     if not len(bad):
       return split
-    for i in bad:
-      _log.warning(
-        'Left out, unreadable: %s (%s)', split.paths[i], image_files.reason(split.paths[i])
-      )
+    reasons = {str(split.paths[i]): image_files.reason(split.paths[i]) for i in bad}
+    first, reason = next(iter(reasons.items()))
     if len(bad) == len(split):
       raise ValueError(
-        f'None of the {len(split)} images can be read, {split.paths[0]} for one '
-        f'({image_files.reason(split.paths[0])}). JPEG, PNG and BMP files are expected.'
+        f'None of the {len(split)} images can be read, {first} for one ({reason}). '
+        f'{image_bytes.KINDS} are expected.'
       )
+    self.left_out.update(reasons)
     kept = split.subset(np.setdiff1d(np.arange(len(split)), bad))
+    _log.warning(
+      'Left out: %d of %d images, which are unreadable, %s first (%s). %d images with %d semantic '
+      'IDs of %d remain.',
+      *(len(bad), len(split), first, reason, len(kept), len(kept.keys), len(split.keys)),
+    )
     dropped = dict(kept.dropped)
     dropped['unreadable'] = dropped.get('unreadable', 0) + len(bad)
     return dataclasses.replace(kept, dropped=dropped)
@@ -331,9 +369,7 @@ class Pipeline:
     The files are decoded as for training, in parallel, and not kept.
     """
 
-    return image_files.undecodable(
-      split.paths, self.image_size, parallel=self._parallel, progress=progress
-    )
+    return image_files.undecodable(split.paths, parallel=self._parallel, progress=progress)
 
   def explain(self, error: Exception, split: Split) -> Exception:
     """What to raise when reading batches of `split` failed with `error`.
@@ -355,7 +391,7 @@ class Pipeline:
     others = f' So are {len(bad) - 1} others of the {len(split)}.' if len(bad) > 1 else ''
     return ValueError(
       f'{path} is unreadable: {image_files.reason(path)}.{others} '
-      'A whole JPEG, PNG or BMP file is expected. '
+      f'One of {image_bytes.KINDS} is expected, whole. '
       "Replace or remove what is broken, or set Pipeline.on_bad_image to 'skip' to leave it out."
     )
 
@@ -365,12 +401,8 @@ class Pipeline:
 
   def _decoded(self, paths: np.ndarray) -> tf.data.Dataset:
     """Images of the files, uint8 [H, W, 3] each, in the order of `paths`."""
-    dataset = tf.data.Dataset.from_tensor_slices(np.asarray(paths, dtype=object))
-    return dataset.map(
-      lambda path: image_files.decode(tf.io.read_file(path), self.image_size),
-      num_parallel_calls=self._parallel,
-      deterministic=True,
-    )
+    dataset = image_files.images(paths, self.image_size, parallel=self._parallel)
+    return dataset.map(lambda _, image: image)
 
   def _examples(
     self,

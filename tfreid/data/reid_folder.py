@@ -74,7 +74,7 @@ def scan(
     ignored: person ids that are no people, with the reason: they are left out and counted.
 
   Returns:
-    The crops, and how many files were left out, by reason ('Thumbs.db' is 'not a crop').
+    The crops, and how many files were left out, by reason ('Thumbs.db' is 'not a crop (.db)').
 
   Raises:
     ValueError: no file in the folder has the name of a crop.
@@ -85,20 +85,26 @@ def scan(
   names = sorted(os.listdir(folder))
   for file_name in names:
     match = pattern.fullmatch(file_name)
-    reason = 'not a crop' if match is None else ignored.get(match['person'])
+    reason = not_a_crop(file_name) if match is None else ignored.get(match['person'])
     if reason is not None:
       dropped[reason] = dropped.get(reason, 0) + 1
     else:
       path = os.path.join(folder, file_name)
       camera = int(match['camera']) if 'camera' in pattern.groupindex else 0
       records.append(ImageRecord(path, match['person'], camera))
-  if not records and set(dropped) <= {'not a crop'}:
+  if not records and not set(dropped) & set(ignored.values()):
     found = f"{len(names)} other files, '{names[0]}' first" if names else 'nothing'
     raise ValueError(
       f"{name}: '{folder}' holds no crops (found: {found}). "
       'Unpack the images into it with the file names they were published with.'
     )
   return records, dropped
+
+
+def not_a_crop(file_name: str) -> str:
+  """Why a file without the name of a crop is left out; with its ending, so that HEIC is seen."""
+  ending = os.path.splitext(file_name)[1].lower()
+  return f'not a crop ({ending})' if ending else 'not a crop'
 
 
 def read_mat(path: str | os.PathLike, variable: str) -> np.ndarray:

@@ -7,7 +7,6 @@ that is in no phrase is reported, never guessed.
 from __future__ import annotations
 
 import re
-import types
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -95,7 +94,7 @@ def _vocabulary(schema: AttributeSchema) -> Vocabulary:
     attribute.name: {_folded(value): value for value in (*attribute.values, NONE)}
     for attribute in schema.attributes
   }
-  return Vocabulary(types.MappingProxyType(table), _things(schema), longest, names, values)
+  return Vocabulary(table, _things(schema), longest, names, values)
 
 
 def phrases(schema: AttributeSchema) -> dict[str, tuple[str, str]]:

@@ -115,8 +115,8 @@ def read_results(path: str | os.PathLike) -> pd.DataFrame:
   """The results file as a table, a row per evaluation.
 
   Metrics are columns of their own ('mAP', 'rank1', 'seen/mAP', ...), as are versions
-  ('versions/numpy'). A line that is torn, is no JSON object or does not fit its checksum is left out
-  and logged; the line numbers are in `.attrs['torn_lines']`.
+  ('versions/numpy'). A line that is torn, is no JSON object or does not fit its checksum is left
+  out and logged; the line numbers are in `.attrs['torn_lines']`.
 
   Raises:
     FileNotFoundError: there is no such file.

@@ -50,8 +50,13 @@ class Comparison(NamedTuple):
   queries: int
 
 
-class _MeanSquare(NamedTuple):
-  """A part of the variance of a difference of means."""
+class MeanSquare(NamedTuple):
+  """An estimated variance, or a part of one.
+
+  Attributes:
+    value: of the variance.
+    degrees: of freedom of the estimate.
+  """
 
   value: float
   degrees: float
@@ -95,6 +100,7 @@ def two_way_comparison(
   second: np.ndarray,
   *,
   paired_seeds: bool = True,
+  pooled: MeanSquare | None = None,
   confidence: float = 0.95,
 ) -> Comparison:
   """Whether one system is better than another, for other queries and for other seeds.
@@ -117,6 +123,10 @@ def two_way_comparison(
     second: [T, Q], those of the other, in the same order of queries.
     paired_seeds: row i of both has the same seed, so S = T; otherwise the seeds of each are drawn
       apart, and a system with one seed is taken to spread over seeds as the other does.
+    pooled: variance of the difference of two systems in one seed, from all systems of a table
+      (`pooled_variance_of_seeds`). Where the two systems' own estimate is smaller, it is taken
+      instead: of three seeds, a variance comes out far too small so often that among dozens of
+      comparisons some look certain that are chance.
     confidence: in (0, 1).
 
   Returns:
@@ -137,9 +147,10 @@ def two_way_comparison(
   ours, theirs = float(first.mean()), float(second.mean())
   difference = ours - theirs
   if paired_seeds:
-    variance = _variance_of_mean_difference([first - second], first.mean(0) - second.mean(0))
+    tables = [first - second]
   else:
-    variance = _variance_of_mean_difference([first, second], first.mean(0) - second.mean(0))
+    tables = [first, second]
+  variance = _variance_of_mean_difference(tables, first.mean(0) - second.mean(0), pooled)
   error = math.sqrt(variance.value)
   # Means of thirds and the like leave rounding where there is no difference at all.
   if abs(difference) < 1e-12:
@@ -159,6 +170,26 @@ def two_way_comparison(
     degrees_of_freedom=variance.degrees,
     queries=queries,
   )
+
+
+def pooled_variance_of_seeds(tables: Sequence[np.ndarray]) -> MeanSquare | None:
+  """Variance of the difference of two systems in one seed, pooled over all systems of a table.
+
+  What a seed does to all systems alike takes no part: it leaves their differences as they are.
+
+  Args:
+    tables: of each system [S, Q], a row per seed, the same seeds and queries in all.
+
+  Returns:
+    Twice the mean square of systems and seeds, with (systems - 1) (S - 1) degrees of freedom; None
+    for fewer than three systems or two seeds, where there is nothing to pool.
+  """
+  if len(tables) < 3 or len(tables[0]) < 2:
+    return None
+  means = np.stack([np.nanmean(_table(table), axis=1) for table in tables])  # [systems, S]
+  centred = means - means.mean(1, keepdims=True) - means.mean(0) + means.mean()
+  degrees = (means.shape[0] - 1) * (means.shape[1] - 1)
+  return MeanSquare(2 * float((centred**2).sum()) / degrees, degrees)
 
 
 def detectable_difference(
@@ -193,13 +224,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _variance_of_mean_difference(
-  tables: Sequence[np.ndarray], of_queries: np.ndarray
-) -> _MeanSquare:
+  tables: Sequence[np.ndarray], of_queries: np.ndarray, pooled: MeanSquare | None
+) -> MeanSquare:
   """Variance of the difference of means, and its degrees of freedom.
 
   Args:
     tables: each [S, Q] whose seeds are drawn apart: the differences, or the two systems.
     of_queries: [Q], the difference of each query's means over seeds.
+    pooled: as `two_way_comparison` takes it.
   """
   count = len(of_queries)
   # A system with one seed says nothing of its spread over seeds; it is taken to be the other's.
@@ -210,15 +242,20 @@ def _variance_of_mean_difference(
   seeds, remainders = [], []
   for table in known:
     rows, scale = len(table), share or 1 / len(table)
-    seeds.append(_MeanSquare(float(table.mean(1).var(ddof=1)) * scale, rows - 1))
+    seeds.append(MeanSquare(float(table.mean(1).var(ddof=1)) * scale, rows - 1))
     if count > 1:
       centred = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
       degrees = (rows - 1) * (count - 1)
       value = float((centred**2).sum()) / degrees * scale / count
-      remainders.append(_MeanSquare(value, degrees))
+      remainders.append(MeanSquare(value, degrees))
+  if pooled is not None:
+    # Half of it is one system's; of each, the mean over its seeds is what varies.
+    scale = sum(1 / len(table) for table in tables) / len(tables)
+    if pooled.value * scale > sum(part.value for part in seeds):
+      seeds = [MeanSquare(pooled.value * scale, pooled.degrees)]
   parts_of_queries = []
   if count > 1:
-    parts_of_queries.append(_MeanSquare(float(of_queries.var(ddof=1)) / count, count - 1))
+    parts_of_queries.append(MeanSquare(float(of_queries.var(ddof=1)) / count, count - 1))
   if not seeds or not parts_of_queries:
     return _sum(seeds + parts_of_queries, [])
   candidates = (
@@ -230,13 +267,13 @@ def _variance_of_mean_difference(
   return max(candidates, key=lambda part: part.value)
 
 
-def _sum(added: Sequence[_MeanSquare], subtracted: Sequence[_MeanSquare]) -> _MeanSquare:
+def _sum(added: Sequence[MeanSquare], subtracted: Sequence[MeanSquare]) -> MeanSquare:
   """Sum of independent mean squares, with the degrees of freedom of Satterthwaite (1946)."""
   value = sum(part.value for part in added) - sum(part.value for part in subtracted)
   weights = sum(part.value**2 / part.degrees for part in (*added, *subtracted))
   if value <= 0 or weights == 0:
-    return _MeanSquare(max(value, 0.0), 1.0)
-  return _MeanSquare(value, value**2 / weights)
+    return MeanSquare(max(value, 0.0), 1.0)
+  return MeanSquare(value, value**2 / weights)
 
 
 def _tables(

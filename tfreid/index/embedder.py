@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfreid import forks
+from tfreid.data import image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import errors, light_encoder, versions
 
@@ -36,7 +38,7 @@ class Embedder:
     size: E, the number of dimensions of the joint space.
     schema: of the attributes, None if the model was exported without.
     num_devices: on how many devices crops are embedded.
-    in_flight: batches to embed at the same time, from several threads, see `building.add`. A call
+    in_flight: batches to embed at the same time, from several threads, see `writer.add`. A call
       decodes 4 images at a time and only then computes; on more cores, or beside a GPU, several
       calls keep both busy. More than 4 would cost more memory than they gain.
   """
@@ -79,12 +81,13 @@ class Embedder:
       self._loaded()
 
   def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
-    """Image concepts, float32 [B, E], of B encoded images (JPEG or PNG).
+    """Image concepts, float32 [B, E], of B encoded images (`image_bytes.KINDS`).
 
     Raises:
-      ValueError: one of them cannot be decoded; the message is the model's, and does not say which.
+      ValueError: one of them cannot be decoded; the message does not say which.
     """
-    return self._loaded().embed_images(contents)
+    forks.check()
+    return self._loaded().embed_images([image_bytes.for_model(image) for image in contents])
 
   def embed_attributes(self, vectors: np.ndarray) -> np.ndarray:
     """Attribute concepts, float32 [B, E], of attribute vectors [B, A].
@@ -94,6 +97,7 @@ class Embedder:
     """
     vectors = np.asarray(vectors, np.float32)
     if self._light is None:
+      forks.check()
       return self._loaded().embed_attributes(vectors)
     if self.schema is not None and vectors.shape[-1] != self.schema.size:
       raise ValueError(
@@ -194,7 +198,7 @@ class _Signatures:
 
   def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
     with self._clear():
-      return self._images(self._tf.constant(list(contents))).numpy()
+      return self._images(self._tf.constant(list(contents), self._tf.string)).numpy()
 
   def embed_attributes(self, vectors: np.ndarray) -> np.ndarray:
     with self._clear():

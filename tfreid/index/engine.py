@@ -9,20 +9,16 @@ and with the exported model.
 from __future__ import annotations
 
 import abc
-import os
-import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from tfreid.index import filters
-from tfreid.index.ledger import Ledger
+from tfreid.index import filters, segment
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.segment import Row
 from tfreid.serving import summation
-
-ENGINES = ('embedded', 'milvus')
 
 # Rows whose last scores are computed together.
 _SCORED = 8192
@@ -48,19 +44,39 @@ class Match(NamedTuple):
 class Engine(abc.ABC):
   """Concepts and rows of an index, in the state they had when it was opened.
 
+  What an engine needs beyond searching and committing, it says by overriding the methods below
+  `close`; the rest of the package asks for no engine by its name. See docs/adding-an-engine.md.
+
   Attributes:
-    ledger: the folder of the index.
+    name: what index.json and the command line call the engine.
+    outlives_process: the crops are there when the process that wrote them has ended.
+    can_compact: `compact` erases what was removed; otherwise the engine does so by itself.
+    folder: of the index.
     state: what index.json said.
   """
 
-  def __init__(self, ledger: Ledger, state: Mapping[str, Any]):
+  name: ClassVar[str]
+  outlives_process: ClassVar[bool] = True
+  can_compact: ClassVar[bool] = False
+
+  def __init__(
+    self,
+    folder: IndexDirectory,
+    state: Mapping[str, Any],
+    *,
+    resident: bool | str = False,
+    check: bool | None = None,
+  ):
     """Opens a state.
 
     Args:
-      ledger: the folder of the index.
-      state: from `ledger.read()`, or from `new_state` for an index that is not written yet.
+      folder: of the index.
+      state: from `folder.read()`, or from `engines.new_state` for an index that is not written yet.
+      resident: keep all concepts in memory, for engines that have the choice; see `EmbeddedIndex`.
+      check: compare checksums of files, for engines that have any; see `EmbeddedIndex`.
     """
-    self.ledger = ledger
+    del resident, check
+    self.folder = folder
     self.state = dict(state)
 
   @property
@@ -128,10 +144,10 @@ class Engine(abc.ABC):
     shard: Sequence[int] | None = None,
     progress: Progress | None = None,
   ) -> None:
-    """Adds the rows of segments and removes others, all at once; needs the ledger's lock.
+    """Adds the rows of segments and removes others, all at once; needs the folder's lock.
 
     Args:
-      entries: of segments below `ledger.segments`, from `segment.write`.
+      entries: of segments below `folder.segments`, from `segment.write`.
       remove: ids to remove; applies to what was there before.
       replace: remove all that was there before.
       shard: (i, n) where this is one of n parts of a manifest.
@@ -147,7 +163,122 @@ class Engine(abc.ABC):
     """Takes over what was committed since; returns whether that was anything."""
 
   def close(self) -> None:  # noqa: B027 - not every engine has something to close
-    """Frees what the engine holds."""
+    """Frees what the engine holds; may be called again."""
+
+  @classmethod
+  def describe(cls, uri: str) -> dict[str, str]:
+    """What index.json keeps of the engine of a new index, 'name' at least.
+
+    Args:
+      uri: where the crops are to be kept, for engines that keep them at an address; '' elsewhere.
+
+    Raises:
+      ValueError: an address for an engine that has none.
+    """
+    if uri:
+      raise ValueError(
+        f"The engine '{cls.name}' keeps its crops in the folder of the index and has no use for "
+        f"the address '{uri}'. Choose an engine that has, or leave the address out."
+      )
+    return {'name': cls.name}
+
+  @classmethod
+  def begin(
+    cls,
+    folder: IndexDirectory,
+    state: Mapping[str, Any],
+    *,
+    before: Mapping[str, Any],
+    pending: Mapping[str, Any],
+  ) -> dict[str, Any]:
+    """The state from which a build or a merge starts; needs the folder's lock.
+
+    Args:
+      folder: of the index.
+      state: of the new index, without crops.
+      before: of the index that it replaces; {} if there is none.
+      pending: what an attempt that did not come to its end noted of `attempt`; {} if there is none.
+    """
+    del folder, pending
+    known = {'generation': before.get('generation', 0), 'commit': before.get('commit', '')}
+    return {**state, **known}
+
+  def attempt(self) -> dict[str, str]:
+    """What an unfinished build notes, so that `begin` can remove what it left elsewhere."""
+    return {}
+
+  @classmethod  # noqa: B027 - not every engine keeps something elsewhere
+  def settle(
+    cls, folder: IndexDirectory, *, before: Mapping[str, Any], state: Mapping[str, Any]
+  ) -> None:
+    """Removes what a replaced index kept elsewhere, after the build that replaced it.
+
+    Args:
+      folder: of the index.
+      before: the replaced state; {} if there was none.
+      state: from `begin`.
+
+    Raises:
+      OSError: it could not be removed; the message says what is left, and where.
+    """
+
+  def compact(self) -> None:
+    """Erases what was removed; needs the folder's lock.
+
+    Raises:
+      ValueError: the engine does so by itself.
+    """
+    raise ValueError(f"The engine '{self.name}' needs no compacting: it erases by itself.")
+
+  def facts(self) -> dict[str, Any]:
+    """What `info` tells of this engine alone, as plain JSON types."""
+    return {}
+
+  def newer(self) -> Engine | None:
+    """An engine with what was committed since; None if nothing was.
+
+    It may be this one, where threads that are asking it are not disturbed. Otherwise both can be
+    asked, until each is closed.
+    """
+    return self if self.refresh() else None
+
+  def stage(self, folder: IndexDirectory) -> list[dict[str, Any]]:
+    """Writes all crops as segments below the folder of another index, for its `commit`.
+
+    Args:
+      folder: of the other index, with its lock.
+
+    Returns:
+      The entries.
+
+    Raises:
+      FileNotFoundError: a file vanished meanwhile.
+      ValueError: the crops changed meanwhile.
+    """
+    changed = (
+      f"'{self.folder.directory}' changed while it was merged. Merge again when nobody writes to "
+      'it.'
+    )
+    parts = self.parts()
+    rest: list[tuple[np.ndarray, list[Row]]] = []
+
+    def take(count):
+      while count:
+        concepts, rows = rest.pop() if rest else next(parts, (None, []))
+        if not rows:
+          raise ValueError(changed)
+        if len(rows) > count:
+          rest.append((concepts[count:], rows[count:]))
+        yield concepts[:count], rows[:count]
+        count -= min(count, len(rows))
+
+    entries = []
+    for start in range(0, self.size, segment.MAX_ROWS):
+      size = min(segment.MAX_ROWS, self.size - start)
+      entries.append(segment.write(folder.segments, take(size), size=size, width=self.width))
+    if rest or self.folder.read()['generation'] != self.state['generation']:
+      raise ValueError(changed)
+    return entries
 
   def _checked(self, queries, top_k, where):
     queries = np.asarray(queries, np.float32)
@@ -163,45 +294,6 @@ class Engine(abc.ABC):
     if where is not None and self.size:
       filters.check(where, self.fields)
     return queries
-
-
-def new_state(
-  model: Mapping[str, Any], *, engine: str = 'embedded', uri: str = ''
-) -> dict[str, Any]:
-  """The state of an index without crops.
-
-  Args:
-    model: fingerprint, embedding_size, and where the model is ('path').
-    engine: one of ENGINES.
-    uri: of Milvus: an address, a Milvus Lite file, or '' for such a file in the index.
-
-  Raises:
-    ValueError: an unknown engine, or an address for one that has none.
-  """
-  if engine not in ENGINES:
-    raise ValueError(f"Unknown engine '{engine}'; choose from {', '.join(ENGINES)}.")
-  about = {'name': engine}
-  if engine != 'milvus' and uri:
-    raise ValueError(
-      f"The engine '{engine}' keeps its crops in the folder of the index and has no use for the "
-      f"address '{uri}'. Choose the engine 'milvus', or leave the address out."
-    )
-  if engine == 'milvus':
-    about.update(uri=place(uri), prefix=f'tfreid_{secrets.token_hex(6)}')
-  return {'generation': 0, 'model': dict(model), 'engine': about, 'segments': []}
-
-
-def place(uri: str) -> str:
-  """An address as it is, a file by its absolute path: an index is also opened from elsewhere."""
-  return os.path.abspath(os.path.expanduser(uri)) if uri and '://' not in uri else uri
-
-
-def repeated(hashes: Iterable[np.ndarray]) -> np.ndarray:
-  """Values, uint64, ascending, that occur more than once in all of these arrays together."""
-  # Sorted in place: 8 bytes per crop, where a set of Python's numbers takes more than 60.
-  values = np.concatenate([np.empty(0, np.uint64), *hashes])
-  values.sort()
-  return np.unique(values[1:][values[1:] == values[:-1]])
 
 
 def last_scores(rows: np.ndarray, query: np.ndarray) -> np.ndarray:

@@ -24,7 +24,6 @@ import ast
 import bisect
 import dataclasses
 import functools
-import hashlib
 import json
 import keyword
 import re
@@ -482,7 +481,9 @@ def _answers(condition: Condition, column: Column) -> np.ndarray:
     answers[:-1], answers[-1] = condition.negated, not condition.negated
     return answers
   if isinstance(condition, Has):
-    answers[column.holders.get(normalized(condition.value), ())] = True
+    holders = column.holders.get(normalized(condition.value))
+    if holders is not None:
+      answers[holders] = True
     return ~answers if condition.negated else answers
   if isinstance(condition, In):
     _mark(answers, column, '==', condition.values)
@@ -540,52 +541,6 @@ def _check_times(column: Column, texts: Collection[str]) -> None:
 
 def _field(condition: Compare | In | Missing | Has) -> str:
   return condition.attribute if isinstance(condition, Has) else condition.field
-
-
-def mark(*names: str) -> str:
-  """What stands for a name, or for an attribute and its value, in `marks`."""
-  return hashlib.blake2b(json.dumps(names).encode(), digest_size=8).hexdigest()
-
-
-def marks(fields: Mapping[str, Value], attributes: Mapping[str, str]) -> dict[str, int]:
-  """The fields a crop has, and the values of its attributes, as 1 each, for `to_milvus`."""
-  found = [mark(name) for name in (*fields, *attributes)]
-  for name, value in attributes.items():
-    found += [mark(name, part) for part in value.split('+')]
-  return dict.fromkeys(found, 1)
-
-
-def to_milvus(condition: Condition) -> str:
-  """The condition as Milvus' boolean expression over the JSON fields `fields` and `marks`.
-
-  Milvus Lite knows neither `exists` nor a general `not`, and a JSON != holds where there is
-  nothing; so what a crop has is looked up in `marks`, with == and !=, which all of Milvus 2.5 have.
-  """
-  if isinstance(condition, (And, Or)):
-    word = ' and ' if isinstance(condition, And) else ' or '
-    return word.join(f'({to_milvus(part)})' for part in condition.parts)
-  if isinstance(condition, Missing):
-    return _marked(mark(condition.field), condition.negated)
-  if isinstance(condition, Has):
-    return _marked(mark(condition.attribute, condition.value), not condition.negated)
-  name = f'fields[{_quoted(condition.field)}]'
-  if isinstance(condition, Compare):
-    expression = f'{name} {condition.operator} {_literal(condition.value)}'
-    if condition.operator == '!=':
-      return f'{_marked(mark(condition.field), True)} and {expression}'
-    return expression
-  # A list of Milvus' holds one type.
-  lists: dict[type, list[str]] = {}
-  for value in condition.values:
-    lists.setdefault(type(value), []).append(_literal(value))
-  if not condition.negated:
-    return ' or '.join(f'{name} in [{", ".join(values)}]' for values in lists.values())
-  parts = [f'{name} not in [{", ".join(values)}]' for values in lists.values()]
-  return ' and '.join([_marked(mark(condition.field), True), *parts])
-
-
-def _marked(text: str, present: bool) -> str:
-  return f'marks["{text}"] {"==" if present else "!="} 1'
 
 
 def _literal(value: Value) -> str:

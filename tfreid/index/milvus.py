@@ -37,10 +37,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tfreid import storage
-from tfreid.index import engine, filters, trust
+from tfreid.index import engine, filters, milvus_filters, segment, trust
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Engine, Match
-from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row, Segment, id_hash
+from tfreid.printable import control_character
 
 _Answer = TypeVar('_Answer')
 
@@ -76,25 +77,36 @@ _open: collections.Counter[str] = collections.Counter()
 class MilvusIndex(Engine):
   """An index in a collection of Milvus."""
 
-  def __init__(self, ledger: Ledger, state: Mapping[str, Any]):
+  name = 'milvus'
+
+  def __init__(
+    self,
+    folder: IndexDirectory,
+    state: Mapping[str, Any],
+    *,
+    resident: bool | str = False,
+    check: bool | None = None,
+  ):
     """Connects.
 
     Args:
-      ledger: the folder of the index.
-      state: from `ledger.read()`, or a new one.
+      folder: of the index.
+      state: from `folder.read()`, or a new one.
+      resident: of no use; Milvus has memory of its own.
+      check: of no use; `problems` looks at the collection.
 
     Raises:
       ImportError: pymilvus is not installed.
       OSError: there is no connection.
       ValueError: the state is damaged, or names a place that this user has not.
     """
-    super().__init__(ledger, state)
-    _check_state(state, ledger)
+    super().__init__(folder, state, resident=resident, check=check)
+    _check_state(state, folder)
     self.state = self._loaded(state)
     client, self._exceptions = _library()
     about = self.state['engine']
-    trust.check_place(about['uri'], ledger.directory)
-    self.uri = about['uri'] or os.path.join(ledger.directory, 'milvus.db')
+    trust.check_place(about['uri'], folder.directory)
+    self.uri = about['uri'] or os.path.join(folder.directory, 'milvus.db')
     if '://' not in self.uri:
       os.makedirs(os.path.dirname(os.path.abspath(self.uri)), exist_ok=True)
     self._closed = False
@@ -143,9 +155,13 @@ class MilvusIndex(Engine):
         return [[] for _ in checked]
       parts = [_visible(state)]
       if where is not None:
-        parts.append(filters.to_milvus(where))
-      if exclude:
-        parts.append(f'id not in {_list(exclude)}')
+        milvus_filters.check(where)
+        parts.append(milvus_filters.to_milvus(where))
+      odd = {name for name in exclude if control_character(name)}
+      if set(exclude) - odd:
+        parts.append(f'id not in {_list(set(exclude) - odd)}')
+      if positions := self._positions_of(state, odd):
+        parts.append(f'position not in {positions}')
       expression = ' and '.join(f'({part})' for part in parts)
       epsilon = engine.rounding(checked, state['greatest_norm'])
       return [self._best(state, q, top_k, expression, eps) for q, eps in zip(checked, epsilon)]
@@ -153,8 +169,8 @@ class MilvusIndex(Engine):
     if top_k > _MAX_RESULTS - _SPARE:
       raise ValueError(f'Milvus answers {_MAX_RESULTS - _SPARE} results at most, not {top_k}.')
     return [
-      [match for match in found if min_score is None or match.score >= min_score]
-      for found in self._answered(ask)
+      [match for match in matches if min_score is None or match.score >= min_score]
+      for matches in self._answered(ask)
     ]
 
   def _best(self, state, query, top_k, expression, epsilon):
@@ -166,7 +182,7 @@ class MilvusIndex(Engine):
     asked for; and where Milvus answers no more at once, the halves of the range, one by one.
     """
     ranges, limit = [(0, state['next_position'])], top_k + _SPARE
-    found: dict[int, Match] = {}
+    best: dict[int, Match] = {}
     while ranges:
       first, last = ranges.pop()
       # Rows take room, and of many results few are answered.
@@ -178,12 +194,12 @@ class MilvusIndex(Engine):
       concepts = concepts.reshape(len(alive), self.width)
       for i, score in zip(*engine.best(concepts, positions, query, top_k)):
         position = int(positions[i])
-        known = found[position].row if position in found else None
+        known = best[position].row if position in best else None
         row = Row.from_json(alive[i]['row']) if output else known
-        found[position] = Match(row, float(score), concepts[i])
-      order = sorted(found, key=lambda position: (-found[position].score, position))[:top_k]
-      found = {position: found[position] for position in order}
-      least = found[order[-1]].score if len(order) == top_k else -np.inf
+        best[position] = Match(row, float(score), concepts[i])
+      order = sorted(best, key=lambda position: (-best[position].score, position))[:top_k]
+      best = {position: best[position] for position in order}
+      least = best[order[-1]].score if len(order) == top_k else -np.inf
       if len(hits) < limit or hits[-1]['distance'] + epsilon < least:
         continue
       if limit < _MAX_RESULTS:
@@ -192,12 +208,12 @@ class MilvusIndex(Engine):
       else:
         middle = (first + last) // 2
         ranges += [(middle, last), (first, middle)]
-    unread = [position for position, match in found.items() if match.row is None]
+    unread = [position for position, match in best.items() if match.row is None]
     for entity in self._at(state, unread, 'row'):
       position = entity['position']
-      found[position] = found[position]._replace(row=Row.from_json(entity['row']))
+      best[position] = best[position]._replace(row=Row.from_json(entity['row']))
     # One that was removed since has no row.
-    return [match for match in found.values() if match.row is not None]
+    return [match for match in best.values() if match.row is not None]
 
   def _hits(self, state, query, expression, positions, limit, output):
     """Up to `limit` results with positions in a range, of falling `distance`, which is a(x)."""
@@ -219,17 +235,17 @@ class MilvusIndex(Engine):
 
   def rows(self, ids: Sequence[str]) -> dict[str, Row]:
     """The rows with these ids."""
-    found = self._answered(lambda state: self._find(state, ids, 'row'))
-    return {entity['row']['id']: Row.from_json(entity['row']) for entity in found}
+    entities = self._answered(lambda state: self._find(state, ids, 'row'))
+    return {entity['row']['id']: Row.from_json(entity['row']) for entity in entities}
 
   def concepts(self, ids: Sequence[str]) -> np.ndarray:
     """Concepts, float32 [M, E], of these ids."""
     entities = self._answered(lambda state: self._find(state, ids, 'id', 'concept'))
-    found = {entity['id']: entity['concept'] for entity in entities}
-    missing = [name for name in ids if name not in found]
+    by_id = {entity['id']: entity['concept'] for entity in entities}
+    missing = [name for name in ids if name not in by_id]
     if missing:
       raise KeyError(f"The index has no crop '{missing[0]}'.")
-    return np.asarray([found[name] for name in ids], np.float32).reshape(len(ids), self.width)
+    return np.asarray([by_id[name] for name in ids], np.float32).reshape(len(ids), self.width)
 
   def parts(self) -> Iterator[tuple[np.ndarray, list[Row]]]:
     """All concepts and rows in the order of adding.
@@ -241,17 +257,17 @@ class MilvusIndex(Engine):
     for start in range(0, state.get('next_position', 0), _BATCH):
       window = f'position >= {start} and position < {start + _BATCH}'
       try:
-        found = self._query(state, window, 'position', 'row', 'concept')
+        entities = self._query(state, window, 'position', 'row', 'concept')
       except OSError as error:
         if not self._is_replaced(state):
           raise
         raise OSError(
-          f"The index '{self.ledger.directory}' was replaced while it was read. Read it again."
+          f"The index '{self.folder.directory}' was replaced while it was read. Read it again."
         ) from error
-      found.sort(key=lambda entity: entity['position'])
-      if found:
-        concepts = np.asarray([entity['concept'] for entity in found], np.float32)
-        yield concepts, [Row.from_json(entity['row']) for entity in found]
+      entities.sort(key=lambda entity: entity['position'])
+      if entities:
+        concepts = np.asarray([entity['concept'] for entity in entities], np.float32)
+        yield concepts, [Row.from_json(entity['row']) for entity in entities]
 
   def commit(
     self,
@@ -274,13 +290,13 @@ class MilvusIndex(Engine):
       # Whatever is wrong here as well, the first error is the one to be told.
       with contextlib.suppress(OSError, ValueError):
         # The error may have come when index.json was replaced already.
-        committed = self.ledger.read() if self.ledger.exists else {}
+        committed = self.folder.read() if self.folder.exists else {}
         if committed.get('engine') == self.state['engine']:
           self.state = self._loaded(committed)
         self.recover()
       raise
     self.recover()
-    self.ledger.clean()
+    self.folder.clean()
 
   def _commit(self, entries, remove, replace, shard, progress):
     state = {**self.state, 'generation': self.state['generation'] + 1}
@@ -292,11 +308,11 @@ class MilvusIndex(Engine):
       state.update(size=0, next_position=0, greatest_norm=0.0, fields={})
       state['collection'] = self._create()
     else:
-      found = self._find(self.state, list(remove), 'position')
-      removing = sorted(entity['position'] for entity in found)
+      entities = self._find(self.state, list(remove), 'position')
+      removing = sorted(entity['position'] for entity in entities)
     added, total = 0, sum(entry['rows'] for entry in entries)
     for entry in entries:
-      self._insert(Segment(self.ledger.segments, entry), state)
+      self._insert(Segment(self.folder.segments, entry), state)
       added += entry['rows']
       if progress:
         progress(added, total)
@@ -312,8 +328,8 @@ class MilvusIndex(Engine):
       self._client.flush(state['collection'])
     state['removing'] = removing if len(removing) <= _LISTED else self._written(removing)
     state['size'] -= len(removing)
-    self.ledger.write(state)
-    self.state = self._loaded(self.ledger.read())
+    self.folder.write(state)
+    self.state = self._loaded(self.folder.read())
 
   def recover(self) -> None:
     """Brings the collection to the state of index.json; needs the lock."""
@@ -333,36 +349,36 @@ class MilvusIndex(Engine):
           self._collection, filter=f'position in {removing[start : start + _BATCH]}'
         )
     if removing:
-      self.ledger.write({**self.state, 'removing': []})
-      self.state = self._loaded(self.ledger.read())
-    for name in os.listdir(self.ledger.directory):
+      self.folder.write({**self.state, 'removing': []})
+      self.state = self._loaded(self.folder.read())
+    for name in os.listdir(self.folder.directory):
       if _REMOVING.fullmatch(name):
-        os.remove(os.path.join(self.ledger.directory, name))
+        os.remove(os.path.join(self.folder.directory, name))
 
   def problems(self) -> list[str]:
     """What is wrong with the collection: its number of crops, their ids, their concepts."""
-    found, count, hashes = [], 0, []
+    sentences, count, hashes = [], 0, []
     for concepts, rows in self.parts():
       count += len(rows)
       hashes.append(np.fromiter((id_hash(row.id) for row in rows), np.uint64, len(rows)))
       for row, finite in zip(rows, np.isfinite(concepts).all(axis=1)):
         if not finite:
-          found.append(f"The concept of '{row.id}' is not finite.")
-    suspects = set(engine.repeated(hashes).tolist())
+          sentences.append(f"The concept of '{row.id}' is not finite.")
+    suspects = set(segment.repeated(hashes).tolist())
     if suspects:
       names = collections.Counter(
         row.id for _, rows in self.parts() for row in rows if id_hash(row.id) in suspects
       )
-      found += [f"The id '{name}' occurs {n} times." for name, n in names.items() if n > 1]
+      sentences += [f"The id '{name}' occurs {n} times." for name, n in names.items() if n > 1]
     if count != self.size:
-      found.append(
+      sentences.append(
         f"The collection '{self._collection}' has {count} crops; index.json says {self.size}."
       )
-    return found
+    return sentences
 
   def refresh(self) -> bool:
     """Takes over what was committed since; returns whether that was anything."""
-    state = self._loaded(self.ledger.read())
+    state = self._loaded(self.folder.read())
     changed = state['generation'] != self.state['generation']
     # Exchanged whole, for threads that are asking.
     self.state = state
@@ -390,6 +406,70 @@ class MilvusIndex(Engine):
           if attempt == _ATTEMPTS - 1:
             raise OSError(f"Milvus Lite does not let go of '{self.uri}'.") from error
 
+  @classmethod
+  def describe(cls, uri: str) -> dict[str, str]:
+    """Name, address or file, and the beginning of the collections' names."""
+    prefix = f'tfreid_{secrets.token_hex(6)}'
+    # A file by its absolute path: the index is also opened from elsewhere.
+    if uri and '://' not in uri:
+      uri = os.path.abspath(os.path.expanduser(uri))
+    return {'name': cls.name, 'uri': uri, 'prefix': prefix}
+
+  @classmethod
+  def begin(
+    cls,
+    folder: IndexDirectory,
+    state: Mapping[str, Any],
+    *,
+    before: Mapping[str, Any],
+    pending: Mapping[str, Any],
+  ) -> dict[str, Any]:
+    """The state from which a build or a merge starts; see `Engine.begin`.
+
+    By its prefix an index knows its collections on a server it shares with others, also those that
+    an attempt before this one did not finish: they are removed by the commit of this one. One that
+    moves to another address has another prefix there: it may be the same server by another name.
+    """
+    state = super().begin(folder, state, before=before, pending=pending)
+    about = dict(state['engine'])
+    kept, tried = before.get('engine', {}).get('prefix'), pending.get('prefix')
+    if tried and tried != kept and pending.get('uri', about['uri']) != about['uri']:
+      drop(folder, {**state, 'engine': {**about, 'uri': pending['uri'], 'prefix': tried}})
+      tried = None
+    moves = bool(before) and before['engine'].get('uri') != about['uri']
+    about['prefix'] = ((tried if tried != kept else None) if moves else kept or tried) or about[
+      'prefix'
+    ]
+    state['engine'] = about
+    if before.get('engine') == about and 'collection' in before:
+      state.update(collection=before['collection'], removing=before['removing'])
+    return state
+
+  def attempt(self) -> dict[str, str]:
+    """Where an unfinished build begins collections; see `Engine.attempt`."""
+    about = self.state['engine']
+    return {'prefix': about['prefix'], 'uri': about['uri']}
+
+  @classmethod
+  def settle(
+    cls, folder: IndexDirectory, *, before: Mapping[str, Any], state: Mapping[str, Any]
+  ) -> None:
+    """Drops what an index that moved to another Milvus left on the one before."""
+    if not before or before['engine'].get('uri') == state['engine']['uri']:
+      return
+    try:
+      drop(folder, before)
+    except OSError as error:
+      raise OSError(
+        f"The index was built, and is kept at '{state['engine']['uri'] or folder.directory}' now. "
+        f"What it replaced could not be dropped: it is left at '{before['engine']['uri']}', in the "
+        f"collection '{before['collection']}'. {error}"
+      ) from error
+
+  def facts(self) -> dict[str, Any]:
+    """Address or file, and the name of the collection."""
+    return {'uri': self.uri, 'collection': self._collection}
+
   @property
   def _collection(self):
     return self.state.get('collection', '')
@@ -404,9 +484,9 @@ class MilvusIndex(Engine):
         return {**state, 'removing': np.asarray(removing, np.int64)}
       except FileNotFoundError:
         # It was removed, and the file with it, since index.json was read.
-        if attempt == _READS - 1 or not self.ledger.exists:
+        if attempt == _READS - 1 or not self.folder.exists:
           raise
-        state = self.ledger.read()
+        state = self.folder.read()
     raise AssertionError('not reached')
 
   def _read_removing(self, removing: str | Mapping[str, str]) -> np.ndarray:
@@ -415,7 +495,7 @@ class MilvusIndex(Engine):
     name = about.get('file')
     if not isinstance(name, str) or not _REMOVING.fullmatch(name):
       raise ValueError(f'{name!r} is no name of a list of removed crops; index.json is damaged.')
-    path = os.path.join(self.ledger.directory, name)
+    path = os.path.join(self.folder.directory, name)
     content = storage.read_bytes(path)
     try:
       if about.get('checksum', storage.checksum(content)) != storage.checksum(content):
@@ -429,7 +509,7 @@ class MilvusIndex(Engine):
     name = f'removing-{secrets.token_hex(8)}.npy'
     content = io.BytesIO()
     np.save(content, np.asarray(removing, np.int64))
-    storage.write_bytes(os.path.join(self.ledger.directory, name), content.getvalue())
+    storage.write_bytes(os.path.join(self.folder.directory, name), content.getvalue())
     return {'file': name, 'checksum': storage.checksum(content.getvalue())}
 
   def _answered(self, ask: Callable[[Mapping[str, Any]], _Answer]) -> _Answer:
@@ -445,15 +525,15 @@ class MilvusIndex(Engine):
 
   def _is_replaced(self, state):
     """Whether the index has another collection now."""
-    if not self.ledger.exists:
+    if not self.folder.exists:
       return False
-    return self.ledger.read().get('collection') != state.get('collection')
+    return self.folder.read().get('collection') != state.get('collection')
 
   def _check_collection(self):
     if self._collection and not self._client.has_collection(self._collection):
       raise FileNotFoundError(
         f"Milvus at '{self.uri}' has no collection '{self._collection}', which the index "
-        f"'{self.ledger.directory}' speaks of. Is it the right server?"
+        f"'{self.folder.directory}' speaks of. Is it the right server?"
       )
 
   def _create(self):
@@ -492,7 +572,7 @@ class MilvusIndex(Engine):
             'generation': state['generation'],
             'id': row.id,
             'fields': fields,
-            'marks': filters.marks(row.fields, row.attributes),
+            'marks': milvus_filters.marks(row.fields, row.attributes),
             'row': whole,
             'concept': concept.tolist(),
           }
@@ -504,39 +584,54 @@ class MilvusIndex(Engine):
   def _find(self, state, ids, *output):
     """Entities of the rows with these ids."""
     ids = sorted(set(ids))
-    found = []
+    odd = {name for name in ids if control_character(name)}
+    ids = [name for name in ids if name not in odd]
+    entities = self._at(state, self._positions_of(state, odd), *output) if odd else []
     for start in range(0, len(ids), _BATCH):
-      found += self._query(state, f'id in {_list(ids[start : start + _BATCH])}', *output)
-    return found
+      entities += self._query(state, f'id in {_list(ids[start : start + _BATCH])}', *output)
+    return entities
+
+  def _positions_of(self, state, ids: set[str]) -> list[int]:
+    """Positions of rows with these ids, compared here: earlier releases took such ids.
+
+    In Milvus' expressions a text with a control character equals nothing, itself included.
+    """
+    positions = []
+    for start in range(0, state.get('next_position', 0) if ids else 0, _BATCH):
+      window = f'position >= {start} and position < {start + _BATCH}'
+      rows = self._query(state, window, 'id', 'position')
+      positions += [row['position'] for row in rows if row['id'] in ids]
+    return positions
 
   def _at(self, state, positions, *output):
     """Entities of the rows at these positions."""
-    found = []
+    entities = []
     for start in range(0, len(positions), _BATCH):
       part = list(map(int, positions[start : start + _BATCH]))
-      found += self._query(state, f'position in {part}', 'position', *output)
-    return found
+      entities += self._query(state, f'position in {part}', 'position', *output)
+    return entities
 
   def _query(self, state, expression, *output):
     """Entities that fulfil an expression, are committed, and are not to be removed."""
     if not state.get('collection'):
       return []
     with self._clear():
-      found = self._client.query(
+      entities = self._client.query(
         state['collection'],
         filter=f'{_visible(state)} and {expression}',
         output_fields=list({*output, 'position'}),
         limit=_MAX_RESULTS,
         consistency_level='Strong',
       )
-    return [entity for entity in found if not _within(state['removing'], entity['position'])]
+    return [entity for entity in entities if not _within(state['removing'], entity['position'])]
 
   @contextlib.contextmanager
   def _clear(self):
     """Turns Milvus' errors into OSErrors that say where they come from."""
     try:
       yield
-    except self._exceptions as error:
+    except (self._exceptions, json.JSONDecodeError) as error:
+      # The second is what a damaged file of Milvus Lite looks like.
       raise OSError(f"Milvus at '{self.uri}': {error}") from error
 
 
@@ -552,24 +647,24 @@ def _library():
   return MilvusClient, MilvusException
 
 
-def drop(ledger: Ledger, state: Mapping[str, Any]) -> None:
+def drop(folder: IndexDirectory, state: Mapping[str, Any]) -> None:
   """Drops all collections of an index that is kept elsewhere now.
 
   Args:
-    ledger: the folder of the index.
+    folder: of the index.
     state: that it had.
 
   Raises:
     OSError: the server does not answer.
   """
-  found = MilvusIndex(ledger, {**state, 'collection': '', 'removing': []})
+  index = MilvusIndex(folder, {**state, 'collection': '', 'removing': []})
   try:
-    found.recover()
+    index.recover()
   finally:
-    found.close()
+    index.close()
 
 
-def _check_state(state: Mapping[str, Any], ledger: Ledger) -> None:
+def _check_state(state: Mapping[str, Any], folder: IndexDirectory) -> None:
   """Refuses a state in which something stands that the engine would not have written.
 
   Raises:
@@ -596,7 +691,7 @@ def _check_state(state: Mapping[str, Any], ledger: Ledger) -> None:
   )
   if wrong:
     raise ValueError(
-      f"The state of the index '{ledger.directory}' is damaged, or no index of tfreid: it speaks "
+      f"The state of the index '{folder.directory}' is damaged, or no index of tfreid: it speaks "
       f'of the collection {collection!r:.80} of {dict(about)!s:.200}. Restore it from a copy.'
     )
 
@@ -612,7 +707,7 @@ def _visible(state: Mapping[str, Any]) -> str:
 def _within(positions: np.ndarray, position: int) -> bool:
   """Whether a position is among these, which ascend."""
   place = np.searchsorted(positions, position)
-  return place < len(positions) and positions[place] == position
+  return bool(place < len(positions) and positions[place] == position)
 
 
 def _list(texts: Iterable[str]) -> str:

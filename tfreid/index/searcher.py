@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,17 +13,24 @@ import numpy as np
 
 from tfreid import storage
 from tfreid.index import engines, filters, segment, trust
-from tfreid.index.building import check_model
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Match
-from tfreid.index.ledger import Ledger
-from tfreid.search import asking
-from tfreid.search.answer import Answer, Hit, Suggestion
+from tfreid.index.writer import check_model
 from tfreid.serving import versions
+from tfreid.source import attribution, suggestion
+from tfreid.source import query as queries
+from tfreid.source.answer import Answer, Hit, Suggestion
+from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
+from tfreid.text import spellings
 
 if TYPE_CHECKING:
+  from typing_extensions import Unpack
+
   from tfreid.data.attributes import AttributeSchema
   from tfreid.index.embedder import Embedder
+  from tfreid.index.segment import Row
   from tfreid.query import Query
+  from tfreid.source.protocol import Narrowing
 
 
 # Crops that verifying embeds again, and how far off their concepts may be, relatively: bfloat16 on
@@ -64,9 +73,9 @@ class Searcher:
       ValueError: a part of it is damaged, the model is not the one it was built with, or `resident`
         is another word.
     """
-    ledger = Ledger(directory)
-    self.directory = ledger.directory
-    self.engine = engines.open_engine(ledger, resident=resident, check=check)
+    folder = IndexDirectory(directory)
+    self.directory = folder.directory
+    self.engine = engines.open_engine(folder, resident=resident, check=check)
     self._path = model if isinstance(model, str) else ''
     self._model = None if isinstance(model, str) else model
     if self._model is not None:
@@ -85,15 +94,16 @@ class Searcher:
         this user has not.
     """
     if self._model is None:
+      path = self._path or trust.model_path(self.engine.state, self.directory)
       from tfreid.index.embedder import Embedder, description, version
 
-      path = self._path or trust.model_path(self.engine.state, self.directory)
       # Before loading, which takes long: is it the right one?
       directory = version(path)
       if description(directory)['fingerprint'] == self.engine.state['model']['fingerprint']:
         self._model = Embedder(directory, lazy=True)
       else:
         check_model(self.engine.state, _Described(directory))
+    assert self._model is not None  # else `check_model` has refused it
     return self._model
 
   @property
@@ -107,29 +117,23 @@ class Searcher:
 
   def search(
     self,
-    query: str | Mapping[str, str] | np.ndarray,
+    query: Description | np.ndarray,
     *,
     top_k: int = 20,
-    explain: bool = False,
-    where: str = '',
-    must: Mapping[str, str] | str | None = None,
-    must_not: Mapping[str, str] | str | None = None,
-    exclude: Sequence[str] = (),
-    min_score: float | None = None,
     text: str = '',
+    explain: bool = False,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
   ) -> Answer:
     """The best crops for a query.
 
     Args:
       query: a description in words, attribute name to value, or a concept (float32 [E]).
       top_k: number of crops, at most.
-      explain: fill `Hit.reasons`; a concept has no attributes, and so no reasons.
-      where: a condition on fields, see `tfreid.index.filters`.
-      must: attributes with which a crop must be annotated, by name or in words.
-      must_not: attributes with which a crop must not be annotated.
-      exclude: ids that are not wanted, for example because they were seen.
-      min_score: only crops with at least this score.
       text: the description as it was given, for the answer.
+      explain: fill `Hit.reasons`; a concept has no attributes, and so no reasons.
+      options: which crops may be answered.
+      **narrowing: single options: where, must, must_not, exclude, min_score.
 
     Raises:
       ValueError: words, attributes, values or fields that are not known; the message names them.
@@ -137,30 +141,25 @@ class Searcher:
     if isinstance(query, str):
       text = text or query
     if isinstance(query, (str, Mapping)):
-      said = asking.said(self.schema, query)
-      concept = self.model.embed_query(said)
+      statements = queries.parsed(self.schema, query)
+      concept = self.model.embed_query(statements)
     else:
-      said, concept = {}, np.asarray(query, np.float32)
+      statements, concept = {}, np.asarray(query, np.float32)
       if concept.shape != (self.engine.width,):
         raise ValueError(
           f'A concept has {self.engine.width} numbers; this one has the shape {concept.shape}.'
         )
     started = time.perf_counter()
-    matches = self._matches(
-      concept,
-      top_k=top_k,
-      where=where,
-      must=must,
-      must_not=must_not,
-      exclude=exclude,
-      min_score=min_score,
-    )
+    options = SearchOptions.joined(options, narrowing)
+    matches = self._matches(concept, top_k=top_k, options=options)
     reasons: list[dict[str, float]] = [{} for _ in matches]
-    if explain and said and matches:
-      without = self._scores(matches, asking.withdrawals(self.schema, said))
-      reasons = asking.reasons(list(said), np.array([match.score for match in matches]), without)
+    if explain and statements and matches:
+      without = self._scores(matches, attribution.leave_one_out(self.schema, statements))
+      reasons = attribution.reasons(
+        list(statements), np.array([match.score for match in matches]), without
+      )
     return Answer(
-      query=said,
+      query=statements,
       hits=[_hit(match, why) for match, why in zip(matches, reasons)],
       text=text,
       source=self.directory,
@@ -169,69 +168,110 @@ class Searcher:
     )
 
   def suggest(
-    self, query: str | Mapping[str, str], *, top_k: int = 50, **options: Any
+    self,
+    query: Description,
+    *,
+    top_k: int = CANDIDATES,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
   ) -> list[Suggestion]:
     """What to ask for next: the attributes that the query leaves out, best first.
 
     Args:
       query: a description in words, or attribute name to value.
       top_k: number of best crops between which the answer is to decide.
-      **options: of `search`, which narrow what these crops are.
+      options: which crops these may be.
+      **narrowing: single options, as in `search`.
 
     Returns:
       For each attribute of which nothing is said, the bits that its answer is expected to give
-      about which of these crops is meant; see `asking.suggestions`.
+      about which of these crops is meant; see `suggestion.suggestions`.
 
     Raises:
       ValueError: words, attributes, values or fields that are not known.
     """
-    said = asking.said(self.schema, query)
+    options = SearchOptions.joined(options, narrowing)
+    statements = queries.parsed(self.schema, query)
 
     def score(vectors):
-      matches = self._matches(self.model.embed_query(said), top_k=top_k, **options)
+      matches = self._matches(self.model.embed_query(statements), top_k=top_k, options=options)
       return np.array([match.score for match in matches]), self._scores(matches, vectors)
 
-    return asking.suggest(self.schema, said, score)
+    return suggestion.suggest(self.schema, statements, score)
 
-  def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
+  def like(
+    self,
+    crop: str | bytes,
+    *,
+    top_k: int = 20,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
+  ) -> Answer:
     """The crops most like one crop.
 
     Args:
       crop: the id of a crop of the index (which is then left out of the answer), the path of an
         image, or the bytes of one.
       top_k: number of crops, at most.
-      **options: of `search`.
+      options: which crops may be answered.
+      **narrowing: single options, as in `search`.
 
     Raises:
       ValueError: it is neither, or the image cannot be decoded.
     """
-    options['top_k'] = top_k
-    if isinstance(crop, bytes):
-      return self.search(self.model.embed_images([crop])[0], **options)
-    if self.engine.rows([crop]):
-      options['exclude'] = [*options.get('exclude', ()), crop]
-      return self.search(self.engine.concepts([crop])[0], text=f'like {crop}', **options)
-    if not os.path.isfile(crop):
-      raise ValueError(f"'{crop}' is neither an id of the index nor an image file.")
-    contents = storage.read_bytes(crop, limit=_LARGEST_IMAGE)
-    return self.search(self.model.embed_images([contents])[0], text=f'like {crop}', **options)
+    options = SearchOptions.joined(options, narrowing)
+    text = '' if isinstance(crop, bytes) else f'like {crop}'
+    row = self._row(crop) if isinstance(crop, str) else None
+    if row is not None:
+      options = dataclasses.replace(options, exclude=[*options.exclude, row.id])
+      concept = self.engine.concepts([row.id])[0]
+    else:
+      if isinstance(crop, str):
+        if not os.path.isfile(crop):
+          raise ValueError(f"'{crop}' is neither an id of the index nor an image file.")
+        crop = queries.contents_of(crop)
+      concept = self.model.embed_images([crop])[0]
+    return self.search(concept, top_k=top_k, text=text, options=options)
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
-    """The concepts of crops; see `tfreid.search.Source`."""
-    return asking.embedded(crops, self.model.embed_images)
+    """The concepts of crops; see `Source`."""
+    return queries.embedded(crops, self.model.embed_images)
 
-  def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
-    """The concept of a description; see `tfreid.search.Source`."""
-    return self.model.embed_query(asking.said(self.schema, query))
+  def embed_query(self, query: Description) -> np.ndarray:
+    """The concept of a description; see `Source`."""
+    return self.model.embed_query(queries.parsed(self.schema, query))
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
-    row = self.engine.rows([identifier]).get(identifier)
+    row = self._row(identifier)
     return None if row is None else _hit(Match(row, 0.0), {})
 
   def refresh(self) -> bool:
     """Takes over what was added and removed since; returns whether that was anything."""
     return self.engine.refresh()
+
+  def capabilities(self) -> Capabilities:
+    """All that there is; the model must have a schema and the signatures for it."""
+    return Capabilities(explain=True, suggest=True, like=True, upload=True, narrow=True)
+
+  def pinned(self) -> Searcher:
+    """This index, which takes over nothing by itself."""
+    return self
+
+  def newer(self) -> Searcher | None:
+    """The index with what was committed since; see `Source.newer`. It has the same model."""
+    newer = self.engine.newer()
+    if newer is None or newer is self.engine:
+      return None if newer is None else self
+    try:
+      if self._model is not None:
+        check_model(newer.state, self._model)
+    except ValueError:
+      newer.close()
+      raise
+    other = copy.copy(self)
+    other.engine = newer
+    return other
 
   def info(self) -> dict[str, Any]:
     """Facts of the index as plain JSON types."""
@@ -246,13 +286,7 @@ class Searcher:
       'generation': state['generation'],
       'changed': state.get('changed', ''),
     }
-    if state['engine']['name'] == 'milvus':
-      facts.update(uri=self.engine.uri, collection=state['collection'])
-    else:
-      entries = state['segments']
-      facts['segments'] = len(entries)
-      facts['removed'] = sum((entry.get('removed') or {}).get('count', 0) for entry in entries)
-      facts['bytes'] = sum(size for entry in entries for size, _ in entry['files'].values())
+    facts.update(self.engine.facts())
     if state.get('shard'):
       facts['shard'] = '{}/{}'.format(*state['shard'])
     return facts
@@ -264,22 +298,22 @@ class Searcher:
       files: also that each crop's file exists and is the one that was embedded, and that the model
         is the one that embedded it: some crops are embedded again.
     """
-    found = self.engine.problems()
-    if not files or found:
-      return found
+    sentences = self.engine.problems()
+    if not files or sentences:
+      return sentences
     whole: dict[str, bytes] = {}
     for _, rows in self.engine.parts():
       for row in rows:
         try:
           contents = storage.read_bytes(row.path, limit=_LARGEST_IMAGE)
         except OSError as error:
-          found.append(f"'{row.id}': {row.path}: {error.strerror or error}.")
+          sentences.append(f"'{row.id}': {row.path}: {error.strerror or error}.")
           continue
         if row.digest and segment.digest(contents) != row.digest:
-          found.append(f"'{row.id}': {row.path} has changed since it was embedded.")
+          sentences.append(f"'{row.id}': {row.path} has changed since it was embedded.")
         elif len(whole) < _EMBEDDED_AGAIN:
           whole[row.id] = contents
-    return found + self._problems_of_model(whole)
+    return sentences + self._problems_of_model(whole)
 
   def _problems_of_model(self, crops):
     """What is wrong with the model, which must make the concepts of these crops again."""
@@ -309,24 +343,24 @@ class Searcher:
   def __exit__(self, *exception: Any) -> None:
     self.close()
 
-  def _matches(
-    self,
-    concept: np.ndarray,
-    *,
-    top_k: int,
-    where: str = '',
-    must: Mapping[str, str] | str | None = None,
-    must_not: Mapping[str, str] | str | None = None,
-    exclude: Sequence[str] = (),
-    min_score: float | None = None,
-  ) -> list[Match]:
-    """The best crops for a concept, float32 [E]; see `search`."""
+  def _row(self, identifier: str) -> Row | None:
+    """The row of that id, however its accents are composed; None if there is none."""
+    forms = spellings(identifier)
+    rows = self.engine.rows(forms)
+    return next((rows[form] for form in forms if form in rows), None)
+
+  def _matches(self, concept: np.ndarray, *, top_k: int, options: SearchOptions) -> list[Match]:
+    """The best crops for a concept, float32 [E]."""
     condition = filters.joined(
-      filters.parse(where) if where else None,
-      filters.required(self._attributes(must), self._attributes(must_not)),
+      filters.parse(options.where) if options.where else None,
+      filters.required(self._attributes(options.must), self._attributes(options.must_not)),
     )
     (matches,) = self.engine.search(
-      concept[np.newaxis], top_k=top_k, where=condition, exclude=exclude, min_score=min_score
+      concept[np.newaxis],
+      top_k=top_k,
+      where=condition,
+      exclude=[form for identifier in options.exclude for form in spellings(identifier)],
+      min_score=options.min_score,
     )
     return matches
 
@@ -337,7 +371,7 @@ class Searcher:
 
   def _attributes(self, asked: Mapping[str, str] | str | None) -> Query:
     """What is asked of attributes, checked."""
-    return self.schema.read_query(asking.said(self.schema, asked)) if asked else {}
+    return self.schema.read_query(queries.parsed(self.schema, asked)) if asked else {}
 
 
 class _Described:

@@ -14,6 +14,7 @@ each file, and, where rows were removed, the file that lists them.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -44,6 +45,8 @@ FILES = (
 # Segments of earlier releases have none.
 MARK = 'segment.json'
 NAME = re.compile('[0-9a-f]{16}')
+# More rows than this are not written into one.
+MAX_ROWS = 1 << 20
 REMOVED = re.compile(r'removed-[0-9a-f]{16}\.npy')
 
 _PARTIAL = '.partial'
@@ -90,13 +93,12 @@ def check_row(row: Row) -> None:
   """
   texts = {'id': row.id, **row.fields, **row.attributes}
   for name, value in texts.items():
-    character = control_character(value) if isinstance(value, str) else ''
-    if character:
+    if isinstance(value, str) and (character := control_character(value)):
       what = 'the id' if name == 'id' else f"the field '{name}'"
       raise ValueError(
         f"{what}, '{printable(value[:80], lines=False)}', holds the control character {character}. "
-        'Write it without tabs, line feeds and the like; a file can be renamed, or given another id '
-        'in a manifest.'
+        'Write it without tabs, line feeds and the like; a file can be renamed, or given another '
+        'id in a manifest.'
       )
 
 
@@ -150,8 +152,7 @@ def new_folder(folder: str, name: str) -> Iterator[str]:
   os.mkdir(partial)
   try:
     # First of all: whatever else a kill leaves in it, it is known to be a writer's.
-    with open(os.path.join(partial, MARK), 'w', encoding='utf-8') as file:
-      json.dump(storage.with_checksum({'segment': name}), file)
+    _write_mark(partial)
     yield partial
     storage.sync_directory(partial)
     os.rename(partial, os.path.join(folder, name))
@@ -159,6 +160,12 @@ def new_folder(folder: str, name: str) -> Iterator[str]:
   except BaseException:
     remove(partial)
     raise
+
+
+def _write_mark(folder: str) -> None:
+  name = os.path.basename(folder).removesuffix(_PARTIAL)
+  with open(os.path.join(folder, MARK), 'w', encoding='utf-8') as file:
+    json.dump(storage.with_checksum({'segment': name}), file)
 
 
 def remove(folder: str) -> bool:
@@ -173,16 +180,23 @@ def remove(folder: str) -> bool:
   """
   if not _is_written(folder):
     return False
-  for file in os.listdir(folder):
+  files = set(os.listdir(folder))
+  if files and MARK not in files:
+    # Of an earlier release: a kill may leave a part of it, which must be known as well. Where the
+    # disk is full, removing comes first.
+    with contextlib.suppress(OSError):
+      _write_mark(folder)
+  for file in sorted(files - {MARK}):
     with contextlib.suppress(FileNotFoundError):
       os.remove(os.path.join(folder, file))
+  with contextlib.suppress(FileNotFoundError):
+    os.remove(os.path.join(folder, MARK))
   os.rmdir(folder)
   return True
 
 
 def _is_written(folder: str) -> bool:
-  name = os.path.basename(folder)
-  plain = name[: -len(_PARTIAL)] if name.endswith(_PARTIAL) else name
+  plain = os.path.basename(folder).removesuffix(_PARTIAL)
   if not NAME.fullmatch(plain) or os.path.islink(folder) or not os.path.isdir(folder):
     return False
   files = set(os.listdir(folder))
@@ -426,6 +440,28 @@ class Segment:
   def problems(self) -> list[str]:
     """What is wrong with the files, by checksum; empty if nothing is."""
     return damage(self.directory, self.entry)
+
+
+def repeated(hashes: Iterable[np.ndarray]) -> np.ndarray:
+  """Values, uint64, ascending, that occur more than once in all of these arrays together."""
+  # Sorted in place: 8 bytes per crop, where a set of Python's numbers takes more than 60.
+  values = np.concatenate([np.empty(0, np.uint64), *hashes])
+  values.sort()
+  return np.unique(values[1:][values[1:] == values[:-1]])
+
+
+def problems(segments: Sequence[Segment]) -> list[str]:
+  """What is wrong with segments that belong together: sizes, checksums, ids."""
+  sentences = [problem for part in segments for problem in part.problems()]
+  if sentences:
+    return sentences
+  suspects = repeated(part.hashes[part.live] for part in segments)
+  names = collections.Counter(
+    row.id
+    for part in segments
+    for row in part.rows(np.flatnonzero(part.live & np.isin(part.hashes, suspects)).tolist())
+  )
+  return [f"The id '{name}' occurs {n} times." for name, n in names.items() if n > 1]
 
 
 def damage(directory: str, entry: Mapping[str, Any], *, content: bool = True) -> list[str]:

@@ -70,7 +70,8 @@ def model_path(state: Mapping[str, Any], directory: str) -> str:
   path = state['model']['path']
   if _model(state['model']) not in _known():
     raise ValueError(
-      f"The index '{directory}' names the model '{path}', which this user has not used for an index "
+      f"The index '{directory}' names the model '{path}', which this user has not used for an "
+      'index '
       'on this machine. A model is a program that runs when it is loaded. If you trust it, name it '
       f'yourself (--model={path}, in Python model=), or run `tools/index.py trust` once.'
     )
@@ -89,7 +90,8 @@ def check_place(uri: str, directory: str) -> None:
   """
   if uri and {'milvus': uri} not in _known():
     raise ValueError(
-      f"The index '{directory}' keeps its crops in Milvus at '{uri}', which this user has not named "
+      f"The index '{directory}' keeps its crops in Milvus at '{uri}', which this user has not "
+      'named '
       'on this machine. If you trust that place (the token in MILVUS_TOKEN is sent to it), run '
       '`tools/index.py trust` once.'
     )
@@ -124,7 +126,8 @@ def _remember(line: dict[str, str]) -> None:
   except OSError as error:
     # The index itself is none the worse.
     _log.warning(
-      "What this index names cannot be noted in '%s' (%s): its model must be named with --model when "
+      "What this index names cannot be noted in '%s' (%s): its model must be named with --model "
+      'when '
       'it is opened. TFREID_TRUST_FILE may name another file.',
       path,
       error.strerror or error,

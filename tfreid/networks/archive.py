@@ -90,6 +90,7 @@ _CLASSES = frozenset(
     ('keras.src.layers.core.tf_op_layer', 'SlicingOpLambda'),
   ]
 )
+_WITHOUT_MODULE = (*_LAYERS, *_INITIALIZERS, 'Functional', 'Sequential')
 _FUNCTION_MODULES = ('keras.activations', 'builtins')
 _VALUES = ('__tensor__', '__numpy__', '__ellipsis__')
 
@@ -185,7 +186,7 @@ def _objection(described: Mapping[str, Any]) -> str:
     known = tf.keras.utils.get_registered_object(registered)
     return '' if getattr(known, '__name__', None) == name else f"the object '{registered}'"
   # Without a module Keras looks among its own classes only.
-  known = (module, name) in _CLASSES or (module is None and name in (*_LAYERS, *_INITIALIZERS))
+  known = (module, name) in _CLASSES or (module is None and name in _WITHOUT_MODULE)
   if not known or registered not in (None, name) or described.get('config') is None:
     return f'the object {shown}'
   if name in ('TFOpLambda', 'SlicingOpLambda'):
@@ -221,7 +222,7 @@ def _members(path: str) -> tuple[Any, dict[str, bytes]]:
 
 
 def _check_weights(content: bytes, path: str) -> None:
-  """Refuses arrays that are not in the file itself, byte for byte: HDF5 can point to other files."""
+  """Refuses arrays that are not in the file byte for byte: HDF5 can point to other files."""
   plain = True
 
   def visit(group):

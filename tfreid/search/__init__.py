@@ -7,83 +7,11 @@ with tfreid.search.load('saved_models/demo') as people:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-if TYPE_CHECKING:
-  import numpy as np
+from tfreid.source.protocol import Capabilities, SearchOptions, Source, ask
 
-  from tfreid.data.attributes import AttributeSchema
-  from tfreid.search.answer import Answer, Hit, Suggestion
-
-
-class Source(Protocol):
-  """What can be searched: an exported model, an index, a server. All answer alike.
-
-  Attributes:
-    schema: what can be said of a person, with words and encoding.
-  """
-
-  schema: AttributeSchema
-
-  def search(
-    self,
-    query: str | Mapping[str, str],
-    *,
-    top_k: int = 20,
-    text: str = '',
-    explain: bool = False,
-    **options: Any,
-  ) -> Answer:
-    """The best crops for a description.
-
-    Args:
-      query: a description in words, or attribute name to value ('!value': not this value).
-      top_k: number of crops, at most.
-      text: the description as it was given, for the answer.
-      explain: fill `Hit.reasons`.
-      **options: where, must, must_not, exclude and min_score of an index; ValueError elsewhere.
-
-    Raises:
-      ValueError: something that is not known; the message names it.
-    """
-
-  def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
-    """The crops most like one: an id of the gallery, the path of an image, or the bytes of one."""
-
-  def suggest(self, query: str | Mapping[str, str], *, top_k: int = 50) -> list[Suggestion]:
-    """The attributes of which the query says nothing, by what asking for them would tell.
-
-    The gain is about which of the best `top_k` crops is meant; best first; see `search.asking`.
-    """
-
-  def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
-    """The concepts of crops, float32 [N, E]: of paths of images, or of the bytes of some.
-
-    Raises:
-      ValueError: one cannot be decoded.
-      FileNotFoundError: there is no such file.
-    """
-
-  def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
-    """The concept of a description, float32 [E]: its dot product with a crop's is the score."""
-
-  def crop(self, identifier: str) -> Hit | None:
-    """What is known of the crop of that id, with a score of 0; None if there is none.
-
-    `like` takes an id that is unknown for the path of a file: whoever passes on what strangers
-    say asks here first.
-    """
-
-  def info(self) -> dict[str, Any]:
-    """Facts, as plain JSON types."""
-
-  def close(self) -> None:
-    """Frees what it holds."""
-
-  def __enter__(self) -> Source: ...
-
-  def __exit__(self, *exception: Any) -> None: ...
+__all__ = ['Capabilities', 'SearchOptions', 'Source', 'ask', 'load']
 
 
 def load(directory: str, **options: Any) -> Source:
@@ -109,7 +37,7 @@ def load(directory: str, **options: Any) -> Source:
       raise ValueError(f"Say which model of {directory} is meant: model='people', for example.")
     return ServedModel(directory, **options)
   directory = os.path.expanduser(directory)
-  # Here, so that importing the package, which every room may do for `answer`, opens no room.
+  # Here, so that importing the package does not import TensorFlow.
   if os.path.isfile(os.path.join(directory, 'index.json')):
     from tfreid import index
 

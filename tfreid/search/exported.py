@@ -5,16 +5,27 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfreid import forks
+from tfreid.data import image_bytes
 from tfreid.data.attributes import AttributeSchema
-from tfreid.search import asking, gallery
-from tfreid.search.answer import Answer, Hit, Suggestion
+from tfreid.search import gallery
 from tfreid.serving import errors, loading, versions
+from tfreid.source import attribution, suggestion
+from tfreid.source import query as queries
+from tfreid.source.answer import Answer, Hit, Suggestion
+from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
+from tfreid.text import spellings
+
+if TYPE_CHECKING:
+  from typing_extensions import Unpack
+
+  from tfreid.source.protocol import Narrowing
 
 
 class ExportedModel:
@@ -56,14 +67,15 @@ class ExportedModel:
 
   def search(
     self,
-    query: str | Mapping[str, str],
+    query: Description,
     *,
     top_k: int = 20,
     text: str = '',
     explain: bool = False,
-    **options: Any,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
   ) -> Answer:
-    """The best crops for a description; see `tfreid.search.Source`.
+    """The best crops for a description; see `Source`.
 
     The export fixed how many there are at most, and there are no options. Reasons come from the
     same pass through the model.
@@ -72,24 +84,33 @@ class ExportedModel:
       ValueError: an unknown word, attribute or value, an option, or `explain` of a model that was
         exported before it could.
     """
-    gallery.check(top_k, options)
+    gallery.check(top_k, options, narrowing)
     if isinstance(query, str):
       text = text or query
-    said = asking.said(self.schema, query)
-    vector = tf.constant(self.schema.encode_query(said)[np.newaxis])
+    statements = queries.parsed(self.schema, query)
+    vector = tf.constant(self.schema.encode_query(statements)[np.newaxis])
     started = time.perf_counter()
     reasons: list[dict[str, float]] = []
     if explain:
-      variants = asking.withdrawals(self.schema, said)[np.newaxis]
-      found = self._ask('explain', attributes=vector, variants=tf.constant(variants))
-      scores, without = found['scores'].numpy()[0], found['variant_scores'].numpy()[0]
-      reasons = asking.reasons(list(said), scores, without)
+      variants = attribution.leave_one_out(self.schema, statements)[np.newaxis]
+      outputs = self._ask('explain', attributes=vector, variants=tf.constant(variants))
+      scores, without = outputs['scores'].numpy()[0], outputs['variant_scores'].numpy()[0]
+      reasons = attribution.reasons(list(statements), scores, without)
     else:
-      found = self._ask('serving_default', attributes=vector)
+      outputs = self._ask('serving_default', attributes=vector)
     seconds = time.perf_counter() - started
-    return self._answer(found, top_k=top_k, query=said, text=text, seconds=seconds, reasons=reasons)
+    return self._answer(
+      outputs, top_k=top_k, query=statements, text=text, seconds=seconds, reasons=reasons
+    )
 
-  def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
+  def like(
+    self,
+    crop: str | bytes,
+    *,
+    top_k: int = 20,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
+  ) -> Answer:
     """The crops most like one crop.
 
     Args:
@@ -97,71 +118,100 @@ class ExportedModel:
         image, or the bytes of one. The concept of a crop of the gallery is in the model: its file
         need not exist any more.
       top_k: number of crops; the export fixed how many there are at most.
-      **options: none; those of an index are refused.
+      options: none; those of an index are refused.
+      **narrowing: none, likewise.
 
     Raises:
       ValueError: it is neither, the image cannot be decoded, or an option.
     """
-    gallery.check(top_k, options)
+    gallery.check(top_k, options, narrowing)
     text, left_out = '', ''
     started = time.perf_counter()
     if isinstance(crop, bytes):
-      found = self._ask('search_images', image_bytes=tf.constant([crop]))
+      outputs = self._ask('search_images', image_bytes=tf.constant([image_bytes.for_model(crop)]))
     else:
       text = f'like {crop}'
-      concept = self._concept(crop)
-      if concept is not None:
-        left_out = crop
-        found = self._ask('search_concepts', concepts=tf.constant(concept[np.newaxis]))
+      name = self._known(crop)
+      if name is not None:
+        left_out = name
+        concept = self._concept(name)
+        outputs = self._ask('search_concepts', concepts=tf.constant(concept[np.newaxis]))
       elif os.path.isfile(crop):
-        with open(crop, 'rb') as file:
-          found = self._ask('search_images', image_bytes=tf.constant([file.read()]))
+        contents = queries.contents_of(crop)
+        outputs = self._ask('search_images', image_bytes=tf.constant([contents]))
       else:
         raise ValueError(f"'{crop}' is neither an id of the gallery nor an image file.")
     seconds = time.perf_counter() - started
-    return self._answer(found, top_k=top_k, text=text, seconds=seconds, left_out=left_out)
+    return self._answer(outputs, top_k=top_k, text=text, seconds=seconds, left_out=left_out)
 
-  def suggest(self, query: str | Mapping[str, str], *, top_k: int = 50) -> list[Suggestion]:
-    """What to ask for next, of which the query says nothing; see `tfreid.search.Source`.
+  def suggest(
+    self,
+    query: Description,
+    *,
+    top_k: int = CANDIDATES,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
+  ) -> list[Suggestion]:
+    """What to ask for next, of which the query says nothing; see `Source`.
 
     Raises:
       ValueError: an unknown word, attribute or value, or a model that was exported before it could
         explain.
     """
-    gallery.check(top_k, {})
-    said = asking.said(self.schema, query)
-    vector = self.schema.encode_query(said)
+    gallery.check(top_k, options, narrowing)
+    statements = queries.parsed(self.schema, query)
+    vector = self.schema.encode_query(statements)
 
     def score(variants):
-      found = self._ask(
+      outputs = self._ask(
         'explain',
         attributes=tf.constant(vector[np.newaxis]),
         variants=tf.constant(variants[np.newaxis]),
       )
-      return found['scores'].numpy()[0, :top_k], found['variant_scores'].numpy()[0, :top_k]
+      return outputs['scores'].numpy()[0, :top_k], outputs['variant_scores'].numpy()[0, :top_k]
 
-    return asking.suggest(self.schema, said, score)
+    return suggestion.suggest(self.schema, statements, score)
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
-    """The concepts of crops; see `tfreid.search.Source`."""
-    return asking.embedded(
+    """The concepts of crops; see `Source`."""
+    return queries.embedded(
       crops,
-      lambda contents: self._ask('embed_images', image_bytes=tf.constant(contents))[
-        'concepts'
-      ].numpy(),
+      lambda contents: self._ask(
+        'embed_images', image_bytes=tf.constant([image_bytes.for_model(crop) for crop in contents])
+      )['concepts'].numpy(),
     )
 
-  def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
-    """The concept of a description; see `tfreid.search.Source`."""
-    vector = self.schema.encode_query(asking.said(self.schema, query))
-    found = self._ask('embed_attributes', attributes=tf.constant(vector[np.newaxis]))
-    return found['concepts'].numpy()[0]
+  def embed_query(self, query: Description) -> np.ndarray:
+    """The concept of a description; see `Source`."""
+    vector = self.schema.encode_query(queries.parsed(self.schema, query))
+    outputs = self._ask('embed_attributes', attributes=tf.constant(vector[np.newaxis]))
+    return outputs['concepts'].numpy()[0]
 
   def crop(self, identifier: str) -> Hit | None:
     """What is known of the crop of that id, with a score of 0; None if there is none."""
-    if self._row(identifier) is None:
+    name = self._known(identifier)
+    if name is None:
       return None
-    return gallery.hits([identifier], [0.0], self._gallery, top_k=1)[0]
+    return gallery.hits([name], [0.0], self._gallery, top_k=1)[0]
+
+  def capabilities(self) -> Capabilities:
+    """What the signatures of the model allow."""
+    names = self._signatures()
+    return Capabilities(
+      explain='explain' in names,
+      suggest='explain' in names,
+      like='search_concepts' in names,
+      upload='search_images' in names,
+      narrow=False,
+    )
+
+  def pinned(self) -> ExportedModel:
+    """This model: a version that was exported does not change."""
+    return self
+
+  def newer(self) -> None:
+    """None: what was loaded stays."""
+    return None
 
   def info(self) -> dict[str, Any]:
     """Facts of the model as plain JSON types: assets.extra/model.json, and what was loaded."""
@@ -196,6 +246,10 @@ class ExportedModel:
   def _row(self, identifier: str) -> int | None:
     return self._rows.get(identifier.encode('utf-8', 'surrogatepass'))
 
+  def _known(self, identifier: str) -> str | None:
+    """The id as the gallery has it, however its accents are composed; None if there is none."""
+    return next((form for form in spellings(identifier) if self._row(form) is not None), None)
+
   def _signatures(self):
     if self._model is None:
       raise ValueError(f"The model '{self.directory}' is closed. Load it again to ask it.")
@@ -207,6 +261,7 @@ class ExportedModel:
     Raises:
       ValueError: the model has no such signature, or does not take the input.
     """
+    forks.check()
     signatures = self._signatures()
     if signature not in signatures:
       raise ValueError(
@@ -219,12 +274,10 @@ class ExportedModel:
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
       raise ValueError(errors.plain(error.message)) from error
 
-  def _concept(self, identifier: str) -> np.ndarray | None:
-    """The concept, float32 [E], of a crop of the gallery; None if there is none of that id."""
+  def _concept(self, identifier: str) -> np.ndarray:
+    """The concept, float32 [E], of a crop of the gallery."""
     self._signatures()
     row = self._row(identifier)
-    if row is None:
-      return None
     stored = self._model.gallery
     if hasattr(stored, 'vectors'):
       return stored.vectors[row].numpy()
@@ -234,10 +287,12 @@ class ExportedModel:
     lower = tf.cast(stored.lower[row], tf.int32)
     return tf.bitcast(tf.bitwise.left_shift(upper, 16) + lower, tf.float32).numpy()
 
-  def _answer(self, found, *, top_k, seconds, query=(), text='', reasons=(), left_out='') -> Answer:
+  def _answer(
+    self, outputs, *, top_k, seconds, query=(), text='', reasons=(), left_out=''
+  ) -> Answer:
     hits = gallery.hits(
-      [value.decode() for value in found['ids'].numpy()[0]],
-      found['scores'].numpy()[0],
+      [value.decode() for value in outputs['ids'].numpy()[0]],
+      outputs['scores'].numpy()[0],
       self._gallery,
       top_k=top_k,
       reasons=reasons,

@@ -1,21 +1,22 @@
-"""What is known of the crops of a gallery beside their concepts, and ranked rows of it. Floor 2."""
+"""What is known of the crops of a gallery beside their concepts, and ranked rows of it. Floor 5."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfreid.search.answer import Hit
+from tfreid import storage
+from tfreid.source.answer import Hit
+from tfreid.source.protocol import SearchOptions
 
-# What an index can do and a gallery inside a model cannot.
-_OPTIONS = ('where', 'must', 'must_not', 'exclude', 'min_score')
 # What of a row of gallery.jsonl has a place of its own in a hit.
 _OWN = ('id', 'path', 'attributes')
 
 
-def check(top_k: int, options: Mapping[str, Any]) -> None:
+def check(top_k: int, options: SearchOptions | None, narrowing: Mapping[str, Any]) -> None:
   """Refuses what the gallery inside a model cannot do.
 
   Raises:
@@ -24,12 +25,10 @@ def check(top_k: int, options: Mapping[str, Any]) -> None:
   """
   if top_k < 1:
     raise ValueError(f'The number of results must be at least 1, not {top_k}.')
-  unknown = [name for name in options if name not in _OPTIONS]
-  if unknown:
-    raise TypeError(f'search() got an unexpected keyword argument {unknown[0]!r}')
-  if options:
+  given = SearchOptions.joined(options, narrowing).given
+  if given:
     raise ValueError(
-      f'{", ".join(sorted(options))}: only an index can filter its answers. Make one of the crops '
+      f'{", ".join(sorted(given))}: only an index can filter its answers. Make one of the crops '
       'with tools/index.py.'
     )
 
@@ -37,25 +36,47 @@ def check(top_k: int, options: Mapping[str, Any]) -> None:
 def read(path: str) -> dict[str, dict[str, Any]]:
   """What is known of each crop, by id; {} where nothing was kept.
 
+  Where model.json lies beside the file, as in an export, the checksum in it is compared.
+
   Args:
     path: of an export's `assets.extra/gallery.jsonl`: a JSON object per line, with the key id.
 
   Raises:
-    ValueError: a line is none.
+    ValueError: it is not what was exported, or a line is no such object.
   """
   if not os.path.isfile(path):
     return {}
+  content = storage.read_bytes(path)
+  checksum = _exported_checksum(path)
+  if checksum and storage.checksum(content) != checksum:
+    raise ValueError(
+      f"'{path}' is not what was exported: its checksum differs. Copy it again, or export again."
+    )
   rows = {}
-  with open(path, encoding='utf-8') as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line)
-        rows[row['id']] = row
-      except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path}, line {number}: no JSON object with an id: {error!r}.') from error
+  # With a byte order mark, which some programs write, the first line would be no JSON.
+  for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b'\n'), start=1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+      if not isinstance(row['id'], str):
+        raise TypeError(f'the id {row["id"]!r} is no text')
+      rows[row['id']] = row
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+      raise ValueError(f'{path}, line {number}: no JSON object with an id: {error!r}.') from error
   return rows
+
+
+def _exported_checksum(path: str) -> str:
+  """What model.json beside a gallery file says of it; '' of an earlier export, or a copy."""
+  beside = os.path.join(os.path.dirname(path), 'model.json')
+  if not os.path.isfile(beside):
+    return ''
+  try:
+    about = json.loads(storage.read_bytes(beside))
+    return str(about.get('gallery_checksum', ''))
+  except (ValueError, AttributeError, RecursionError) as error:
+    raise ValueError(f"'{beside}' is damaged: {error}. Export the model again.") from error
 
 
 def hits(
@@ -77,12 +98,12 @@ def hits(
     reasons: of each crop, or nothing.
     left_out: id of a crop that is not wanted.
   """
-  found = []
+  ranked = []
   for rank, (identifier, score) in enumerate(zip(ids, scores)):
     if identifier == left_out:
       continue
     about = known.get(identifier, {})
-    found.append(
+    ranked.append(
       Hit(
         id=identifier,
         score=float(score),
@@ -92,4 +113,4 @@ def hits(
         reasons=reasons[rank] if reasons else {},
       )
     )
-  return found[:top_k]
+  return ranked[:top_k]

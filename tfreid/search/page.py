@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 
-from PIL import Image, UnidentifiedImageError
-
-from tfreid.search.answer import CROSS, TICK, UNKNOWN, Answer, Hit, describe, verdict
+from tfreid.data import image_bytes
+from tfreid.source.answer import CROSS, TICK, UNKNOWN, Answer, Hit, describe, verdict
 
 _THUMBNAIL = (128, 256)  # width, height in pixels, at most
 
@@ -100,14 +98,12 @@ def _hit(rank: int, hit: Hit, answer: Answer) -> str:
 
 def thumbnail(path: str) -> str:
   """The image as a data URL, at most 128 x 256 pixels; '' if it cannot be read."""
-  if not path or not os.path.isfile(path):
-    return ''
   try:
-    with Image.open(path) as image:
-      image = image.convert('RGB')
-      image.thumbnail(_THUMBNAIL)
-      buffer = io.BytesIO()
-      image.save(buffer, 'JPEG', quality=88)
-  except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    image = image_bytes.picture(image_bytes.read(path), at_most=_THUMBNAIL) if path else None
+  except image_bytes.BadImageError:
     return ''
+  if image is None:
+    return ''
+  buffer = io.BytesIO()
+  image.save(buffer, 'JPEG', quality=88)
   return f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'

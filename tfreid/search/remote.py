@@ -10,17 +10,27 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from tfreid.data import image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.query import read_setting
-from tfreid.search import asking, client, gallery
-from tfreid.search.answer import Answer, Hit, Suggestion
+from tfreid.search import client, gallery
 from tfreid.search.client import ServingError
+from tfreid.source import attribution, suggestion
+from tfreid.source import query as queries
+from tfreid.source.answer import Answer, Hit, Suggestion
+from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
 
 _Result = TypeVar('_Result')
+
+
+if TYPE_CHECKING:
+  from typing_extensions import Unpack
+
+  from tfreid.source.protocol import Narrowing
 
 
 class _Opened(NamedTuple):
@@ -49,7 +59,7 @@ class ServedModel:
   Attribute vectors have the order of a schema, and a new version may have another schema. So each
   request asks for the version whose schema is known. When the server has let that go, or a question
   cannot be answered, the newest (or the labelled) one is looked at and asked. A version that the
-  caller names is never left, nor is the one of `held`.
+  caller names is never left, nor is the one of `pinned`.
 
   Attributes:
     address: of the server.
@@ -94,11 +104,12 @@ class ServedModel:
       if isinstance(path, str) and path and not os.path.isfile(path):
         raise FileNotFoundError(f"There is no file '{path}'.")
     if isinstance(schema, str):
-      with open(schema, encoding='utf-8') as file:
+      with open(schema, encoding='utf-8-sig') as file:
         schema = AttributeSchema.from_json(file.read())
     self._given_schema = schema
     self._gallery_file = gallery_file
-    self._holds = False
+    # Of a pinned one, that from which it came.
+    self._origin: ServedModel | None = None
     self._client = client.connect(
       address,
       model,
@@ -132,14 +143,15 @@ class ServedModel:
 
   def search(
     self,
-    query: str | Mapping[str, str],
+    query: Description,
     *,
     top_k: int = 20,
     text: str = '',
     explain: bool = False,
-    **options: Any,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
   ) -> Answer:
-    """The best crops for a description; see `tfreid.search.Source`.
+    """The best crops for a description; see `Source`.
 
     The export fixed how many there are at most, and there are no options. Reasons come with the
     same request.
@@ -148,45 +160,55 @@ class ServedModel:
       ValueError: an unknown word, attribute or value, or an option.
       ServingError: see `client.Client.predict`.
     """
-    gallery.check(top_k, options)
+    gallery.check(top_k, options, narrowing)
     if isinstance(query, str):
       text = text or query
 
     def ask(served: _Opened) -> Answer:
       started = time.perf_counter()
       if isinstance(query, str) and served.schema is None and not explain:
-        said, found = self._read_there(served, query)
-        return self._answer(served, found, started, top_k=top_k, query=said, text=text)
+        statements, outputs = self._read_there(served, query)
+        return self._answer(served, outputs, started, top_k=top_k, query=statements, text=text)
       schema = self._schema(served)
-      said = asking.said(schema, query)
-      vector = schema.encode_query(said)[np.newaxis]
+      statements = queries.parsed(schema, query)
+      vector = schema.encode_query(statements)[np.newaxis]
       reasons: list[dict[str, float]] = []
       if explain:
-        variants = asking.withdrawals(schema, said)[np.newaxis]
-        found = served.client.predict('explain', {'attributes': vector, 'variants': variants})
-        reasons = asking.reasons(list(said), found['scores'][0], found['variant_scores'][0])
+        variants = attribution.leave_one_out(schema, statements)[np.newaxis]
+        outputs = served.client.predict('explain', {'attributes': vector, 'variants': variants})
+        reasons = attribution.reasons(
+          list(statements), outputs['scores'][0], outputs['variant_scores'][0]
+        )
       else:
-        found = served.client.predict('serving_default', {'attributes': vector})
+        outputs = served.client.predict('serving_default', {'attributes': vector})
       return self._answer(
-        served, found, started, top_k=top_k, query=said, text=text, reasons=reasons
+        served, outputs, started, top_k=top_k, query=statements, text=text, reasons=reasons
       )
 
     return self._asking(ask)
 
-  def like(self, crop: str | bytes, *, top_k: int = 20, **options: Any) -> Answer:
+  def like(
+    self,
+    crop: str | bytes,
+    *,
+    top_k: int = 20,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
+  ) -> Answer:
     """The crops most like one crop.
 
     Args:
       crop: the id of a crop of the gallery (which is then left out of the answer), the path of an
         image here, or the bytes of one.
       top_k: number of crops; the export fixed how many there are at most.
-      **options: none; those of an index are refused.
+      options: none; those of an index are refused.
+      **narrowing: none, likewise.
 
     Raises:
       ValueError: it is neither, the image cannot be decoded, or an option.
       ServingError: see `client.Client.predict`.
     """
-    gallery.check(top_k, options)
+    gallery.check(top_k, options, narrowing)
 
     def ask(served: _Opened) -> Answer:
       started = time.perf_counter()
@@ -194,60 +216,67 @@ class ServedModel:
         return self._answer(served, self._look(served, crop), started, top_k=top_k)
       text = f'like {crop}'
       if 'search_ids' in served.signatures:
-        found = self._find(served, crop)
-        if found['ids'][0, 0]:
-          return self._answer(served, found, started, top_k=top_k, text=text, left_out=crop)
+        outputs = self._find(served, crop)
+        if outputs['ids'][0, 0]:
+          return self._answer(served, outputs, started, top_k=top_k, text=text, left_out=crop)
       if not os.path.isfile(crop):
         raise ValueError(f"'{crop}' is neither an id of the gallery nor an image file.")
-      with open(crop, 'rb') as file:
-        found = self._look(served, file.read())
-      return self._answer(served, found, started, top_k=top_k, text=text)
+      outputs = self._look(served, queries.contents_of(crop))
+      return self._answer(served, outputs, started, top_k=top_k, text=text)
 
     return self._asking(ask)
 
-  def suggest(self, query: str | Mapping[str, str], *, top_k: int = 50) -> list[Suggestion]:
-    """What to ask for next, of which the query says nothing; see `tfreid.search.Source`.
+  def suggest(
+    self,
+    query: Description,
+    *,
+    top_k: int = CANDIDATES,
+    options: SearchOptions | None = None,
+    **narrowing: Unpack[Narrowing],
+  ) -> list[Suggestion]:
+    """What to ask for next, of which the query says nothing; see `Source`.
 
     Raises:
       ValueError: an unknown word, attribute or value.
       ServingError: see `client.Client.predict`.
     """
-    gallery.check(top_k, {})
+    gallery.check(top_k, options, narrowing)
 
     def ask(served: _Opened) -> list[Suggestion]:
       schema = self._schema(served)
-      said = asking.said(schema, query)
-      vector = schema.encode_query(said)
+      statements = queries.parsed(schema, query)
+      vector = schema.encode_query(statements)
 
       def score(variants):
-        found = served.client.predict(
+        outputs = served.client.predict(
           'explain', {'attributes': vector[np.newaxis], 'variants': variants[np.newaxis]}
         )
-        return found['scores'][0, :top_k], found['variant_scores'][0, :top_k]
+        return outputs['scores'][0, :top_k], outputs['variant_scores'][0, :top_k]
 
-      return asking.suggest(schema, said, score)
+      return suggestion.suggest(schema, statements, score)
 
     return self._asking(ask)
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
-    """The concepts of crops that lie here; see `tfreid.search.Source`.
+    """The concepts of crops that lie here; see `Source`.
 
     Raises:
       ServingError: see `client.Client.predict`.
     """
 
     def ask(served: _Opened) -> np.ndarray:
-      return asking.embedded(
+      return queries.embedded(
         crops,
         lambda contents: served.client.predict(
-          'embed_images', {'image_bytes': client.strings(contents)}
+          'embed_images',
+          {'image_bytes': client.strings([image_bytes.for_model(crop) for crop in contents])},
         )['concepts'],
       )
 
     return self._asking(ask)
 
-  def embed_query(self, query: str | Mapping[str, str]) -> np.ndarray:
-    """The concept of a description; see `tfreid.search.Source`.
+  def embed_query(self, query: Description) -> np.ndarray:
+    """The concept of a description; see `Source`.
 
     Raises:
       ServingError: see `client.Client.predict`.
@@ -255,7 +284,7 @@ class ServedModel:
 
     def ask(served: _Opened) -> np.ndarray:
       schema = self._schema(served)
-      vector = schema.encode_query(asking.said(schema, query))[np.newaxis]
+      vector = schema.encode_query(queries.parsed(schema, query))[np.newaxis]
       return served.client.predict('embed_attributes', {'attributes': vector})['concepts'][0]
 
     return self._asking(ask)
@@ -272,11 +301,23 @@ class ServedModel:
     def ask(served: _Opened) -> Hit | None:
       there = identifier in served.known
       if 'search_ids' in served.signatures:
-        found = self._find(served, identifier)
-        there = bool(found['ids'][0, 0])
+        outputs = self._find(served, identifier)
+        there = bool(outputs['ids'][0, 0])
       return gallery.hits([identifier], [0.0], served.known, top_k=1)[0] if there else None
 
     return self._asking(ask)
+
+  def capabilities(self) -> Capabilities:
+    """What the signatures of the version that is asked now allow."""
+    opened = self._opened
+    can_explain = 'explain' in opened.signatures and opened.schema is not None
+    return Capabilities(
+      explain=can_explain,
+      suggest=can_explain,
+      like='search_ids' in opened.signatures,
+      upload='search_images' in opened.signatures,
+      narrow=False,
+    )
 
   def info(self) -> dict[str, Any]:
     """Facts of the model as plain JSON types, and the versions that the server knows now."""
@@ -308,20 +349,32 @@ class ServedModel:
     self._opened = self._open(metadata)
     return True
 
-  def held(self) -> ServedModel:
-    """This model at the version that is asked now, which it never leaves.
+  def pinned(self) -> ServedModel:
+    """This model at the version that is asked now, which it never leaves by itself.
 
     For whoever checks a question by the schema before it is asked: without it, the version and with
-    it the schema may change in between. The connection is that of this model, which closes it.
+    it the schema may change in between. The connection is that of
+    this model, which closes it.
     """
     other = copy.copy(self)
     other._client = self._opened.client
-    other._holds = True
+    other._origin = self._origin or self
     return other
+
+  def newer(self) -> ServedModel | None:
+    """The newest version, or where the label went; None if that is the version asked now.
+
+    Of a model that is not pinned it is this one, which has gone there.
+    """
+    if self._origin is None:
+      return self if self.refresh() else None
+    self._origin.refresh()
+    # Not what `refresh` says: a version that could not be taken over is tried again.
+    return self._origin.pinned() if self._origin.version != self.version else None
 
   def close(self) -> None:
     """Ends the connection, unless it is that of another; nothing can be asked after that."""
-    if not self._holds:
+    if self._origin is None:
       self._client.close()
 
   def __enter__(self) -> ServedModel:
@@ -385,23 +438,25 @@ class ServedModel:
 
   def _read_there(self, served, text):
     """A description that the model reads by itself: what it understood, and what it found."""
-    found = served.client.predict('search_words', {'words': client.strings([text])})
+    outputs = served.client.predict('search_words', {'words': client.strings([text])})
     for name, what in (
       ('unknown', 'Did not understand'),
       ('contradictory', 'The description contradicts itself about'),
     ):
-      if found[name][0]:
-        raise ValueError(f"{what} '{found[name][0]}'.")
-    said = {}
-    for setting in filter(None, found['understood'][0].split(', ')):
+      if outputs[name][0]:
+        raise ValueError(f"{what} '{outputs[name][0]}'.")
+    statements = {}
+    for setting in filter(None, outputs['understood'][0].split(', ')):
       name, statement = read_setting(setting)
-      said[name] = str(statement)
-    if not said:
+      statements[name] = str(statement)
+    if not statements:
       raise ValueError('The description says nothing about any attribute.')
-    return said, found
+    return statements, outputs
 
   def _look(self, served, contents):
-    return served.client.predict('search_images', {'image_bytes': client.strings([contents])})
+    return served.client.predict(
+      'search_images', {'image_bytes': client.strings([image_bytes.for_model(contents)])}
+    )
 
   def _find(self, served, identifier):
     return served.client.predict('search_ids', {'crop_ids': client.strings([identifier])})
@@ -416,13 +471,13 @@ class ServedModel:
     return int(opened.facts.get('gallery_size') or len(opened.known))
 
   def _answer(
-    self, served, found, started, *, top_k, query=(), text='', reasons=(), left_out=''
+    self, served, outputs, started, *, top_k, query=(), text='', reasons=(), left_out=''
   ) -> Answer:
     return Answer(
       query=dict(query),
       hits=gallery.hits(
-        found['ids'][0],
-        found['scores'][0],
+        outputs['ids'][0],
+        outputs['scores'][0],
         served.known,
         top_k=top_k,
         reasons=reasons,

@@ -280,9 +280,12 @@ def _tokens(texts, composed: Mapping[str, str]):
     composed: letters, decomposed -> composed.
   """
   texts = tf.strings.unicode_transcode(texts, 'UTF-8', 'UTF-8', errors='replace')
-  texts = tf.strings.lower(texts, encoding='utf-8')
   texts = tf.strings.regex_replace(texts, f'[{words._INVISIBLE}]', '')
-  texts = tf.strings.regex_replace(texts, r'[\x00-\x08\x0b\x0e-\x1f\x{7f}-\x{9f}]', ' ')
+  # Before `lower`, which drops what comes behind a null character.
+  # So are all blanks one, but for the ends of lines.
+  controls = r'\x00-\x09\x0b-\x1f\x{7f}-\x{9f}'
+  texts = tf.strings.regex_replace(texts, rf'[{controls}\p{{Z}}]+', ' ')
+  texts = tf.strings.lower(texts, encoding='utf-8')
   for apart, letter in composed.items():
     texts = tf.strings.regex_replace(texts, apart, letter)
   texts = tf.strings.regex_replace(texts, '[,;\\n]', _END_OF_PART)
@@ -294,8 +297,8 @@ def _tokens(texts, composed: Mapping[str, str]):
   setting = tf.strings.regex_replace(setting, r'=!\s*', '=!')
   setting = tf.strings.regex_replace(setting, '!=!', '=')
   setting = tf.strings.regex_replace(setting, '^([^=]*)=!', r'\1!=')
-  setting = tf.strings.regex_replace(setting, r'[\s\p{Z}_]+', '_')
-  phrase = tf.strings.regex_replace(flat, rf'[\s\p{{Z}}.,;:!?(){words._QUOTES}]+', ' ')
+  setting = tf.strings.regex_replace(setting, '[ _]+', '_')
+  phrase = tf.strings.regex_replace(flat, f'[ .,;:!?(){words._QUOTES}]+', ' ')
   articles = '|'.join(sorted(words._ARTICLES))
   # Twice, since two articles in a row share the space between them.
   for _ in range(2):

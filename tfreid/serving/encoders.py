@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfreid import replicas
-from tfreid.data import image_files
+from tfreid.data import image_bytes, image_files
 from tfreid.joint_space import JointSpace
 from tfreid.serving.folding import FoldedEncoder
 
@@ -62,7 +62,7 @@ class Encoders(NamedTuple):
 
 
 class Crop(NamedTuple):
-  """An encoded image: what to call it in messages, and its bytes (JPEG or PNG)."""
+  """An encoded image: what to call it in messages, and its bytes."""
 
   name: str
   contents: bytes
@@ -93,7 +93,7 @@ def embed_files(
 
   Args:
     encoder: pixels -> concepts.
-    paths: JPEG or PNG files.
+    paths: of image files.
     batch_size: images at a time, on each device.
     skip_bad: leave files out that cannot be decoded, instead of failing.
     progress: called after each batch.
@@ -114,42 +114,35 @@ def embed_files(
   )
   batch_size *= strategy.num_replicas_in_sync
 
-  def load(position, path):
-    return position, image_files.decode(tf.io.read_file(path), image_size)
-
   paths = [str(path) for path in paths]
-  dataset = tf.data.Dataset.from_tensor_slices((np.arange(len(paths)), np.asarray(paths, object)))
-  dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-  if skip_bad:
-    dataset = dataset.ignore_errors()
+  dataset = image_files.images(paths, image_size, skip_bad=skip_bad)
   concepts, positions = [], []
   try:
-    for batch, images in dataset.batch(batch_size).prefetch(2):
-      concepts.append(embed(images).numpy())
+    for batch, pictures in dataset.batch(batch_size).prefetch(2):
+      concepts.append(embed(pictures).numpy())
       positions.append(batch.numpy())
       if progress:
         progress(int(batch[-1]) + 1, len(paths))
   except tf.errors.OpError as error:
-    raise _explained(error, paths, image_size) from error
+    raise _explained(error, paths) from error
   if not concepts:
     raise ValueError(
-      f'None of the {len(paths)} images can be read. JPEG and PNG files are expected.'
+      f'None of the {len(paths)} images can be read. {image_bytes.KINDS} are expected.'
       if paths
       else 'There is no image to embed.'
     )
   return np.concatenate(concepts), np.concatenate(positions)
 
 
-def _explained(error, paths, image_size) -> Exception:
+def _explained(error: tf.errors.OpError, paths: Sequence[str]) -> Exception:
   """What to raise for an error of reading one of the files: an error that names it."""
-  for path in paths:
-    try:
-      image_files.decode(tf.io.read_file(path), image_size)
-    except tf.errors.OpError as reason:
-      return ValueError(
-        f'{path} cannot be read: {first_line(reason)}. JPEG and PNG files are expected. Replace '
-        'or remove it, or leave unreadable files out (--on_bad_image=skip).'
-      )
+  bad = image_files.undecodable(paths)
+  if len(bad):
+    return ValueError(
+      f'{paths[bad[0]]} cannot be read: {image_files.reason(paths[bad[0]])}. '
+      f'{image_bytes.KINDS} are expected. Replace or remove it, or leave unreadable files out '
+      '(--on_bad_image=skip).'
+    )
   if isinstance(error, (tf.errors.NotFoundError, tf.errors.InvalidArgumentError)):
     return ValueError(
       f'A file could not be read when its turn came, and can be read now: {first_line(error)}. Do '

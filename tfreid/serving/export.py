@@ -124,7 +124,7 @@ def export(
   if not crops:
     raise ValueError('Give at least one crop: an export is checked on real crops.')
   attributes = parity.example_attributes(space.num_attributes, schema)
-  crops = list(crops[:NUM_PARITY_CROPS])
+  crops = [parity.as_sent(crop) for crop in crops[:NUM_PARITY_CROPS]]
   # First: an exported model holds a gallery itself, and need not be in memory beside the new one.
   expected = parity.expected_concepts(space, crops, attributes)
   limit = folding.TOLERANCES[encoders.image.precision] if tolerance is None else tolerance
@@ -149,10 +149,13 @@ def export(
     os.mkdir(extra)
     _write_json(os.path.join(extra, golden.FILE), recorded)
     _write_json(os.path.join(extra, ENCODERS_FILE), encoders.to_json())
-    _write_json(os.path.join(extra, 'model.json'), {**facts, **(about or {})})
     if schema is not None:
       _write_json(os.path.join(extra, 'schema.json'), schema.to_json())
-    _write_gallery(os.path.join(extra, 'gallery.jsonl'), ids, rows)
+    listed = os.path.join(extra, 'gallery.jsonl')
+    _write_gallery(listed, ids, rows)
+    # In model.json too: whoever has the list without the version can compare it.
+    facts['gallery_checksum'] = storage.checksum_of_file(listed)
+    _write_json(os.path.join(extra, 'model.json'), {**facts, **(about or {})})
     _write_light_encoder(extra, encoders, written, attributes)
     name = os.path.basename(os.path.abspath(directory))
     with _disk_errors(partial):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfreid import forks
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import errors, folding, loading, signatures, versions
 
@@ -211,6 +212,7 @@ def loaded(directory: str) -> Ask:
 
   def ask(signature, arrays):
     # (The closure keeps the model, and so its variables: signatures do not.)
+    forks.check()
     functions = model.signatures
     if signature not in functions:
       raise ValueError('the model has no such signature')

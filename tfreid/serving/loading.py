@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfreid import forks, storage
 from tfreid.serving import errors, operations, versions
 
 
@@ -24,8 +25,10 @@ def load(directory: str) -> Any:
   """
   versions.check(directory)
   operations.check(directory)
+  forks.check()
   try:
-    return tf.saved_model.load(directory)
+    with storage.without_patterns(directory) as path:
+      return tf.saved_model.load(path)
   except (tf.errors.OpError, OSError, LookupError, ValueError, RuntimeError) as error:
     # Of files that are cut off TensorFlow says many things, IndexError among them.
     raise ValueError(

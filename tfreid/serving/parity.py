@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfreid.data import image_files
+from tfreid.data import image_bytes, image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.joint_space import JointSpace
 from tfreid.serving import folding
-from tfreid.serving.encoders import Crop, first_line
+from tfreid.serving.encoders import Crop
 
 if TYPE_CHECKING:
   from tfreid.serving.exported_space import ExportedSpace
@@ -33,25 +33,31 @@ def example_attributes(size: int, schema: AttributeSchema | None) -> np.ndarray:
   return vectors
 
 
+def as_sent(crop: Crop) -> Crop:
+  """A crop as a client sends it to the exported model.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  try:
+    contents = image_bytes.for_model(crop.contents)
+    image_bytes.pixels(contents)
+  except image_bytes.BadImageError as error:
+    raise ValueError(f'The crop {crop.name} cannot be read: {error}.') from error
+  return Crop(crop.name, contents)
+
+
 def expected_concepts(
   space: JointSpace | ExportedSpace, crops: Sequence[Crop], attributes: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """The concepts that the space makes of crops and attribute vectors, by the side they are of.
-
-  Raises:
-    ValueError: a crop cannot be read.
-  """
-  images = []
-  for crop in crops:
-    try:
-      images.append(image_files.decode(tf.constant(crop.contents), space.image_shape[:2]))
-    except tf.errors.OpError as error:
-      raise ValueError(f'The crop {crop.name} cannot be read: {first_line(error)}') from error
+  """The concepts that the space makes of crops and attribute vectors, by the side they are of."""
   if not isinstance(space, JointSpace):
     found = space.embed([crop.contents for crop in crops], attributes)
     return dict(zip(('image', 'attribute'), found))
+  size = space.image_shape[:2]
+  images = [tf.cast(image_files.decode(crop.contents, size), tf.float32) for crop in crops]
   return {
-    'image': space.encode_images(tf.cast(tf.stack(images), tf.float32)).numpy(),
+    'image': space.encode_images(tf.stack(images)).numpy(),
     'attribute': space.encode_attributes(tf.constant(attributes)).numpy(),
   }
 

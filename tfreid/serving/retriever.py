@@ -22,10 +22,6 @@ from tfreid.serving.folding import FoldedEncoder
 from tfreid.serving.search import ExactSearch
 from tfreid.serving.signatures import MAX_ROWS, MAX_VARIANTS, Tensor
 
-# A crop of a person has thousands of pixels. A small file that unfolds into billions is an attack.
-MAX_PIXELS = 2**24
-_JPEG, _PNG = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
-
 
 class Retriever(tf.Module):
   """Both encoders and a gallery, as signatures of a SavedModel.
@@ -158,7 +154,7 @@ class Retriever(tf.Module):
 
     Raises:
       InvalidArgumentError: when it runs, for what is no JPEG or PNG, is damaged, or is larger than
-        MAX_PIXELS.
+        any crop.
     """
     images = decode_crops(image_bytes, self.image_shape[:2])
     # Some kernels of convolutions refuse an empty batch: it gets an image, and loses it again.
@@ -324,53 +320,9 @@ def decode_crops(image_bytes: tf.Tensor, image_size: Sequence[int]) -> tf.Tensor
     float32 [B, height, width, 3], 0 ... 255.
 
   Raises:
-    InvalidArgumentError: when it runs, for other files, damaged ones, and those of more than
-      MAX_PIXELS.
+    InvalidArgumentError: when it runs, for other files, damaged ones, and those beyond a limit, see
+      `image_files.decode_batch`.
   """
 
-  def decode(contents):
-    with tf.control_dependencies(_checks(contents)):
-      return image_files.decode(tf.identity(contents), image_size)
-
-  images = tf.map_fn(
-    decode,
-    tf.ensure_shape(image_bytes, [None]),
-    fn_output_signature=tf.TensorSpec([*image_size, 3], tf.uint8),
-    parallel_iterations=4,
-  )
+  images = image_files.decode_batch(tf.ensure_shape(image_bytes, [None]), image_size)
   return tf.cast(images, tf.float32)
-
-
-def _checks(contents):
-  """Assertions on the header of an image, before anything is unfolded."""
-
-  def starts_with(magic):
-    return tf.strings.substr(contents, 0, len(magic)) == magic
-
-  def of_png():
-    # The first chunk of a PNG is its header: width and height are big-endian, from byte 16 on.
-    # Padded, so that a file that ends before is an error of the decoder and not of this.
-    header = tf.strings.substr(tf.strings.join([contents, tf.constant(b'\0' * 24)]), 16, 8)
-    digits = tf.cast(tf.reshape(tf.io.decode_raw(header, tf.uint8), [2, 4]), tf.int64)
-    return tf.reduce_sum(digits * tf.constant([2**24, 2**16, 2**8, 1], tf.int64), axis=1)
-
-  def of_jpeg():
-    return tf.cast(tf.io.extract_jpeg_shape(contents)[:2], tf.int64)
-
-  is_png, is_jpeg = starts_with(_PNG), starts_with(_JPEG)
-  known = tf.debugging.Assert(
-    is_png | is_jpeg,
-    [
-      'An image is neither a JPEG nor a PNG file. Its number of bytes:',
-      tf.strings.length(contents),
-    ],
-  )
-  with tf.control_dependencies([known]):
-    size = tf.cond(is_png, of_png, of_jpeg)
-  # Each side first: the product of two sides of 2^32 pixels would not fit.
-  fits = tf.reduce_all(size <= MAX_PIXELS) & (tf.reduce_prod(size) <= MAX_PIXELS)
-  return [
-    tf.debugging.Assert(
-      fits, [f'An image has more than {MAX_PIXELS} pixels. Send the crop only. Its size:', size]
-    )
-  ]

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from tfreid import storage
+from tfreid import forks, storage
 from tfreid.data.benchmark import Split
 from tfreid.data.pipeline import Pipeline
 from tfreid.data.samplers import Sampler
@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 _LOCK = '.training.lock'
 _FORMAT = 2
+_LONGEST_SILENCE = 30.0  # seconds
 
 
 class StageData(Protocol):
@@ -277,6 +278,7 @@ def alone(directory: str) -> contextlib.AbstractContextManager[None]:
 
 
 def _run_unfinished(stage, index, directories, setting, batches, hooks):
+  forks.check()
   directory = directories[stage.name]
   started = time.time()
   # Each stage's fresh weights depend on the seed and its place, not on what ran before it, so that
@@ -301,6 +303,7 @@ def _run_unfinished(stage, index, directories, setting, batches, hooks):
     _restore(checkpoint, state, stage)
     _log.info("Stage '%s' resumes after epoch %d.", stage.name, int(epoch.numpy()))
   else:
+    _check_nothing_lost(stage, directory, setting)
     for source, names in stage.carry.items():
       _carry(method, stage, source, directories[source], names)
   images = batches()
@@ -313,6 +316,20 @@ def _run_unfinished(stage, index, directories, setting, batches, hooks):
     _write_final(checkpoint, base, stage, method, setting, time.time() - started)
   if setting.chief:
     checkpoints.remove(directory)
+
+
+def _check_nothing_lost(stage, directory, setting):
+  """Refuses to begin anew beside a final checkpoint whose record was lost.
+
+  A process that dies between the two leaves the checkpoints from before, if there were any.
+  """
+  there = os.path.isfile(os.path.join(directory, f'{checkpoints.FINAL}.index'))
+  if there and stage.epochs > setting.checkpoint_every:
+    raise ValueError(
+      f"'{os.path.join(directory, checkpoints.FINAL_FILE)}' is missing beside the final checkpoint "
+      f"of stage '{stage.name}'. Restore it from a copy; to train the stage again from its "
+      f"beginning, remove '{directory}'."
+    )
 
 
 def _train(stage, method, trainer, checkpoint, images, setting, hooks, directory):
@@ -355,10 +372,11 @@ def _run_epoch(batches, number, progress, setting, hooks):
     report = trainer.train_step(batch)
     taken += 1
     images += batches.batch_size
-    if taken % setting.log_every == 0:
+    # On a slow machine every so many steps is too rarely: nobody knows whether it still works.
+    if taken % setting.log_every == 0 or time.perf_counter() - since > _LONGEST_SILENCE:
       _log_step(progress, report, images / (time.perf_counter() - since), hooks)
-      images, since = 0, time.perf_counter()
-  if report is not None and taken % setting.log_every:
+      images, since, report = 0, time.perf_counter(), None
+  if report is not None:
     _log_step(progress, report, images / (time.perf_counter() - since), hooks)
 
 

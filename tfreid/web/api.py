@@ -18,13 +18,11 @@ import fastapi
 from fastapi import Depends
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 import tfreid
 from tfreid.search.client import ServingError
-from tfreid.web import messages, query_log
+from tfreid.web import forms, messages, query_log
 from tfreid.web import service as search_service
 from tfreid.web.executor import BusyError, TooSlowError
 from tfreid.web.messages import ApiError
@@ -181,12 +179,12 @@ async def like_body(request: fastapi.Request) -> LikeBody:
     return LikeBody(await _read_like_request(request), None)
   if services_of(request).searches.is_full:
     raise BusyError  # before it is read
-  contents, options = await _read_form(request)
+  upload = await _read_form(request)
   entry = request.state.entry
-  entry['upload'] = {'sha256': hashlib.sha256(contents).hexdigest(), 'bytes': len(contents)}
-  asked = messages.check(messages.LikeOptions, options)
+  entry['upload'] = {'sha256': upload.digest, 'bytes': len(upload.contents)}
+  asked = messages.check(messages.LikeOptions, upload.options)
   entry.update(asked.to_log())
-  return LikeBody(asked, contents)
+  return LikeBody(asked, upload.contents)
 
 
 # FastAPI evaluates the annotations of endpoints among the names of this module.
@@ -421,33 +419,40 @@ async def _read_json(request: fastapi.Request) -> Any:
   return messages.read_json(bytes(body))
 
 
-async def _read_form(request: fastapi.Request) -> tuple[bytes, Any]:
+class _Upload(NamedTuple):
+  """A picture that was sent, and what was sent with it."""
+
+  contents: bytes
+  digest: str
+  options: Any
+
+
+async def _read_form(request: fastapi.Request) -> _Upload:
   """The picture and the options of a form; nothing of them is written to a disk."""
-  parser = MultiPartParser(
-    request.headers,
-    request.stream(),
-    max_files=1,
-    max_fields=1,
-    max_part_size=messages.MAX_JSON_BYTES,
-  )
-  # `max_file_size` is what Starlette called it before 0.46.
-  parser.spool_max_size = parser.max_file_size = 2 * messages.MAX_UPLOAD_BYTES
+  body = bytearray()
+  async for part in request.stream():
+    body += part
+  return await asyncio.to_thread(_parse_form, request.headers['content-type'], bytes(body))
+
+
+def _parse_form(content_type: str, body: bytes) -> _Upload:
   try:
-    form = await parser.parse()
-    unknown = [name for name in form if name not in ('image', 'options')]
-    image, options = form.get('image'), form.get('options', '{}')
-    if unknown or image is None or isinstance(image, str) or not isinstance(options, str):
-      raise ApiError(
-        400,
-        'form',
-        'Expected a form with the file "image" and, if need be, the field "options" with JSON.',
-      )
-    contents = await image.read()
-    await form.close()
-  except (HTTPException, MultiPartException, ValueError, KeyError, TypeError) as error:
+    form = forms.parse(content_type, body, max_parts=2)
+  except forms.FormError as error:
     raise ApiError(
       400, 'form', 'The form cannot be read: it is damaged or not complete. Send it again.'
     ) from error
+  if 'image' not in form or not form.keys() <= {'image', 'options'}:
+    raise ApiError(
+      400,
+      'form',
+      'Expected a form with the file "image" and, if need be, the field "options" with JSON.',
+    )
+  contents, options = form['image'], form.get('options', b'{}')
+  if len(options) > messages.MAX_JSON_BYTES:
+    raise ApiError(
+      413, 'too_large', f'Options have at most {messages.MAX_JSON_BYTES:,} bytes; shorten them.'
+    )
   if len(contents) > messages.MAX_UPLOAD_BYTES:
     raise ApiError(
       413,
@@ -455,7 +460,8 @@ async def _read_form(request: fastapi.Request) -> tuple[bytes, Any]:
       f'The image has {len(contents):,} bytes; at most {messages.MAX_UPLOAD_BYTES:,} are taken. '
       'Send one crop, not a whole picture.',
     )
-  return contents, messages.read_json(options.encode('utf-8', 'surrogatepass'))
+  digest = hashlib.sha256(contents).hexdigest()
+  return _Upload(contents, digest, messages.read_json(options))
 
 
 def _schema_json(visible) -> dict[str, Any]:

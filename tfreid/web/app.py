@@ -63,7 +63,6 @@ def create(
   audit: AuditLog | None = None,
   access: Access | None = None,
   limits: Limits | None = None,
-  resident: bool = False,
 ) -> SecurityMiddleware:
   """The application; it closes the source and the log when it ends.
 
@@ -73,14 +72,13 @@ def create(
     audit: where queries are logged; nowhere by default.
     access: who may ask; everybody by default.
     limits: how much at a time.
-    resident: how an index that has changed is opened again.
 
   Raises:
     ValueError: the policy does not fit the source.
     OSError: the source cannot be reached.
   """
   policy, access, limits = policy or Policy(), access or Access(), limits or Limits()
-  services = _services(source, policy, audit, access, limits, resident)
+  services = _services(source, policy, audit, access, limits)
   # Neither /docs nor /redoc: they load their scripts from other hosts.
   application = fastapi.FastAPI(
     title='tfreid',
@@ -114,10 +112,10 @@ def create(
   )
 
 
-def _services(source, policy, audit, access, limits, resident) -> Services:
+def _services(source, policy, audit, access, limits) -> Services:
   log_threads = BoundedExecutor('log', threads=_LOG_THREADS, waiting=1024, timeout=limits.seconds)
   return Services(
-    search=SearchService(source, policy, resident=resident),
+    search=SearchService(source, policy),
     log=QueryLog(audit, log_threads),
     access=access,
     limits=limits,

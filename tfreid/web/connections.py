@@ -2,8 +2,9 @@
 
 uvicorn itself waits for ever for a client that does not finish its headers, that drips bytes after
 its answer, or that does not read. Here a connection may wait for its client only so long, and where
-there are too many connections, those that have waited longest for their clients make room. So
-whoever holds a thousand connections open keeps nobody from being answered.
+there are too many connections, those that have waited longest for their clients make room: first
+those that were never answered anything. So whoever holds thousands of connections open keeps nobody
+from being answered.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import collections
 import dataclasses
 import json
 import logging
+import time
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tfreid.web.middleware import HEADERS
+
+# Seconds in which a client that has just come would ask, if it means to.
+_GRACE = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +39,43 @@ class ConnectionLimits:
 
   header_seconds: float = 20.0
   send_seconds: float = 20.0
-  total: int = 1000
-  per_address: int = 256
+  total: int = 4000
+  per_address: int = 2000
   exempt: frozenset[str] = frozenset()
+
+
+class _Waiting:
+  """Connections that wait for their clients, the longest first."""
+
+  def __init__(self) -> None:
+    self._since: collections.OrderedDict[LimitedConnection, float] = collections.OrderedDict()
+    # Of these, those that were never answered.
+    self._new: collections.OrderedDict[LimitedConnection, float] = collections.OrderedDict()
+
+  def __len__(self) -> int:
+    return len(self._since)
+
+  def __contains__(self, connection: LimitedConnection) -> bool:
+    return connection in self._since
+
+  def add(self, connection: LimitedConnection, now: float) -> None:
+    """Adds a connection that waits from now on."""
+    self._since[connection] = now
+    if not connection.was_answered:
+      self._new[connection] = now
+
+  def remove(self, connection: LimitedConnection) -> None:
+    """Removes a connection that is there."""
+    del self._since[connection]
+    self._new.pop(connection, None)
+
+  def dispensable(self, now: float) -> LimitedConnection:
+    """The connection that is to go first."""
+    for connection, since in self._new.items():
+      if now >= since + _GRACE:
+        return connection
+      break
+    return next(iter(self._since))
 
 
 class ConnectionTable:
@@ -50,9 +89,8 @@ class ConnectionTable:
     """Begins without connections."""
     self.limits = limits
     self._open: set[LimitedConnection] = set()
-    # Those that wait for their clients, the longest first: of all, and of each address.
-    self._waiting: collections.OrderedDict[LimitedConnection, None] = collections.OrderedDict()
-    self._by_address: dict[str, collections.OrderedDict[LimitedConnection, None]] = {}
+    self._waiting = _Waiting()
+    self._by_address: dict[str, _Waiting] = {}
 
   def __len__(self) -> int:
     return len(self._open)
@@ -67,7 +105,7 @@ class ConnectionTable:
     if len(self._open) >= self.limits.total:
       if not self._waiting:
         return False
-      self._evict(next(iter(self._waiting)))
+      self._evict(self._waiting.dispensable(time.monotonic()))
     self._open.add(connection)
     return True
 
@@ -80,19 +118,20 @@ class ConnectionTable:
     """Notes that a connection waits for its client from now on, if it does not already."""
     if connection in self._waiting or connection not in self._open:
       return
-    self._waiting[connection] = None
-    same = self._by_address.setdefault(connection.address, collections.OrderedDict())
-    same[connection] = None
+    now = time.monotonic()
+    same = self._by_address.setdefault(connection.address, _Waiting())
+    self._waiting.add(connection, now)
+    same.add(connection, now)
     if len(same) > self.limits.per_address and connection.address not in self.limits.exempt:
-      self._evict(next(iter(same)))
+      self._evict(same.dispensable(now))
 
   def works(self, connection: LimitedConnection) -> None:
     """Notes that a connection waits for this server now."""
     if connection not in self._waiting:
       return
-    del self._waiting[connection]
+    self._waiting.remove(connection)
     same = self._by_address[connection.address]
-    del same[connection]
+    same.remove(connection)
     if not same:
       del self._by_address[connection.address]
 
@@ -107,6 +146,7 @@ class LimitedConnection(H11Protocol):
 
   Attributes:
     address: of the client, '' if there is none.
+    was_answered: whether it has been given an answer.
   """
 
   # Set by `protocol`.
@@ -115,6 +155,7 @@ class LimitedConnection(H11Protocol):
   def __init__(self, *arguments: Any, **options: Any):
     super().__init__(*arguments, **options)
     self.address = ''
+    self.was_answered = False
     self._deadline = None  # for the headers of a request, or for what comes after an answer
     self._taking = None  # for the client to take what is sent
 
@@ -137,6 +178,7 @@ class LimitedConnection(H11Protocol):
 
   def on_response_complete(self):
     """An answer was handed to the transport."""
+    self.was_answered = True
     super().on_response_complete()
     self._settle()
 

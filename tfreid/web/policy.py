@@ -28,6 +28,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.index import filters
+from tfreid.text import normalized
 
 # Letters and signs that look like nothing: fillers of Hangul, and the empty pattern of Braille.
 _BLANK_LETTERS = frozenset('\u115f\u1160\u3164\uffa0\u2800')
@@ -83,7 +84,7 @@ class Policy:
     listed = f' One of: {", ".join(self.purposes)}.' if self.purposes else ''
     if not is_visible(purpose):
       raise RefusedError(f'The policy of this site demands that a purpose is stated.{listed}')
-    if self.purposes and purpose not in self.purposes:
+    if self.purposes and normalized(purpose) not in map(normalized, self.purposes):
       raise RefusedError(f"The policy of this site does not know the purpose '{purpose}'.{listed}")
 
   def check_condition(self, condition: filters.Condition | None) -> None:
@@ -168,7 +169,7 @@ def read(path: str) -> Policy:
     FileNotFoundError: there is no such file.
     ValueError: it is not a policy; the message says what was expected.
   """
-  with open(path, encoding='utf-8') as file:
+  with open(path, encoding='utf-8-sig') as file:
     try:
       data = json.load(file, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from tfreid.search import Source
-from tfreid.search.remote import ServedModel
 
 _Known = TypeVar('_Known')
 
@@ -27,7 +26,6 @@ class ReloadingSource(Generic[_Known]):
     source: Source,
     *,
     learn: Callable[[Source, _Known | None], _Known],
-    resident: bool = False,
   ):
     """Begins with a source, which it closes in the end.
 
@@ -35,16 +33,13 @@ class ReloadingSource(Generic[_Known]):
       source: what answers.
       learn: what must be known of a source before it answers. It is given what was known of the one
         before, None for the first, and may ask the source what its first clients would wait for.
-      resident: how a changed index is opened; see `tfreid.index.open`.
     """
     self._learn = learn
-    self._resident = resident
     self._lock, self._looking = threading.Lock(), threading.Lock()
     self._users: dict[int, int] = {}
     # By itself a served model goes from one version to the next, whose schema may be another one
     # than that by which a question was checked. So what answers is one version of it.
-    self._served = source if isinstance(source, ServedModel) else None
-    self._source = self._served.held() if self._served else source
+    self._first, self._source = source, source.pinned()
     self._known = learn(self._source, None)
     self._complaint = ''
 
@@ -93,11 +88,12 @@ class ReloadingSource(Generic[_Known]):
 
   def close(self) -> None:
     """Closes the source."""
-    (self._served or self._source).close()
+    self._source.close()
+    self._first.close()
 
   def _refresh(self) -> bool:
     try:
-      source = self._newer()
+      source = self._source.newer()
       if source is not None:
         known = self._learned(source)
     except (OSError, ValueError) as error:
@@ -115,24 +111,6 @@ class ReloadingSource(Generic[_Known]):
     if close:
       old.close()
     return True
-
-  def _newer(self) -> Source | None:
-    """What has come since, opened; None if nothing has."""
-    if self._served:
-      self._served.refresh()
-      # Not what `refresh` says: a version that could not be taken over is tried again.
-      return self._served.held() if self._served.version != self._source.version else None
-    engine = getattr(self._source, 'engine', None)
-    if engine is None or engine.ledger.read()['generation'] == engine.state['generation']:
-      return None
-    if engine.state['engine']['name'] == 'milvus':
-      # Its state is one dictionary, which is exchanged whole; a second connection to a Milvus Lite
-      # file would not be.
-      self._source.refresh()
-      return self._source
-    from tfreid import index
-
-    return index.open(self._source.directory, model=self._source.model, resident=self._resident)
 
   def _learned(self, source: Source) -> _Known:
     try:

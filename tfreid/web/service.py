@@ -22,16 +22,15 @@ from tfreid import cancellation
 from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.index import filters
-from tfreid.search import Source
-from tfreid.search.answer import Answer, Suggestion
+from tfreid.search import SearchOptions, Source, ask
 from tfreid.search.client import ServingError
+from tfreid.source.answer import Answer, Suggestion
+from tfreid.source.protocol import CANDIDATES
 from tfreid.web import thumbnails
 from tfreid.web.messages import LikeRequest, Narrowing, SearchRequest
 from tfreid.web.policy import Policy, RefusedError
 from tfreid.web.reloading import ReloadingSource
 
-# Best crops between which the next question is to decide; as `Source.suggest` has it.
-_CANDIDATES = 50
 # Crops whose pictures may be looked at: the last ones that were answered.
 _SEEN = 200_000
 # What a server says of a version that it has let go, and of a signature that a version lacks.
@@ -116,13 +115,12 @@ class SearchService:
     seen: crops that were answered.
   """
 
-  def __init__(self, source: Source, policy: Policy, *, resident: bool = False):
+  def __init__(self, source: Source, policy: Policy):
     """Asks the source a first question of each kind: what it can do, and so that it is warm.
 
     Args:
       source: what is asked; closed by `close` of `source`.
       policy: the rules.
-      resident: how an index that has changed is opened again.
 
     Raises:
       ValueError: the policy does not fit the source, or the source cannot be searched at all.
@@ -130,7 +128,7 @@ class SearchService:
     """
     self.seen = Seen()
     self.source: ReloadingSource[Capabilities] = ReloadingSource(
-      source, learn=lambda new, before: learn_capabilities(new, policy, before), resident=resident
+      source, learn=lambda new, before: learn_capabilities(new, policy, before)
     )
 
   @property
@@ -199,22 +197,20 @@ class SearchService:
     # As the encoder sees it, before the source does.
     capabilities.schema.encode_query(said)
     options = _options(capabilities, asked)
-    answer = source.search(
+    answer = ask(
+      source,
       said,
       top_k=_top_k(capabilities.policy, asked),
       text=asked.words.strip(),
       explain=asked.explain and capabilities.can['explain'],
-      **options,
+      suggest=asked.suggest and capabilities.can['suggest'],
+      options=options,
     )
-    cancellation.check()
-    suggestions = []
-    if asked.suggest and capabilities.can['suggest']:
-      suggestions = [
-        suggestion
-        for suggestion in source.suggest(said, top_k=_CANDIDATES, **options)
-        if suggestion.attribute not in capabilities.policy.disabled_attributes
-      ]
-    return answer, suggestions
+    return answer, [
+      suggestion
+      for suggestion in answer.suggestions
+      if suggestion.attribute not in capabilities.policy.disabled_attributes
+    ]
 
   def _like(self, source, capabilities, asked):
     capabilities.policy.check_purpose(asked.purpose)
@@ -228,7 +224,7 @@ class SearchService:
       )
     self.seen.add(crop.id, crop.path)
     # Without the crop itself, which some sources count before they leave it out.
-    return source.like(asked.id, top_k=_top_k(capabilities.policy, asked), **options), ()
+    return source.like(asked.id, top_k=_top_k(capabilities.policy, asked), options=options), ()
 
   def _like_upload(self, source, capabilities, asked, contents):
     capabilities.policy.check_purpose(asked.purpose)
@@ -241,7 +237,7 @@ class SearchService:
     thumbnails.check_upload(contents)
     cancellation.check()
     options = _options(capabilities, asked)
-    return source.like(contents, top_k=_top_k(capabilities.policy, asked), **options), ()
+    return source.like(contents, top_k=_top_k(capabilities.policy, asked), options=options), ()
 
   def to_json(self, found: Found, asked: Narrowing) -> dict[str, Any]:
     """What a client sees of an answer: no paths, and nothing of disabled attributes."""
@@ -370,10 +366,10 @@ def warm(source: Source) -> None:
   attribute = source.schema.attributes[0]
   query = {attribute.name: attribute.values[-1]}
   hits = source.search(query, top_k=20).hits
-  if hasattr(source, 'engine') and hits:
+  if source.capabilities().narrow and hits:
     # With a mask of rows, too.
     source.search(query, top_k=20, exclude=[hits[0].id])
-    source.search(query, top_k=_CANDIDATES, exclude=[hits[0].id])
+    source.search(query, top_k=CANDIDATES, exclude=[hits[0].id])
 
 
 def _abilities(source: Source, facts: Mapping[str, Any]) -> dict[str, bool]:
@@ -404,7 +400,7 @@ def _abilities(source: Source, facts: Mapping[str, Any]) -> dict[str, bool]:
 
   return {
     'explain': able(source.search, query, top_k=1, explain=True),
-    'suggest': able(source.suggest, query, top_k=_CANDIDATES),
+    'suggest': able(source.suggest, query, top_k=CANDIDATES),
     'like': all(findable(hit) for hit in hits),
     'upload': able(source.like, picture.getvalue(), top_k=1),
     'filter': 'fields' in facts,
@@ -447,7 +443,7 @@ def _check_able(capabilities: Capabilities, ability: str, what: str) -> None:
     )
 
 
-def _options(capabilities: Capabilities, asked: Narrowing) -> dict[str, Any]:
+def _options(capabilities: Capabilities, asked: Narrowing) -> SearchOptions:
   """The options of an index that were asked for, checked."""
   options: dict[str, Any] = {}
   if asked.where.strip():
@@ -476,7 +472,7 @@ def _options(capabilities: Capabilities, asked: Narrowing) -> dict[str, Any]:
       filters.check(condition, capabilities.policy.visible(capabilities.facts.get('fields', {})))
     except RecursionError as error:
       raise ValueError('The filter is nested too deeply.') from error
-  return options
+  return SearchOptions(**options)
 
 
 def _top_k(policy: Policy, asked: Narrowing) -> int:

@@ -10,14 +10,13 @@ import stat
 import threading
 from typing import NamedTuple
 
-from PIL import Image, ImageFilter, UnidentifiedImageError
+from PIL import ImageFilter
+
+from tfreid.data import image_bytes
 
 SIZE = (128, 256)  # width, height in pixels, at most
-_FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP')
-# What the model decodes, and so what may be searched for.
+# What may be searched for.
 UPLOAD_FORMATS = ('JPEG', 'PNG')
-MAX_PIXELS = 16_777_216
-_MAX_FILE_BYTES = 2**26
 
 
 class Thumbnail(NamedTuple):
@@ -61,7 +60,7 @@ class Thumbnails:
       found = os.stat(path)
     except (OSError, ValueError) as error:
       raise UnreadableError('The image file is not there.') from error
-    if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_FILE_BYTES:
+    if not stat.S_ISREG(found.st_mode) or found.st_size > image_bytes.MAX_BYTES:
       raise UnreadableError('The image file is not one that can be shown.')
     key = (path, found.st_mtime_ns, found.st_size)
     with self._lock:
@@ -82,59 +81,30 @@ class Thumbnails:
 
   def _make(self, path: str) -> bytes:
     try:
-      with open(path, 'rb') as file, _opened(file, _FORMATS) as image:
-        image.draft('RGB', (2 * SIZE[0], 2 * SIZE[1]))  # a JPEG need not be decoded in full size
-        small = image.convert('RGB')
-        small.thumbnail(SIZE)
-        if self.blur:
-          small = small.filter(ImageFilter.GaussianBlur(self.blur))
-        buffer = io.BytesIO()
-        # A new picture: what a camera wrote into the file (place, time, owner) stays there.
-        small.info = {}
-        small.save(buffer, 'JPEG', quality=88)
-        return buffer.getvalue()
-    except (OSError, ValueError, SyntaxError, MemoryError) as error:
+      small = image_bytes.picture(image_bytes.read(path), at_most=SIZE)
+    except image_bytes.BadImageError as error:
       raise UnreadableError('The image file cannot be read.') from error
+    if self.blur:
+      small = small.filter(ImageFilter.GaussianBlur(self.blur))
+    buffer = io.BytesIO()
+    # A new picture: what a camera wrote into the file (place, time, owner) stays there.
+    small.save(buffer, 'JPEG', quality=88)
+    return buffer.getvalue()
 
 
 def check_upload(contents: bytes) -> None:
   """Refuses bytes that are no image of a size that a crop may have.
 
-  The sizes in the header are looked at before anything is decoded, so that a small file that would
-  become a huge picture costs nothing.
+  What stands in the header is looked at before anything is decoded, so that a small file that would
+  become a huge picture, or take long to decode, costs nothing.
 
   Raises:
     ValueError: the message says what was expected.
   """
   try:
-    with _opened(io.BytesIO(contents), UPLOAD_FORMATS) as image:
-      image.load()
-  except _TooLargeError as error:
-    raise ValueError(str(error)) from error
-  except UnidentifiedImageError as error:
+    image_bytes.picture(contents, formats=UPLOAD_FORMATS)
+  except image_bytes.BadImageError as error:
     raise ValueError(
-      'The upload is not an image. Send one crop of a person as a JPEG or PNG file.'
+      f'The upload cannot be searched for: {error}. Send one crop of a person as a JPEG or PNG '
+      'file.'
     ) from error
-  except (OSError, ValueError, SyntaxError, MemoryError) as error:
-    raise ValueError(
-      'The image cannot be decoded: it is damaged or not complete. Send a whole JPEG or PNG file.'
-    ) from error
-
-
-class _TooLargeError(OSError):
-  """More pixels than are decoded."""
-
-
-def _opened(file, formats) -> Image.Image:
-  try:
-    image = Image.open(file, formats=formats)
-  except Image.DecompressionBombError as error:
-    raise _TooLargeError('The image is far too large. Cut out the person, or shrink it.') from error
-  width, height = image.size
-  if width * height > MAX_PIXELS:
-    image.close()
-    raise _TooLargeError(
-      f'The image has {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded. Cut out the '
-      'person, or shrink the image.'
-    )
-  return image

@@ -162,7 +162,8 @@ _HTTP_CODES = {
 
 def _read(connection, response, deadline) -> bytes:
   """The body, within the time and the size allowed: a socket's time-out is for each piece only."""
-  pieces, size = [], 0
+  pieces: list[bytes] = []
+  size = 0
   while True:
     left = deadline - time.monotonic()
     if left <= 0:

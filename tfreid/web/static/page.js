@@ -36,15 +36,19 @@ function swatch(value) {
   return COLORS.has(value) ? make('i', { 'data-color': value, 'aria-hidden': 'true' }) : null;
 }
 
-// The state: {settings, words, where, must, mustNot, minScore, count, like, upload}.
+// What the data name is looked up in a Map: an object has a 'constructor' that nobody put there.
+const mapOf = (object) => new Map(Object.entries(object));
+
+// The state: {settings (a Map of attribute to value), words, where, must, mustNot, minScore, count, like, upload}.
 
 function read() {
-  const settings = {};
+  const settings = new Map();
   for (const attribute of schema.attributes) {
     const chosen = document.querySelector(`input[name="${CSS.escape(`a:${attribute.name}`)}"]:checked`);
     if (!chosen || !chosen.value) continue;
     const negate = chosen.closest('fieldset').querySelector('.negate input');
-    settings[attribute.name] = (negate && negate.checked && !negate.disabled ? '!' : '') + chosen.value;
+    const isNot = negate && negate.checked && !negate.disabled;
+    settings.set(attribute.name, (isNot ? '!' : '') + chosen.value);
   }
   return {
     settings,
@@ -61,7 +65,7 @@ function read() {
 
 function write(state) {
   for (const attribute of schema.attributes) {
-    const said = state.settings[attribute.name] || '';
+    const said = state.settings.get(attribute.name) || '';
     const value = said.replace(/^!/, '');
     const name = CSS.escape(`a:${attribute.name}`);
     let found = false;
@@ -111,7 +115,7 @@ function toAddress(state) {
   if (state.upload) found.set('upload', '1');
   if (!state.like && !state.upload) {
     if (state.words) found.set('q', state.words);
-    for (const [name, value] of Object.entries(state.settings)) found.set(`a.${name}`, value);
+    for (const [name, value] of state.settings) found.set(`a.${name}`, value);
   }
   for (const [name, short] of Object.entries(FILTERS)) if (state[name]) found.set(short, state[name]);
   if (state.count !== 20) found.set('k', state.count);
@@ -120,8 +124,10 @@ function toAddress(state) {
 
 function fromAddress(address) {
   const found = new URLSearchParams(address.replace(/^#/, ''));
-  const state = { settings: {}, words: (found.get('q') || '').slice(0, 1000) };
-  for (const [name, value] of found) if (name.startsWith('a.')) state.settings[name.slice(2)] = value;
+  const state = { settings: new Map(), words: (found.get('q') || '').slice(0, 1000) };
+  for (const [name, value] of found) {
+    if (name.startsWith('a.')) state.settings.set(name.slice(2), value);
+  }
   for (const [name, short] of Object.entries(FILTERS)) state[name] = found.get(short) || '';
   state.count = Number.parseInt(found.get('k'), 10) || 20;
   state.like = found.get('like') || '';
@@ -130,7 +136,7 @@ function fromAddress(address) {
 }
 
 const isEmpty = (state) =>
-  !state.like && !state.upload && !state.words && !Object.keys(state.settings).length;
+  !state.like && !state.upload && !state.words && !state.settings.size;
 
 // Requests.
 
@@ -212,7 +218,8 @@ async function search(state, { keep = false, file = null } = {}) {
   const mine = new AbortController();
   running = mine;
   const address = toAddress(state);
-  if (!keep && address !== location.hash) history.pushState(null, '', address);
+  if (!keep && address !== location.hash) history.pushState({ begun: true }, '', address);
+  else history.replaceState({ begun: true }, '');
   document.title = isEmpty(state) ? 'Find a person by description' : `${summary(state)} - results`;
   if (isEmpty(state)) {
     running = null;
@@ -232,7 +239,7 @@ async function search(state, { keep = false, file = null } = {}) {
       answer = await ask('/api/v1/like', { method: 'POST', body: form, signal: mine.signal });
     } else {
       answer = await post('/api/v1/search', {
-        ...common, query: state.settings, words: state.words, explain: true, suggest: true,
+        ...common, query: Object.fromEntries(state.settings), words: state.words, explain: true, suggest: true,
       }, mine.signal);
     }
     // A model on a server may be followed by a version with other attributes.
@@ -254,7 +261,7 @@ async function search(state, { keep = false, file = null } = {}) {
 function summary(state) {
   if (state.like) return `Like ${state.like}`;
   if (state.upload) return 'Like a picture';
-  const said = Object.entries(state.settings).map(([name, value]) => phrase(name, value));
+  const said = [...state.settings].map(([name, value]) => phrase(name, value));
   return [state.words, ...said].filter(Boolean).join(', ');
 }
 
@@ -314,6 +321,12 @@ function exampleButtons() {
   }));
 }
 
+const HEADINGS = mapOf({
+  policy: 'Not allowed here', purpose: 'A purpose is needed', busy: 'Too busy', slow: 'Too slow',
+  audit: 'Nothing can be logged', network: 'No connection', internal: 'Something went wrong',
+  source: 'Cannot be searched now',
+});
+
 function showError(error) {
   clearResults();
   shown = null;
@@ -325,11 +338,7 @@ function showError(error) {
     $('token').focus();
     return;
   }
-  const heading = {
-    policy: 'Not allowed here', purpose: 'A purpose is needed', busy: 'Too busy', slow: 'Too slow',
-    audit: 'Nothing can be logged', network: 'No connection', internal: 'Something went wrong',
-    source: 'Cannot be searched now',
-  }[error.code] || 'This was not understood';
+  const heading = HEADINGS.get(error.code) || 'This was not understood';
   $('error').replaceChildren(
     make('b', { textContent: heading }), error instanceof Refusal ? error.message : String(error));
   if (error.code === 'query' && schema) {
@@ -398,7 +407,7 @@ function showNext(suggestions) {
 
 function answerNext(name, value) {
   const state = { ...(shown || read()) };
-  state.settings = { ...state.settings, [name]: value };
+  state.settings = new Map(state.settings).set(name, value);
   write(state);
   search(state);
   $('results').focus({ preventScroll: true });
@@ -438,7 +447,7 @@ function card(hit, query, scale) {
   const like = info.can.like ? make('button', {
     type: 'button', textContent: 'More like this', 'aria-label': `More like ${hit.id}`,
     onclick: () => {
-      search({ ...(shown || read()), like: hit.id, upload: false, words: '', settings: {} });
+      search({ ...(shown || read()), like: hit.id, upload: false, words: '', settings: new Map() });
       $('results').focus({ preventScroll: true });
     },
   }) : null;
@@ -454,11 +463,11 @@ function card(hit, query, scale) {
 }
 
 function reason(hit, name, scale) {
-  const match = hit.matches[name];
-  const annotated = hit.attributes[name];
+  const match = mapOf(hit.matches).get(name);
+  const annotated = mapOf(hit.attributes).get(name);
   const [mark, words, kind] = match === true ? ['✓', 'annotated as asked', 'yes']
     : match === false ? ['✗', 'annotated otherwise', 'no'] : ['·', 'not annotated', ''];
-  const change = hit.reasons[name];
+  const change = mapOf(hit.reasons).get(name);
   const text = annotated === undefined ? title(name) : `${title(name)}: ${title(annotated)}`;
   const item = make('li', {},
     make('span', { className: kind, role: 'img', 'aria-label': words, textContent: mark }),
@@ -553,6 +562,7 @@ function build() {
   $('source').textContent = `${crops}${info.name}`;
   const rules = [];
   if (info.user) rules.push(`Signed in as ${info.user}.`);
+  $('sign-out').hidden = !info.session;
   if (info.logged) rules.push('Searches are logged.');
   if (info.policy.blurred) rules.push('Pictures are blurred.');
   if (info.policy.disabled_attributes) rules.push('Some attributes are disabled by the policy of this site.');
@@ -575,7 +585,10 @@ function build() {
   setCount(20);
 }
 
+// A search runs by itself only if it was begun in this page, or if the address was typed or is a
+// bookmark. Anybody can write a link, and what it searches for would be logged as this person's.
 function follow() {
+  if (!history.state) history.replaceState({ begun: false }, '');
   const state = fromAddress(location.hash);
   write(state);
   if (state.upload) {
@@ -583,15 +596,35 @@ function follow() {
     $('status').textContent = 'A picture is not part of a link. Choose it again.';
     return;
   }
-  search(state, { keep: true });
+  if (isEmpty(state) || history.state.begun) search(state, { keep: true });
+  else propose(state);
+}
+
+function propose(state) {
+  clearResults();
+  shown = null;
+  $('status').textContent = 'Nothing was searched for yet.';
+  fill($('empty'),
+    make('h3', { textContent: 'A link asks for this' }),
+    make('p', { textContent: `${summary(state)}.` }),
+    make('p', { className: 'soft' }, 'The link does not come from this page. Search only if you meant to.'),
+    make('div', { className: 'answers' }, make('button', {
+      id: 'propose', type: 'button', textContent: 'Search for it',
+      onclick: () => search(state, { keep: true }),
+    })));
+  $('empty').hidden = false;
 }
 
 function upload(file) {
   if (!file) return;
-  search({ ...read(), settings: {}, words: '', upload: true }, { file });
+  search({ ...read(), settings: new Map(), words: '', upload: true }, { file });
 }
 
 async function start() {
+  // Kept with this place in the history, since after a reload the server sees no link any more.
+  if (!history.state) {
+    history.replaceState({ begun: document.documentElement.dataset.arrival === 'trusted' }, '');
+  }
   $('status').textContent = 'Loading…';
   if (narrow.matches) $('attributes').open = false;
   try {
@@ -647,6 +680,21 @@ async function start() {
   document.body.dataset.ready = 'true';
   follow();
 }
+
+$('sign-out').addEventListener('click', async () => {
+  try {
+    await ask('/api/v1/session', { method: 'DELETE' });
+  } catch (error) {
+    if (error.status !== 401) {
+      showError(error);
+      return;
+    }
+  }
+  sessionStorage.clear();
+  // What was searched for is not for whoever signs in next.
+  history.replaceState({ begun: false }, '', location.pathname);
+  location.reload();
+});
 
 $('login').addEventListener('submit', async (event) => {
   event.preventDefault();

@@ -7,8 +7,8 @@ import pytest
 
 from tfreid.data import market1501
 from tfreid.data.attributes import Attribute, AttributeSchema
-from tfreid.search import asking
-from tfreid.search.answer import Suggestion
+from tfreid.source import attribution, suggestion
+from tfreid.source.answer import Suggestion
 
 SCHEMA = AttributeSchema(
   'Depot',
@@ -23,7 +23,7 @@ SURE = 1000.0  # a difference of scores that leaves no doubt at temperature 1
 
 
 def gain(scores, answers):
-  return asking.information_gain(np.asarray(scores), np.asarray(answers), temperature=1.0)
+  return suggestion.information_gain(np.asarray(scores), np.asarray(answers), temperature=1.0)
 
 
 def test_an_attribute_that_splits_the_candidates_in_halves_gives_one_bit():
@@ -66,45 +66,45 @@ def test_the_gain_is_within_its_bounds_and_does_not_change_with_the_zero_of_the_
 
 
 def test_suggestions_are_sorted_and_do_not_change_with_the_unit_of_the_scores():
-  questions = asking.questions(SCHEMA, {})
+  questions = suggestion.questions(SCHEMA, {})
   scores = np.array([0.1, 0.2, 0.3, 0.4])
   # All have no hat; two are red, two green, none has no colour.
   answers = np.array([[0.5, 0.1, 0.9, 0.1, -0.5]] * 2 + [[0.5, 0.1, 0.1, 0.9, -0.5]] * 2)
-  found = asking.suggestions(questions, scores, answers)
+  found = suggestion.suggestions(questions, scores, answers)
   assert [suggestion.attribute for suggestion in found] == ['color', 'hat']
   assert found[0].gain > 0.1 and found[1].gain == pytest.approx(0.0, abs=1e-9)
-  again = asking.suggestions(questions, 100 * scores + 3, 100 * answers - 3)
+  again = suggestion.suggestions(questions, 100 * scores + 3, 100 * answers - 3)
   assert [suggestion.gain for suggestion in again] == pytest.approx([s.gain for s in found])
 
 
 def test_candidates_that_nothing_tells_apart_give_gains_of_zero_in_the_order_of_the_schema():
-  questions = asking.questions(SCHEMA, {})
-  found = asking.suggestions(questions, np.ones(3), np.ones((3, 5)))
+  questions = suggestion.questions(SCHEMA, {})
+  found = suggestion.suggestions(questions, np.ones(3), np.ones((3, 5)))
   assert found == [Suggestion('hat', 0.0), Suggestion('color', 0.0)]
-  assert asking.suggestions(questions, np.ones(0), np.ones((0, 5))) == []
-  assert asking.suggestions([], np.ones(3), np.ones((3, 0))) == []
+  assert suggestion.suggestions(questions, np.ones(0), np.ones((0, 5))) == []
+  assert suggestion.suggestions([], np.ones(3), np.ones((3, 0))) == []
 
 
 def test_questions_are_what_was_not_said_with_every_answer():
-  (question,) = asking.questions(SCHEMA, {'hat': '!yes'})
+  (question,) = suggestion.questions(SCHEMA, {'hat': '!yes'})
   assert (question.attribute, question.values) == ('color', ('red', 'green', 'none'))
   np.testing.assert_array_equal(question.vectors, [[-1, 1, -1], [-1, -1, 1], [-1, -1, -1]])
-  (question,) = asking.questions(SCHEMA, {'color': 'red'})
+  (question,) = suggestion.questions(SCHEMA, {'color': 'red'})
   assert (question.attribute, question.values) == ('hat', ('no', 'yes'))
   np.testing.assert_array_equal(question.vectors, [[-1, 1, -1], [1, 1, -1]])
-  assert asking.questions(SCHEMA, {'color': '!red', 'hat': 'no'}) == []
+  assert suggestion.questions(SCHEMA, {'color': '!red', 'hat': 'no'}) == []
 
 
 def test_withdrawing_an_attribute_leaves_the_rest_and_the_last_leaves_nothing_said():
-  found = asking.withdrawals(SCHEMA, {'color': '!red', 'hat': 'yes'})
+  found = attribution.leave_one_out(SCHEMA, {'color': '!red', 'hat': 'yes'})
   np.testing.assert_array_equal(found, [[1, 0, 0], [0, -1, 0]])
-  np.testing.assert_array_equal(asking.withdrawals(SCHEMA, {'hat': 'no'}), [[0, 0, 0]])
+  np.testing.assert_array_equal(attribution.leave_one_out(SCHEMA, {'hat': 'no'}), [[0, 0, 0]])
   binary = market1501.SCHEMA
   assert binary.encoding == 'binary' and not binary.rates
-  (rest,) = asking.withdrawals(binary, {'gender': 'female'})
+  (rest,) = attribution.leave_one_out(binary, {'gender': 'female'})
   np.testing.assert_array_equal(rest, np.full(binary.size, 0.5))
 
 
 def test_reasons_are_score_with_minus_score_without():
-  found = asking.reasons(['hat', 'color'], [1.0, 0.5], [[0.75, 1.25], [0.5, 0.0]])
+  found = attribution.reasons(['hat', 'color'], [1.0, 0.5], [[0.75, 1.25], [0.5, 0.0]])
   assert found == [{'hat': 0.25, 'color': -0.25}, {'hat': 0.0, 'color': 0.5}]

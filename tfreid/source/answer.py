@@ -87,8 +87,8 @@ class Answer:
     for rank, hit in enumerate(self.hits, start=1):
       marks = []
       for name in self.query:
-        found = verdict(self.query[name], hit.attributes.get(name))
-        mark = Text(found, styles[found])
+        sign = verdict(self.query[name], hit.attributes.get(name))
+        mark = Text(sign, styles[sign])
         if name in hit.reasons:
           mark.append(f' {hit.reasons[name]:+.3f}', 'default')
         marks.append(mark)

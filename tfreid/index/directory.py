@@ -45,7 +45,7 @@ _LEFT = re.compile(r'(index|pending)\.json\.partial(-[0-9]+-[0-9a-f]{8})?')
 _log = logging.getLogger(__name__)
 
 
-class Ledger:
+class IndexDirectory:
   """The folder of an index.
 
   Attributes:
@@ -131,9 +131,18 @@ class Ledger:
       folder = os.path.join(self.segments, entry['name'])
       if not os.path.isdir(folder):
         raise OSError(
-          f"'{folder}', which was to be committed, has vanished: another process has cleaned up the "
+          f"'{folder}', which was to be committed, has vanished: another process has cleaned up "
+          'the '
           'index. Give the same command again, and write from one machine only.'
         )
+
+  def damage(self) -> list[str]:
+    """What is wrong with the segments of an index that may be too damaged to be opened."""
+    return [
+      problem
+      for entry in self.read()['segments']
+      for problem in segment.damage(os.path.join(self.segments, entry['name']), entry)
+    ]
 
   def read_pending(self) -> dict[str, Any]:
     """What an unfinished build left, {} if there is none; its shards by their keys in 'shards'.
@@ -300,10 +309,11 @@ class Ledger:
       path = self._path(name)
       is_right = os.path.isdir(path) if name == SEGMENTS else os.path.isfile(path)
       if os.path.islink(path) or (os.path.exists(path) and not is_right):
+        kind = 'a link' if os.path.islink(path) else 'of another kind than it should be'
         raise ValueError(
-          f"'{path}' is {'a link' if os.path.islink(path) else 'of another kind than it should be'}. "
-          'An index consists of files and folders of its own: what a link points to is not its own '
-          'to change or remove. Move the whole folder of the index instead; a link may point to that.'
+          f"'{path}' is {kind}. An index consists of files and folders of its own: what a link "
+          'points to is not its own to change or remove. Move the whole folder of the index '
+          'instead; a link may point to that.'
         )
 
   @contextlib.contextmanager

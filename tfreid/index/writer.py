@@ -21,11 +21,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from tfreid import storage
-from tfreid.index import engine, engines, manifest, milvus, segment, trust
+from tfreid.index import engines, manifest, segment, trust
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Engine, Progress
-from tfreid.index.index import EmbeddedIndex
-from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row
+from tfreid.text import spellings
 
 # What to do with ids that the index has already.
 EXISTING = ('refuse', 'skip', 'replace')
@@ -37,6 +37,13 @@ _NAMED = 5  # corrupt files that a message names
 
 # Called with (crops done, crops in all, those of the done that an earlier run embedded).
 Finished = Callable[[int, int, int], None]
+
+
+class Known(Protocol):
+  """What is known of a model without loading it."""
+
+  directory: str
+  fingerprint: str
 
 
 class Model(Protocol):
@@ -87,7 +94,7 @@ def build(
     directory: of the index.
     rows: the crops, from `manifest.read`.
     model: embeds them.
-    engine_name: one of `engine.ENGINES`.
+    engine_name: one of `engines.NAMES`.
     uri: of Milvus; '' for a Milvus Lite file in the directory.
     overwrite: replace an index that exists, in one moment, when the new one is complete.
     shard: (i, n), where `rows` are one of n parts of a manifest; noted for `merge`.
@@ -97,55 +104,33 @@ def build(
     FileExistsError: there is an index already.
     ValueError: as `add`.
   """
-  ledger = Ledger(directory)
-  with ledger.lock():
-    before = ledger.read() if ledger.exists else {}
+  folder = IndexDirectory(directory)
+  with folder.lock():
+    before = folder.read() if folder.exists else {}
     if before and not overwrite:
       raise FileExistsError(
-        f"'{ledger.directory}' holds an index already. Use `tools/index.py add` to add crops, or "
+        f"'{folder.directory}' holds an index already. Use `tools/index.py add` to add crops, or "
         '--overwrite to replace it.'
       )
     if before and before['engine']['name'] != engine_name:
       raise FileExistsError(
-        f"'{ledger.directory}' is an index of the engine '{before['engine']['name']}'; give "
+        f"'{folder.directory}' is an index of the engine '{before['engine']['name']}'; give "
         f"the one of '{engine_name}' a folder of its own."
       )
-    ledger.clean()
-    trust.remember_place(engine.place(uri))
+    folder.clean()
     about = {'fingerprint': model.fingerprint, 'embedding_size': model.size}
-    state = engine.new_state({**about, 'path': model.directory}, engine=engine_name, uri=uri)
-    # By its prefix an index knows its collections on a server it shares with others, also those
-    # that an attempt before this one did not finish. One that moves to another address has another
-    # prefix there: it may be the same server by another name.
-    kept, tried = before.get('engine', {}).get('prefix'), ledger.read_pending().get('prefix')
-    moves = bool(before) and before['engine'].get('uri') != state['engine'].get('uri')
-    prefix = (tried if tried != kept else None) if moves else kept or tried
-    if prefix:
-      state['engine']['prefix'] = prefix
-    state['generation'], state['commit'] = before.get('generation', 0), before.get('commit', '')
-    if before.get('engine') == state['engine'] and 'collection' in before:
-      state.update(collection=before['collection'], removing=before['removing'])
-    found = engines.open_engine(ledger, state)
+    new = engines.new_state({**about, 'path': model.directory}, engine=engine_name, uri=uri)
+    trust.remember_place(new['engine'].get('uri', ''))
+    kind = engines.engine_class(engine_name)
+    state = kind.begin(folder, new, before=before, pending=folder.read_pending())
+    index = kind(folder, state)
     try:
-      report = _fill(found, rows, model, replace=True, shard=shard, **options)
+      report = _fill(index, rows, model, replace=True, shard=shard, **options)
     finally:
-      found.close()
-    trust.remember_model(ledger.read()['model'])
-  if moves:
-    _drop(ledger, before, uri)
+      index.close()
+    trust.remember_model(state['model'])
+  kind.settle(folder, before=before, state=state)
   return report
-
-
-def _drop(ledger: Ledger, before: Mapping[str, Any], uri: str) -> None:
-  """Drops what an index that moved to another Milvus left on the one before."""
-  try:
-    milvus.drop(ledger, before)
-  except OSError as error:
-    raise OSError(
-      f"The index was built, and is kept at '{uri or ledger.directory}' now. What it replaced "
-      f"could not be dropped: it is left at '{before['engine']['uri']}', in the collection "
-      f"'{before['collection']}'. {error}"
-    ) from error
 
 
 def add(
@@ -188,14 +173,14 @@ def add(
   """
   if existing not in EXISTING:
     raise ValueError(f"Unknown choice '{existing}'; choose from {', '.join(EXISTING)}.")
-  ledger = Ledger(directory)
-  state = ledger.read()
+  folder = IndexDirectory(directory)
+  state = folder.read()
   check_model(state, model)
-  with ledger.lock():
-    ledger.clean()
-    found = engines.open_engine(ledger)
+  with folder.lock():
+    folder.clean()
+    index = engines.open_engine(folder)
     try:
-      there = found.rows([row.id for row in rows])
+      there = index.rows([row.id for row in rows])
       if there and existing == 'refuse':
         raise ValueError(
           f"The index has {len(there)} of these ids already, '{next(iter(there))}' first. Use "
@@ -204,11 +189,11 @@ def add(
       if existing == 'skip':
         rows = [row for row in rows if row.id not in there]
       report = _fill(
-        found,
+        index,
         rows,
         model,
         remove=list(there) if existing == 'replace' else (),
-        shard=found.state.get('shard'),
+        shard=index.state.get('shard'),
         shard_rows=shard_rows,
         batch_size=batch_size,
         in_flight=in_flight,
@@ -217,7 +202,7 @@ def add(
         finished=finished,
       )
     finally:
-      found.close()
+      index.close()
   return dataclasses.replace(report, skipped=len(there) if existing == 'skip' else 0)
 
 
@@ -237,41 +222,44 @@ def remove(directory: str, ids: Iterable[str], *, missing_ok: bool = False) -> i
   Raises:
     ValueError: the index does not have an id; nothing is removed.
   """
-  ledger = Ledger(directory)
-  ledger.read()
-  with ledger.lock():
-    ledger.clean()
-    found = engines.open_engine(ledger)
+  folder = IndexDirectory(directory)
+  folder.read()
+  with folder.lock():
+    folder.clean()
+    index = engines.open_engine(folder)
     try:
       ids = list(dict.fromkeys(ids))
-      there = found.rows(ids)
-      missing = [name for name in ids if name not in there]
+      there = index.rows([form for name in ids for form in spellings(name)])
+      missing = [name for name in ids if not any(form in there for form in spellings(name))]
       if missing and not missing_ok:
         raise ValueError(
           f"The index has no crop '{missing[0]}' ({len(missing)} of {len(ids)} ids are not there). "
           'Nothing was removed.'
         )
       if there:
-        found.commit([], remove=list(there), shard=found.state.get('shard'))
+        index.commit([], remove=list(there), shard=index.state.get('shard'))
       return len(there)
     finally:
-      found.close()
+      index.close()
 
 
 def compact(directory: str) -> None:
   """Writes anew what holds removed crops, so that nothing of them remains in the index's files.
 
   Raises:
-    ValueError: the engine is not the embedded one; Milvus compacts by itself.
+    ValueError: the engine erases by itself what was removed.
   """
-  ledger = Ledger(directory)
-  state = ledger.read()
-  if state['engine']['name'] != 'embedded':
-    raise ValueError('Only the embedded engine is compacted; Milvus does it by itself.')
-  with ledger.lock():
-    ledger.clean()
-    found = EmbeddedIndex(ledger, ledger.read())
-    found.compact()
+  folder = IndexDirectory(directory)
+  state = folder.read()
+  if not engines.engine_class(state['engine']['name']).can_compact:
+    raise ValueError(
+      f"The engine '{state['engine']['name']}' is not compacted: it erases by itself what was "
+      'removed.'
+    )
+  with folder.lock():
+    folder.clean()
+    with contextlib.closing(engines.open_engine(folder)) as index:
+      index.compact()
 
 
 def merge(
@@ -293,7 +281,7 @@ def merge(
     directory: of the new index.
     parts: directories of indexes of any engine, built with the same model. Parts of one manifest
       (`build(shard=(i, n))`) are put in its order, and all n of them must be there.
-    engine_name: of the new index, one of `engine.ENGINES`.
+    engine_name: of the new index, one of `engines.NAMES`.
     uri: of Milvus; '' for a Milvus Lite file in the directory.
     progress: called with what is done ('Reading', 'Checking' or 'Filling Milvus'), of how many
       crops, of how many in all.
@@ -309,11 +297,13 @@ def merge(
   """
   if not parts:
     raise ValueError('Name the indexes to merge.')
-  ledger = Ledger(directory)
+  folder = IndexDirectory(directory)
   with contextlib.ExitStack() as opened:
     sources = [
       # Looked at below, when they are here.
-      opened.enter_context(contextlib.closing(engines.open_engine(Ledger(part), check=False)))
+      opened.enter_context(
+        contextlib.closing(engines.open_engine(IndexDirectory(part), check=False))
+      )
       for part in parts
     ]
     models = {source.state['model']['fingerprint'] for source in sources}
@@ -323,60 +313,57 @@ def merge(
         'with one model.'
       )
     _order(sources)
-    trust.remember_place(engine.place(uri))
-    state = engine.new_state(sources[0].state['model'], engine=engine_name, uri=uri)
-    with ledger.lock():
-      if ledger.exists:
-        raise FileExistsError(f"'{ledger.directory}' holds an index already. Name another folder.")
-      pending = ledger.read_pending()
+    new = engines.new_state(sources[0].state['model'], engine=engine_name, uri=uri)
+    trust.remember_place(new['engine'].get('uri', ''))
+    with folder.lock():
+      if folder.exists:
+        raise FileExistsError(f"'{folder.directory}' holds an index already. Name another folder.")
+      pending = folder.read_pending()
       if pending.get('shards'):
         raise FileExistsError(
-          f"'{ledger.directory}' holds crops of a build that is not finished. Finish it, or name "
+          f"'{folder.directory}' holds crops of a build that is not finished. Finish it, or name "
           'another folder.'
         )
-      ledger.clean()
-      staging = EmbeddedIndex(ledger, engine.new_state(state['model']))
-      said = progress or (lambda *_: None)
-      entries, total = [], sum(source.size for source in sources)
-      said('Reading', 0, total)
-      for source in sources:
-        entries += staging.import_segments(source)
-        said('Reading', sum(entry['rows'] for entry in entries), total)
-      said('Checking', 0, total)
-      problems = EmbeddedIndex(
-        ledger, {**staging.state, 'segments': entries}, check=False
-      ).problems()
-      if problems:
-        advice = ' Remove all but one.' if problems[0].startswith('The id') else ''
-        raise ValueError(f'The parts cannot be joined. {problems[0]}{advice}')
-      if engine_name == 'milvus':
-        _mark_attempt(ledger, state, pending)
-      target = opened.enter_context(contextlib.closing(engines.open_engine(ledger, state)))
-      target.commit(entries, progress=functools.partial(said, 'Filling Milvus'))
+      folder.clean()
+      entries = _staged(folder, sources, progress or (lambda *_: None))
+      kind = engines.engine_class(engine_name)
+      state = kind.begin(folder, new, before={}, pending=pending)
+      target = opened.enter_context(contextlib.closing(kind(folder, state)))
+      if target.attempt():
+        folder.write_pending(_attempt(target, state['model']['fingerprint'], 0), keep_shards=False)
+      filling = f'Filling {engine_name.capitalize()}'
+      target.commit(entries, progress=progress and functools.partial(progress, filling))
       return target.size
 
 
-def _mark_attempt(ledger: Ledger, state: dict[str, Any], pending: Mapping[str, Any]) -> None:
-  """Notes where a merge into Milvus begins a collection; removes what one that was killed left."""
-  about = state['engine']
-  if pending.get('prefix') and pending.get('uri', about['uri']) == about['uri']:
-    # By its prefix the collection of that attempt is known, and removed by the commit of this one.
-    about['prefix'] = pending['prefix']
-  elif pending.get('prefix'):
-    left = {'name': 'milvus', 'uri': pending['uri'], 'prefix': pending['prefix']}
-    milvus.drop(ledger, {**state, 'engine': left})
-  ledger.write_pending(
-    {
-      'generation': state['generation'],
-      'fingerprint': state['model']['fingerprint'],
-      'prefix': about['prefix'],
-      'uri': about['uri'],
-    },
-    keep_shards=False,
-  )
+def _staged(
+  folder: IndexDirectory, sources: Sequence[Engine], progress: Callable[[str, int, int], None]
+) -> list[dict[str, Any]]:
+  """Entries of all crops of some indexes, brought below the folder of another and looked at.
+
+  Raises:
+    ValueError: one is damaged, or an id occurs twice.
+  """
+  entries: list[dict[str, Any]] = []
+  total = sum(source.size for source in sources)
+  progress('Reading', 0, total)
+  for source in sources:
+    entries += source.stage(folder)
+    progress('Reading', sum(entry['rows'] for entry in entries), total)
+  progress('Checking', 0, total)
+  problems = segment.problems([segment.Segment(folder.segments, entry) for entry in entries])
+  if problems:
+    advice = ' Remove all but one.' if problems[0].startswith('The id') else ''
+    raise ValueError(f'The parts cannot be joined. {problems[0]}{advice}')
+  return entries
 
 
-def check_model(state: Mapping[str, Any], model: Model) -> None:
+def _attempt(index: Engine, fingerprint: str, generation: int) -> dict[str, Any]:
+  """What pending.json says of an unfinished build, beside its shards."""
+  return {'generation': generation, 'fingerprint': fingerprint, **index.attempt()}
+
+
+def check_model(state: Mapping[str, Any], model: Known) -> None:
   """Refuses a model that an index was not built with.
 
   Raises:
@@ -399,15 +386,15 @@ def _order(sources: list[Engine]) -> None:
   counts = {shard[1] for shard in shards if shard}
   numbers = sorted(shard[0] for shard in shards if shard)
   if not all(shards) or len(counts) > 1 or numbers != list(range(1, min(counts) + 1)):
-    said = ', '.join(f'{shard[0]}/{shard[1]}' if shard else 'no part' for shard in shards)
+    listed = ', '.join(f'{shard[0]}/{shard[1]}' if shard else 'no part' for shard in shards)
     raise ValueError(
-      f'These are not all the parts of one manifest: {said}. Give each of its parts once.'
+      f'These are not all the parts of one manifest: {listed}. Give each of its parts once.'
     )
   sources.sort(key=lambda source: source.state['shard'][0])
 
 
 def _fill(
-  found: Engine,
+  index: Engine,
   rows: Sequence[Row],
   model: Model,
   *,
@@ -422,14 +409,11 @@ def _fill(
   finished: Finished | None = None,
 ) -> Report:
   """Embeds rows, shard by shard, and commits them; needs the lock."""
-  ledger = found.ledger
+  folder = index.folder
   _check_ids(rows)
-  about = {
-    'generation': ledger.read()['generation'] if ledger.exists else 0,
-    'fingerprint': model.fingerprint,
-    'prefix': found.state['engine'].get('prefix'),
-  }
-  pending = ledger.read_pending()
+  generation = folder.read()['generation'] if folder.exists else 0
+  about = _attempt(index, model.fingerprint, generation)
+  pending = folder.read_pending()
   known = pending.pop('shards', {})
   same = all(pending.get(name) == about[name] for name in ('generation', 'fingerprint'))
   known = known if same else {}
@@ -440,11 +424,11 @@ def _fill(
     kept = known.get(key)
     if kept is None or (kept['corrupt'] and not skip_corrupt):
       report = None if progress is None else _shifted(progress, start, len(rows))
-      kept = _embed_shard(ledger, part, model, batch_size, in_flight, skip_corrupt, report)
+      kept = _embed_shard(folder, part, model, batch_size, in_flight, skip_corrupt, report)
       if pending != about:
-        ledger.write_pending(about, keep_shards=same)
+        folder.write_pending(about, keep_shards=same)
         pending, same = about, True
-      ledger.add_pending(key, kept)
+      folder.add_pending(key, kept)
     else:
       resumed += kept['segment']['rows'] if kept['segment'] else 0
       if progress:
@@ -458,7 +442,7 @@ def _fill(
   if rows and not done:
     raise ValueError(_complaint(corrupt, 'None of the files can be read.'))
   if done or remove or replace:
-    found.commit(entries, remove=remove, replace=replace, shard=shard)
+    index.commit(entries, remove=remove, replace=replace, shard=shard)
   return Report(added=done, resumed=resumed, corrupt=tuple(corrupt))
 
 
@@ -489,9 +473,9 @@ def _key(rows: Sequence[Row]) -> str:
 
 
 def _embed_shard(
-  ledger, rows, model, batch_size, in_flight, skip_corrupt, progress
+  folder, rows, model, batch_size, in_flight, skip_corrupt, progress
 ) -> dict[str, Any]:
-  """Writes a segment of a shard; returns what `Ledger.add_pending` keeps of it."""
+  """Writes a segment of a shard; returns what `IndexDirectory.add_pending` keeps of it."""
   concepts, kept, corrupt = [np.empty((0, model.size), np.float32)], [], []
   for vectors, good, bad in _embedded(model, rows, batch_size, in_flight):
     concepts.append(vectors)
@@ -504,7 +488,7 @@ def _embed_shard(
   entry = None
   if kept:
     parts = [(np.concatenate(concepts), kept)]
-    entry = segment.write(ledger.segments, parts, size=len(kept), width=model.size)
+    entry = segment.write(folder.segments, parts, size=len(kept), width=model.size)
   return {'segment': entry, 'corrupt': corrupt}
 
 
@@ -527,7 +511,7 @@ def _embedded(
 
   workers = concurrent.futures.ThreadPoolExecutor(in_flight)
   try:
-    waiting = collections.deque()
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     for read in _read(rows, batch_size):
       waiting.append(workers.submit(embed, *read))
       if len(waiting) > in_flight:
@@ -584,7 +568,8 @@ def _embed(model, contents) -> tuple[np.ndarray, list[int], list[tuple[int, str]
 
   A model refuses a batch for one bad image and does not say which, so halves are tried.
   """
-  vectors, good, bad = [np.empty((0, model.size), np.float32)], [], []
+  vectors, bad = [np.empty((0, model.size), np.float32)], []
+  good: list[int] = []
   open_ = [(0, len(contents))] if contents else []
   while open_:
     start, stop = open_.pop()

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 
 from tfreid.search import page
-from tfreid.search.answer import CROSS, TICK, UNKNOWN, Answer, Hit, Suggestion, verdict
+from tfreid.source.answer import CROSS, TICK, UNKNOWN, Answer, Hit, Suggestion, verdict
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,29 @@ def test_thumbnail_of_a_file_that_is_no_image_is_left_out(tmp_path):
   assert page.thumbnail(str(broken)) == ''
 
 
+def test_the_page_opens_pictures_within_the_limits_and_nothing_else(tmp_path, monkeypatch):
+  """An EPS file would start another program, a huge picture take gigabytes."""
+  from PIL import Image
+
+  from tests.data import picture_zoo
+
+  files = {
+    'eps': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n',
+    'huge': picture_zoo.bmp()[:18] + b'\0\0\1\0' * 2 + picture_zoo.bmp()[26:],
+    'scans': picture_zoo.progressive_with_scans(30_000),
+    'damaged': picture_zoo.bmp()[:99],
+  }
+  os.mkfifo(tmp_path / 'pipe')
+  formats = []
+  real = Image.open
+  monkeypatch.setattr(Image, 'open', lambda *a, **o: formats.append(o['formats']) or real(*a, **o))
+  for name, contents in files.items():
+    (tmp_path / name).write_bytes(contents)
+  for name in (*files, 'pipe', 'missing'):
+    assert page.thumbnail(str(tmp_path / name)) == ''
+  assert all(given == ('BMP',) for given in formats)
+
+
 def test_the_next_question_leaves_out_what_tells_nothing_and_is_escaped_on_the_page():
   suggestions = [Suggestion('hat<', 0.814), Suggestion('age', 0.5), Suggestion('bag', 0.004)]
   answer = dataclasses.replace(_answer(), suggestions=suggestions)
@@ -94,3 +118,13 @@ def test_the_table_shows_ids_as_they_are_and_whole():
   text = captured.get()
   assert 'cam[/1].jpg' in text and 'a[red]b.jpg' in text and '[hat]≠yes' in text
   assert text.count('x') == 70
+
+
+def test_control_characters_of_ids_are_shown_in_the_table():
+  from rich.console import Console
+
+  odd = dataclasses.replace(_answer(), hits=[Hit('a\x1b]0;title\x07\x9bm\u202egpj', 0.9)])
+  console = Console(width=120)
+  with console.capture() as captured:
+    console.print(odd.table())
+  assert 'a\\x1b]0;title\\x07\\x9bm\\u202egpj' in captured.get()

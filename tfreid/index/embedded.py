@@ -19,13 +19,12 @@ import numpy as np
 
 from tfreid import cancellation, storage
 from tfreid.index import engine, filters, segment
+from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Engine, Match
-from tfreid.index.ledger import Ledger
 from tfreid.index.segment import Row, Segment, id_hash
 
-# More segments than this are joined at a commit, up to this many rows in one.
+# More segments than this are joined at a commit.
 MAX_SEGMENTS = 32
-MAX_SEGMENT_ROWS = 1 << 20
 
 # Rows scored together: with 128 dimensions 8 MiB, so that they and their scores stay in the cache.
 _BLOCK = 16384
@@ -46,9 +45,12 @@ _RESIDENT = (False, True, 'float32', 'bfloat16')
 class EmbeddedIndex(Engine):
   """An index in a folder."""
 
+  name = 'embedded'
+  can_compact = True
+
   def __init__(
     self,
-    ledger: Ledger,
+    folder: IndexDirectory,
     state: Mapping[str, Any],
     *,
     resident: bool | str = False,
@@ -58,8 +60,8 @@ class EmbeddedIndex(Engine):
     """Opens the segments.
 
     Args:
-      ledger: the folder of the index.
-      state: from `ledger.read()`, or a new one.
+      folder: of the index.
+      state: from `folder.read()`, or a new one.
       resident: keep all concepts in memory; 'bfloat16' to scan them in half the bytes, True or
         'float32' to scan them as they are.
       check: compare the checksums of all files, which reads every byte; False to compare only their
@@ -69,7 +71,7 @@ class EmbeddedIndex(Engine):
     Raises:
       ValueError: another word, or a damaged segment.
     """
-    super().__init__(ledger, state)
+    super().__init__(folder, state)
     if resident not in _RESIDENT:
       raise ValueError(
         f"An index is resident in 'float32' (or True), in 'bfloat16', or not (False); not in "
@@ -84,9 +86,9 @@ class EmbeddedIndex(Engine):
         break
       except FileNotFoundError:
         # A commit came between reading index.json and opening what it named.
-        if attempt == _ATTEMPTS - 1 or not ledger.exists or ledger.read() == self.state:
+        if attempt == _ATTEMPTS - 1 or not folder.exists or folder.read() == self.state:
           raise
-        self.state = ledger.read()
+        self.state = folder.read()
 
   def _open(self):
     entries = self.state['segments']
@@ -95,7 +97,7 @@ class EmbeddedIndex(Engine):
       check = sum(size for entry in entries for size, _ in entry['files'].values()) <= CHECKED_BYTES
     self._segments = [
       Segment(
-        self.ledger.segments,
+        self.folder.segments,
         entry,
         content=check and entry['name'] not in self._checked_segments,
       )
@@ -104,7 +106,8 @@ class EmbeddedIndex(Engine):
     for part in self._segments:
       if part.concepts.shape[1] != self.width:
         raise ValueError(
-          f"'{part.directory}' is damaged: its concepts have {part.concepts.shape[1]} numbers each, "
+          f"'{part.directory}' is damaged: its concepts have {part.concepts.shape[1]} numbers "
+          'each, '
           f'and those of the index {self.width}. Run `tools/index.py verify`.'
         )
     if check:
@@ -127,9 +130,9 @@ class EmbeddedIndex(Engine):
     """The fields and attributes that crops have: name to the kinds of their values."""
     kinds: dict[str, set[str]] = {}
     for part in self._segments:
-      for name, found in part.entry['fields'].items():
-        kinds.setdefault(name, set()).update(found)
-    return {name: sorted(found) for name, found in kinds.items()}
+      for name, values in part.entry['fields'].items():
+        kinds.setdefault(name, set()).update(values)
+    return {name: sorted(values) for name, values in kinds.items()}
 
   def search(
     self,
@@ -154,8 +157,8 @@ class EmbeddedIndex(Engine):
       for positions, scores in find(queries[start : start + _QUERIES], top_k, keep, min_score):
         if min_score is not None:
           positions, scores = positions[scores >= min_score], scores[scores >= min_score]
-        found = zip(self._rows_at(positions), scores, self._vectors_at(positions))
-        results.append([Match(row, float(score), concept) for row, score, concept in found])
+        ranked = zip(self._rows_at(positions), scores, self._vectors_at(positions))
+        results.append([Match(row, float(score), concept) for row, score, concept in ranked])
     return results
 
   def rows(self, ids: Sequence[str]) -> dict[str, Row]:
@@ -203,115 +206,87 @@ class EmbeddedIndex(Engine):
     self._write(entries, shard)
 
   def compact(self) -> None:
-    """Joins segments and writes those anew that hold removed rows: nothing of these remains."""
-    self._write(self._joined(self.state['segments']), self.state.get('shard'))
-
-  def import_segments(self, other: Engine) -> list[dict[str, Any]]:
-    """Brings another index's crops below this one's folder, as segments, for `commit`.
-
-    Args:
-      other: any engine. The files of an embedded index are linked where the file system can, else
-        copied; what Milvus holds is written a part at a time.
-
-    Returns:
-      The entries.
+    """Joins segments and writes those anew that hold removed rows: nothing of these remains.
 
     Raises:
-      FileNotFoundError: a file vanished meanwhile.
-      ValueError: the other index changed meanwhile.
+      ValueError: a segment is damaged.
     """
-    if not isinstance(other, EmbeddedIndex):
-      return self._written(other)
+    self._write(self._joined(self.state['segments']), self.state.get('shard'))
+
+  def facts(self) -> dict[str, Any]:
+    """Number of segments, of rows that are removed and still in them, and bytes of all."""
+    entries = self.state['segments']
+    return {
+      'segments': len(entries),
+      'removed': sum((entry['removed'] or {}).get('count', 0) for entry in entries),
+      'bytes': sum(size for entry in entries for size, _ in entry['files'].values()),
+    }
+
+  def stage(self, folder: IndexDirectory) -> list[dict[str, Any]]:
+    """Brings all crops below the folder of another index; see `Engine.stage`.
+
+    Files are linked where the file system can, else copied.
+    """
     entries = []
-    for part in other._segments:
-      target = os.path.join(self.ledger.segments, part.entry['name'])
-      if len(part.removed) or os.path.exists(target):
-        # Linked files are looked at when they are here; those that are written anew would be whole.
+    for part in self._segments:
+      name = part.entry['name']
+      if len(part.removed) or os.path.exists(os.path.join(folder.segments, name)):
+        # Linked files are looked at when they are there; what is written anew would be whole.
         damaged = part.problems()
         if damaged:
           raise ValueError(f'The parts cannot be joined. {damaged[0]}')
+        size = int(part.live.sum())
         entries.append(
-          segment.write(
-            self.ledger.segments, part.live_parts(), size=int(part.live.sum()), width=self.width
-          )
+          segment.write(folder.segments, part.live_parts(), size=size, width=self.width)
         )
         continue
       try:
-        with segment.new_folder(self.ledger.segments, part.entry['name']) as partial:
+        with segment.new_folder(folder.segments, name) as partial:
           for file in part.entry['files']:
             if file != segment.MARK:
               _link(os.path.join(part.directory, file), os.path.join(partial, file))
       except FileNotFoundError as error:
         raise FileNotFoundError(
           f"'{error.filename}' vanished while it was merged. Merge again when nobody writes to "
-          f"'{other.ledger.directory}'."
+          f"'{self.folder.directory}'."
         ) from error
       entries.append(part.entry)
     return entries
 
   def problems(self) -> list[str]:
     """What is wrong with the files: sizes, checksums, ids."""
-    found = [problem for part in self._segments for problem in part.problems()]
-    if found:
-      return found
-    suspects = engine.repeated(part.hashes[part.live] for part in self._segments)
-    names = collections.Counter(
-      row.id
-      for part in self._segments
-      for row in part.rows(np.flatnonzero(part.live & np.isin(part.hashes, suspects)).tolist())
-    )
-    return [f"The id '{name}' occurs {n} times." for name, n in names.items() if n > 1]
+    return segment.problems(self._segments)
 
-  def refresh(self) -> bool:
-    """Takes over what was committed since; returns whether that was anything."""
-    state = self.ledger.read()
+  def newer(self) -> EmbeddedIndex | None:
+    """What was committed since, opened beside this one; see `Engine.newer`."""
+    state = self.folder.read()
     if state['generation'] == self.state['generation']:
-      return False
-    # Opened first: where that fails, this one stays what it was.
-    self.__dict__ = EmbeddedIndex(
-      self.ledger,
+      return None
+    return EmbeddedIndex(
+      self.folder,
       state,
       resident=self.resident,
       check=self.check,
       checked=self._checked_segments,
-    ).__dict__
-    return True
-
-  def _written(self, other):
-    """Segments, new ones, of what another engine holds."""
-    changed = (
-      f"'{other.ledger.directory}' changed while it was merged. Merge again when nobody writes to "
-      'it.'
     )
-    parts, rest = other.parts(), []
 
-    def take(count):
-      while count:
-        concepts, rows = rest.pop() if rest else next(parts, (None, []))
-        if not rows:
-          raise ValueError(changed)
-        if len(rows) > count:
-          rest.append((concepts[count:], rows[count:]))
-        yield concepts[:count], rows[:count]
-        count -= min(count, len(rows))
-
-    entries = []
-    for start in range(0, other.size, MAX_SEGMENT_ROWS):
-      size = min(MAX_SEGMENT_ROWS, other.size - start)
-      entries.append(segment.write(self.ledger.segments, take(size), size=size, width=self.width))
-    if rest or other.ledger.read()['generation'] != other.state['generation']:
-      raise ValueError(changed)
-    return entries
+  def refresh(self) -> bool:
+    """Takes over what was committed since; returns whether that was anything."""
+    # Opened first: where that fails, this one stays what it was.
+    newer = self.newer()
+    if newer is not None:
+      self.__dict__ = newer.__dict__
+    return newer is not None
 
   def _write(self, entries, shard):
     state = {**self.state, 'generation': self.state['generation'] + 1, 'segments': list(entries)}
     state.pop('shard', None)
     if shard:
       state['shard'] = list(shard)
-    self.ledger.write(state)
-    self.state = self.ledger.read()
+    self.folder.write(state)
+    self.state = self.folder.read()
     self._open()
-    self.ledger.clean()
+    self.folder.clean()
 
   def _joined(self, entries):
     """The rows of these segments in fewer ones, in the same order, without removed rows."""
@@ -319,7 +294,7 @@ class EmbeddedIndex(Engine):
     total = 0
     for entry in entries:
       rows = _live_rows(entry)
-      if groups and total + rows <= MAX_SEGMENT_ROWS:
+      if groups and total + rows <= segment.MAX_ROWS:
         groups[-1].append(entry)
         total += rows
       elif rows:
@@ -331,10 +306,10 @@ class EmbeddedIndex(Engine):
         joined += group
         continue
       # Looked at whole: written anew, what is damaged would have a checksum that is right.
-      sources = [Segment(self.ledger.segments, entry, content=True) for entry in group]
+      sources = [Segment(self.folder.segments, entry, content=True) for entry in group]
       joined.append(
         segment.write(
-          self.ledger.segments,
+          self.folder.segments,
           (part for source in sources for part in source.live_parts()),
           size=sum(map(_live_rows, group)),
           width=self.width,
@@ -370,12 +345,12 @@ class EmbeddedIndex(Engine):
     if not wanted:
       return np.empty(0, np.int64)
     hashes = _hashes(id_hash(name) for name in wanted)
-    found = [np.empty(0, np.int64)]
+    positions = [np.empty(0, np.int64)]
     for start, part in zip(self._starts, self._segments):
       near = np.flatnonzero(part.live & np.isin(part.hashes, hashes))
       same = [row.id in wanted for row in part.rows(near.tolist())]
-      found.append(near[np.asarray(same, bool)] + start)
-    return np.concatenate(found)
+      positions.append(near[np.asarray(same, bool)] + start)
+    return np.concatenate(positions)
 
   def _owner(self, positions):
     """Which segment each position lies in."""
@@ -386,8 +361,8 @@ class EmbeddedIndex(Engine):
     owners = self._owner(positions)
     for i in np.unique(owners):
       places = np.flatnonzero(owners == i)
-      found = self._segments[i].rows((positions[places] - self._starts[i]).tolist())
-      for place, row in zip(places, found):
+      read = self._segments[i].rows((positions[places] - self._starts[i]).tolist())
+      for place, row in zip(places, read):
         rows[place] = row
     return rows
 
@@ -447,7 +422,7 @@ class EmbeddedIndex(Engine):
     epsilon = engine.rounding(queries, greatest)
     floor = -np.inf if min_score is None else min_score - epsilon
     bounds = np.maximum(np.full(len(queries), -np.inf), floor)
-    found = [_Candidates(top_k, 2 * eps) for eps in epsilon]
+    per_query = [_Candidates(top_k, 2 * eps) for eps in epsilon]
     for start, part in zip(self._starts, self._segments):
       for first in range(0, len(part), _BLOCK):
         cancellation.check()
@@ -459,23 +434,14 @@ class EmbeddedIndex(Engine):
         able = (scores >= bounds[:, np.newaxis]) & allowed
         for q in np.flatnonzero(able.any(axis=1)):
           places = np.flatnonzero(able[q])
-          found[q].add(scores[q, places], places + start + block.start)
-          bounds[q] = max(bounds[q], found[q].bound)
+          per_query[q].add(scores[q, places], places + start + block.start)
+          bounds[q] = max(bounds[q], per_query[q].bound)
     results = []
-    for query, candidates in zip(queries, found):
+    for query, candidates in zip(queries, per_query):
       positions = candidates.positions()
       order, scores = engine.best(self._vectors_at(positions), positions, query, top_k)
       results.append((positions[order], scores))
     return results
-
-
-def damage(ledger: Ledger) -> list[str]:
-  """What is wrong with the files of an index that may be too damaged to be opened."""
-  return [
-    problem
-    for entry in ledger.read()['segments']
-    for problem in segment.damage(os.path.join(ledger.segments, entry['name']), entry)
-  ]
 
 
 class _Candidates:

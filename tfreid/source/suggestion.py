@@ -1,7 +1,7 @@
-"""Beside "who is it": what a query says, why a crop scores as it does, what to ask next. Floor 2.
+"""What to ask next: the attributes whose answers tell the candidates apart. Floor 2.
 
 Everything here is arithmetic on scores and attribute vectors. Whoever has the scores (an exported
-model, an index, a server) gives them; so all of them give the same reasons and the same advice.
+model, an index, a server) gives them; so all of them give the same advice.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfreid.data import words
 from tfreid.data.attributes import NONE, AttributeSchema
-from tfreid.search.answer import Suggestion
+from tfreid.source.answer import Suggestion
 
 
 class Question(NamedTuple):
@@ -28,58 +27,6 @@ class Question(NamedTuple):
   attribute: str
   values: tuple[str, ...]
   vectors: np.ndarray
-
-
-def said(schema: AttributeSchema, query: str | Mapping[str, str]) -> dict[str, str]:
-  """Attribute name to value of a query: of a description in words, or as it is.
-
-  Args:
-    schema: of the attributes.
-    query: a description in words, or attribute name to value.
-
-  Raises:
-    ValueError: a word that is not known. Names and values are checked when they are encoded.
-  """
-  return words.parse(query, schema) if isinstance(query, str) else dict(query)
-
-
-def withdrawals(schema: AttributeSchema, query: Mapping[str, str]) -> np.ndarray:
-  """The query with each of its attributes withdrawn in turn.
-
-  Args:
-    schema: of the attributes.
-    query: M attributes, name to value or '!value'.
-
-  Returns:
-    float32 [M, A], in the order of the query. With one attribute, what remains says nothing:
-    `schema.unsaid()`.
-
-  Raises:
-    ValueError: an unknown attribute or value.
-  """
-  vectors = np.empty((len(query), schema.size), np.float32)
-  for row, withdrawn in enumerate(query):
-    rest = {name: value for name, value in query.items() if name != withdrawn}
-    vectors[row] = schema.encode_query(rest) if rest else schema.unsaid()
-  return vectors
-
-
-def reasons(
-  names: Sequence[str], scores: np.ndarray, scores_without: np.ndarray
-) -> list[dict[str, float]]:
-  """What each queried attribute adds to the score of each crop.
-
-  Args:
-    names: of the M queried attributes.
-    scores: [K], of the whole query.
-    scores_without: [K, M], of the query with each attribute withdrawn.
-
-  Returns:
-    For each crop, attribute name to score with it minus score without it: positive speaks for the
-    match. The encoder of attributes is no linear function, so they need not add up to the score.
-  """
-  changes = np.asarray(scores, np.float32)[:, np.newaxis] - np.asarray(scores_without, np.float32)
-  return [dict(zip(names, row)) for row in changes.tolist()]
 
 
 def questions(schema: AttributeSchema, query: Mapping[str, str]) -> list[Question]:
@@ -191,37 +138,6 @@ def suggestions(
     found.append(Suggestion(question.attribute, gain))
     start = stop
   return sorted(found, key=lambda suggestion: -suggestion.gain)
-
-
-def embedded(
-  crops: Sequence[str | bytes], embed: Callable[[list[bytes]], np.ndarray], *, batch: int = 32
-) -> np.ndarray:
-  """The concepts of crops, some at a time.
-
-  Args:
-    crops: paths of images, or their bytes (JPEG or PNG).
-    embed: bytes of B images to float32 [B, E].
-    batch: B at most.
-
-  Returns:
-    float32 [N, E].
-
-  Raises:
-    ValueError: there is no crop at all, or one cannot be decoded.
-    FileNotFoundError: there is no such file.
-  """
-  if isinstance(crops, (str, bytes)) or not len(crops):
-    raise ValueError('Give a list of crops, each the path of an image or the bytes of one.')
-  parts = []
-  for start in range(0, len(crops), batch):
-    contents = []
-    for crop in crops[start : start + batch]:
-      if isinstance(crop, str):
-        with open(crop, 'rb') as file:
-          crop = file.read()
-      contents.append(crop)
-    parts.append(np.asarray(embed(contents), np.float32))
-  return np.concatenate(parts)
 
 
 def _softmax(values):
