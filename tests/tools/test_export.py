@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfreid import storage
 from tfreid.data import market1501
 from tfreid.data.pipeline import Pipeline
 from tfreid.joint_space import JointSpace
+from tfreid.serving import versions
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / 'tests' / 'search'), str(ROOT / 'tests' / 'serving')]
@@ -309,6 +311,7 @@ def test_what_cannot_be_exported_from_a_model_is_refused_with_advice(people, tmp
 
   old = Path(shutil.copytree(people.model, tmp_path / 'old'))
   (old / '1' / 'assets.extra' / 'encoders.json').unlink()
+  storage.seal(old / '1', file=versions.SEAL)
   index = Path(shutil.copytree(people.index, tmp_path / 'index'))
   import tfreid.index
 

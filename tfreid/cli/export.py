@@ -284,12 +284,12 @@ def main(argv):
 def _export():
   from rich.console import Console
 
-  from tfreid.serving import export
+  from tfreid.serving import export, versions
 
   # Names are not markup: a folder may be called [bold].
   console = Console(highlight=False, soft_wrap=True, markup=False)
-  version = _VERSION.value or export.next_version(_OUT.value)
-  export.check_version(_OUT.value, version)  # before minutes are spent on the gallery
+  version = _VERSION.value or versions.next_number(_OUT.value)
+  versions.check_number(_OUT.value, version)  # before minutes are spent on the gallery
   with contextlib.ExitStack() as stack:
     if _INDEX.value:
       import tfreid.index
@@ -475,6 +475,10 @@ def _check():
   from tfreid.serving import versions
 
   directory = versions.newest(os.path.abspath(os.path.expanduser(_CHECK.value)))
+  if versions.check(directory, variables=True):
+    print(f'{"ok":8}{"files":18}as they were written')
+  else:
+    print(f'{"":8}{"files":18}no checksums: exported by an earlier version of tfreid')
   if _SERVER.value:
     name = _MODEL_NAME.value or os.path.basename(os.path.dirname(directory))
     outcomes, asked = _replay_on_server(directory, name)
