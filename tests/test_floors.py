@@ -42,7 +42,6 @@ FLOORS = {
   'tfreid.serving.loading': 1,
   'tfreid.networks': 1,
   'tfreid.data': 1,
-  'tfreid.data.image_bytes': 0,
   'tfreid.joint_space': 2,
   'tfreid.source': 2,
   'tfreid.methods': 3,
