@@ -59,7 +59,7 @@ def measure(
     crops: in the index.
     clients: that ask at the same time, each one thing after the other.
     seconds: for which they go on.
-    flags: more of them, for tools/serve.py.
+    flags: more of them, for `tfreid serve`.
     abuse: ask once more, beside those who hold connections and send slowly.
 
   Returns:
@@ -78,6 +78,7 @@ def measure(
       sys.executable,
       os.path.join(ROOT, 'tools', 'serve.py'),
       f'--index={folder}/index',
+      f'--model={folder}/model',
       '--port=0',
       f'--audit_log={log}',
       *flags,
@@ -213,8 +214,8 @@ async def _be_abusive(port: int, kinds: Mapping[str, int]) -> None:
 
 def _port(server: subprocess.Popen) -> int:
   for line in server.stdout:
-    if found := re.match(r'Open http://.*:(\d+)/', line):
-      return int(found[1])
+    if match := re.match(r'Open http://.*:(\d+)/', line):
+      return int(match[1])
   raise RuntimeError('The server did not start.')
 
 
@@ -256,8 +257,8 @@ class _Client(threading.Thread):
 
   def _json(self, kind, path, asked):
     body = json.dumps(asked).encode()
-    found = self._request(kind, 'POST', path, body, 'application/json')
-    return json.loads(found)['hits'] if found else []
+    contents = self._request(kind, 'POST', path, body, 'application/json')
+    return json.loads(contents)['hits'] if contents else []
 
   def _upload(self):
     head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
@@ -327,15 +328,8 @@ def _ask(port: int, picture: bytes, *, clients: int, seconds: float) -> dict:
 def _make(folder: str, crops: int) -> None:
   """Writes an export of untrained encoders and an index of random concepts, with its pictures."""
   sys.path.insert(0, ROOT)
-  import tensorflow as tf
-
   from tfreid.data import market1501
   from tfreid.data.synthetic import SyntheticPeople
-  from tfreid.index import engines, segment
-  from tfreid.index.directory import IndexDirectory
-  from tfreid.index.embedder import Embedder
-  from tfreid.joint_space import JointSpace
-  from tfreid.serving import export
 
   people = SyntheticPeople(
     num_train_people=_PICTURES // 4 + 10,
@@ -350,9 +344,19 @@ def _make(folder: str, crops: int) -> None:
   for i, path in enumerate(paths):
     os.rename(path, f'{folder}/crops/{i}.jpg')
   paths = [f'{folder}/crops/{i}.jpg' for i in range(len(paths))]
+  _make_model(folder, paths, drawn.schema)
+  _make_index(folder, paths, crops)
+
+
+def _make_model(folder, paths, schema):
+  """Exports a model with one convolution."""
+  import tensorflow as tf
+
+  from tfreid.joint_space import JointSpace
+  from tfreid.serving import export
 
   tf.keras.utils.set_random_seed(0)
-  size = drawn.schema.size
+  size = schema.size
   pixels, vector = tf.keras.Input([128, 64, 3]), tf.keras.Input([size])
   hidden = tf.keras.layers.Conv2D(16, 8, strides=8, activation='relu')(pixels)
   hidden = tf.keras.layers.Dense(WIDTH)(tf.keras.layers.Flatten()(hidden))
@@ -373,8 +377,16 @@ def _make(folder: str, crops: int) -> None:
     gallery=gallery,
     ids=['0', '1'],
     crops=[sample],
-    schema=drawn.schema,
+    schema=schema,
   )
+
+
+def _make_index(folder, paths, crops):
+  """Writes an index of random concepts."""
+  from tfreid.index import engines, segment
+  from tfreid.index.directory import IndexDirectory
+  from tfreid.index.embedder import Embedder
+
   model = Embedder(f'{folder}/model')
   rng = np.random.default_rng(0)
 
@@ -399,9 +411,9 @@ def _make(folder: str, crops: int) -> None:
     'embedding_size': model.size,
     'path': model.directory,
   }
-  found = engines.open_engine(opened, engines.new_state(about))
+  index = engines.open_engine(opened, engines.new_state(about))
   with opened.lock():
-    found.commit([segment.write(opened.segments, parts(), size=crops, width=WIDTH)])
+    index.commit([segment.write(opened.segments, parts(), size=crops, width=WIDTH)])
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ no encryption: for other machines, put it behind a proxy that encrypts (docs/web
 """
 
 import ipaddress
+import logging
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import socket
 import sys
 import urllib.parse
 
-from absl import flags, logging
+from absl import flags
 
 from tfreid.cli import source_flags, startup
 
@@ -86,7 +87,7 @@ def main(argv):
     # What can be wrong is found before the model is loaded, which takes seconds.
     tokens = _tokens()
     _check_access(tokens)
-    _check_public_url()
+    _check_proxy()
     try:
       import fastapi  # noqa: F401
       import uvicorn  # noqa: F401
@@ -103,57 +104,14 @@ def main(argv):
 
 
 def _serve(listening, rules, tokens):
-  import logging as standard_logging
-
   import uvicorn
 
-  from tfreid.web import access, audit, connections
-  from tfreid.web import app as web
+  from tfreid.web import audit
 
   # The library speaks by the standard logging, whose root is absl's here.
-  standard_logging.getLogger('tfreid').setLevel(standard_logging.INFO)
+  logging.getLogger('tfreid').setLevel(logging.INFO)
   log = audit.AuditLog(_AUDIT_LOG.value) if _AUDIT_LOG.value else None
-  application = web.create(
-    source_flags.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value, check=True),
-    policy=rules,
-    audit=log,
-    access=access.Access(
-      tokens=tokens,
-      public_url=_PUBLIC_URL.value,
-      user_header=_USER_HEADER.value,
-      hosts=frozenset(
-        name.strip().lower() for name in [*_ALLOWED_HOSTS.value, _HOST.value, socket.gethostname()]
-      ),
-    ),
-    limits=web.Limits(
-      threads=_THREADS.value,
-      waiting=_QUEUE.value,
-      seconds=_TIMEOUT.value,
-      refresh_seconds=_REFRESH.value,
-    ),
-  )
-  server = uvicorn.Server(
-    uvicorn.Config(
-      application,
-      log_config=None,
-      # A warning of uvicorn's tells that somebody has sent what is not HTTP.
-      log_level='error',
-      access_log=False,
-      server_header=False,
-      # Who asks is who is connected; what a header says of it can be invented.
-      proxy_headers=bool(_TRUSTED_PROXIES.value),
-      forwarded_allow_ips=_TRUSTED_PROXIES.value,
-      ws='none',
-      http=connections.protocol(
-        connections.ConnectionLimits(
-          total=_most_connections(), exempt=frozenset(_TRUSTED_PROXIES.value)
-        )
-      ),
-      timeout_keep_alive=30,
-      timeout_graceful_shutdown=10,
-      h11_max_incomplete_event_size=32 * 1024,
-    )
-  )
+  server = uvicorn.Server(_server_configuration(_application(rules, tokens, log)))
 
   # uvicorn ends at a signal, and then sends it once more to whoever was there before: this, which
   # also hears those that come before uvicorn does. A server that was asked to end has ended well.
@@ -178,6 +136,58 @@ def _serve(listening, rules, tokens):
   os._exit(0)
 
 
+def _application(rules, tokens, log):
+  """The ASGI application for a policy, the secrets of users and an audit log."""
+  from tfreid.web import access
+  from tfreid.web import app as web
+
+  names = [*_ALLOWED_HOSTS.value, _HOST.value, socket.gethostname()]
+  return web.create(
+    source_flags.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value, check=True),
+    policy=rules,
+    audit=log,
+    access=access.Access(
+      tokens=tokens,
+      public_url=_PUBLIC_URL.value,
+      user_header=_USER_HEADER.value,
+      hosts=frozenset(name.strip().lower() for name in names),
+    ),
+    limits=web.Limits(
+      threads=_THREADS.value,
+      waiting=_QUEUE.value,
+      seconds=_TIMEOUT.value,
+      refresh_seconds=_REFRESH.value,
+    ),
+  )
+
+
+def _server_configuration(application):
+  """How uvicorn serves an application."""
+  import uvicorn
+
+  from tfreid.web import connections
+
+  limits = connections.ConnectionLimits(
+    total=_most_connections(), exempt=frozenset(_TRUSTED_PROXIES.value)
+  )
+  return uvicorn.Config(
+    application,
+    log_config=None,
+    # A warning of uvicorn's tells that somebody has sent what is not HTTP.
+    log_level='error',
+    access_log=False,
+    server_header=False,
+    # Who asks is who is connected; what a header says of it can be invented.
+    proxy_headers=bool(_TRUSTED_PROXIES.value),
+    forwarded_allow_ips=_TRUSTED_PROXIES.value,
+    ws='none',
+    http=connections.protocol(limits),
+    timeout_keep_alive=30,
+    timeout_graceful_shutdown=10,
+    h11_max_incomplete_event_size=32 * 1024,
+  )
+
+
 def _most_connections():
   """How many connections there may be at a time, by the files that this process may open."""
   import resource
@@ -192,12 +202,19 @@ def _most_connections():
   return max(16, min(connections.ConnectionLimits.total, max(soft, wanted) - 500))
 
 
-def _check_public_url():
-  """Refuses what is no address of a server.
+def _check_proxy():
+  """Refuses what cannot be right about a proxy.
 
   Raises:
     ValueError: the message says what was expected.
   """
+  for address in _TRUSTED_PROXIES.value:
+    try:
+      ipaddress.ip_address(address)
+    except ValueError as error:
+      raise ValueError(
+        f"--trusted_proxies: expected IP addresses such as 10.0.0.2, not '{address}'."
+      ) from error
   url = urllib.parse.urlsplit(_PUBLIC_URL.value)
   if _PUBLIC_URL.value and (url.scheme not in ('http', 'https') or not url.hostname):
     raise ValueError(
@@ -237,7 +254,7 @@ def _tokens():
   lines = [('--token', text) for text in _TOKEN.value]
   if _TOKEN_FILE.value:
     if os.stat(_TOKEN_FILE.value).st_mode & 0o077:
-      logging.warning('Others can read %s: chmod 600 it.', _TOKEN_FILE.value)
+      logging.getLogger(__name__).warning('Others can read %s: chmod 600 it.', _TOKEN_FILE.value)
     with open(_TOKEN_FILE.value, encoding='utf-8-sig') as file:
       for number, line in enumerate(file, start=1):
         if line.strip() and not line.startswith('#'):
@@ -270,8 +287,8 @@ def _check_access(tokens):
   """
   try:
     local = all(
-      ipaddress.ip_address(found[4][0].partition('%')[0]).is_loopback
-      for found in socket.getaddrinfo(_HOST.value, None)
+      ipaddress.ip_address(resolved[4][0].partition('%')[0]).is_loopback
+      for resolved in socket.getaddrinfo(_HOST.value, None)
     )
   except (OSError, ValueError):
     local = False

@@ -27,7 +27,7 @@ from tfreid.web import service as search_service
 from tfreid.web.executor import BusyError, TooSlowError
 from tfreid.web.messages import ApiError
 from tfreid.web.policy import RefusedError
-from tfreid.web.service import Capabilities, Found, SearchService
+from tfreid.web.service import Capabilities, SearchService, ServiceAnswer
 from tfreid.web.services import Services, services_of
 from tfreid.web.thumbnails import UnreadableError
 
@@ -342,14 +342,14 @@ async def sign_out(user: SignedIn, services: Shared, request: fastapi.Request):
 async def _answer(
   request: fastapi.Request,
   asked: messages.Narrowing,
-  ask: Callable[[SearchService], Found],
+  ask: Callable[[SearchService], ServiceAnswer],
 ) -> Response:
   """The answer of the search service, which is asked in a thread of its own."""
   services, entry = services_of(request), request.state.entry
 
   def work() -> tuple[Capabilities, dict[str, Any]]:
-    found = ask(services.search)
-    return found.capabilities, services.search.to_json(found, asked)
+    answer = ask(services.search)
+    return answer.capabilities, services.search.to_json(answer, asked)
 
   capabilities, body = await _while_connected(
     request, services.searches.run(work, turn_of=_asker(request))

@@ -69,5 +69,5 @@ def _parameter(value: str, header: str, name: str) -> str:
     return ''
   message = email.message.Message(policy=email.policy.compat32)
   message[header] = value.replace('\r', ' ').replace('\n', ' ').strip()
-  found = message.get_param(name, '', header)
-  return found if isinstance(found, str) else ''
+  parameter = message.get_param(name, '', header)
+  return parameter if isinstance(parameter, str) else ''

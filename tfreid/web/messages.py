@@ -205,8 +205,8 @@ def read_json(body: bytes) -> Any:
   except UnicodeError as error:
     raise ApiError(400, 'json', 'The body is not UTF-8. Send JSON in UTF-8.') from error
   except ValueError as error:
-    said = str(error) if len(str(error)) < 200 else 'it cannot be read'
-    raise ApiError(400, 'json', f'The body is not JSON: {said}.') from error
+    reason = str(error) if len(str(error)) < 200 else 'it cannot be read'
+    raise ApiError(400, 'json', f'The body is not JSON: {reason}.') from error
 
 
 def check(model: type[BaseModel], data: Any) -> Any:
@@ -222,8 +222,7 @@ def check(model: type[BaseModel], data: Any) -> Any:
   try:
     return model.model_validate(data)
   except ValidationError as error:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    first = found[0]
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = '.'.join(str(part)[:40] for part in first['loc'] if not _is_branch(str(part)))
     if first['type'] == 'extra_forbidden':
       message = f"There is no field '{place}'. The fields are: {_fields(model)}."

@@ -141,7 +141,7 @@ class Policy:
       ValueError: it is not understood; the message names no disabled attribute.
     """
     try:
-      said = words.parse(text, schema)
+      query = words.parse(text, schema)
     except ValueError:
       if self.disabled_attributes:
         words.parse(text, self.visible_schema(schema))
@@ -151,8 +151,8 @@ class Policy:
           'searching by. Leave it out.'
         ) from None
       raise
-    self.check_attributes(said)
-    return said
+    self.check_attributes(query)
+    return query
 
 
 def fields_of(condition: filters.Condition) -> set[str]:

@@ -99,7 +99,7 @@ class Capabilities:
   allowed: frozenset[str]
 
 
-class Found(NamedTuple):
+class ServiceAnswer(NamedTuple):
   """An answer, what to ask for next, and of what it is the answer."""
 
   answer: Answer
@@ -136,7 +136,7 @@ class SearchService:
     """What can be asked now."""
     return self.source.known
 
-  def search(self, asked: SearchRequest) -> Found:
+  def search(self, asked: SearchRequest) -> ServiceAnswer:
     """The best crops for a description, and what to ask for next.
 
     Raises:
@@ -146,7 +146,7 @@ class SearchService:
     """
     return self._answered(lambda source, capabilities: self._search(source, capabilities, asked))
 
-  def like(self, asked: LikeRequest) -> Found:
+  def like(self, asked: LikeRequest) -> ServiceAnswer:
     """The crops most like one of the gallery.
 
     Raises:
@@ -157,7 +157,7 @@ class SearchService:
     """
     return self._answered(lambda source, capabilities: self._like(source, capabilities, asked))
 
-  def like_upload(self, asked: Narrowing, contents: bytes) -> Found:
+  def like_upload(self, asked: Narrowing, contents: bytes) -> ServiceAnswer:
     """The crops most like a picture that is not in the gallery.
 
     Raises:
@@ -171,35 +171,35 @@ class SearchService:
 
   def _answered(
     self, ask: Callable[[Source, Capabilities], tuple[Answer, Sequence[Suggestion]]]
-  ) -> Found:
+  ) -> ServiceAnswer:
     """What a source answers; its successor, where the server has let its version go.
 
     The successor is asked from the beginning: it may have another schema.
     """
     with self.source.use() as (source, capabilities):
       try:
-        return Found(*ask(source, capabilities), capabilities)
+        return ServiceAnswer(*ask(source, capabilities), capabilities)
       except ServingError as error:
         if error.code not in (_GONE, _LACKING) or not self.source.leave(source):
           raise
     with self.source.use() as (source, capabilities):
-      return Found(*ask(source, capabilities), capabilities)
+      return ServiceAnswer(*ask(source, capabilities), capabilities)
 
   def _search(self, source, capabilities, asked):
     capabilities.policy.check_purpose(asked.purpose)
-    said = _said(capabilities, asked.query, asked.words)
-    if not said:
+    query = _read_query(capabilities, asked.query, asked.words)
+    if not query:
       first = capabilities.visible.attributes[0]
       raise ValueError(
         'Nothing is asked for. Say at least one attribute in "query" (for example '
         f'{{"{first.name}": "{first.values[-1]}"}}) or describe the person in "words".'
       )
     # As the encoder sees it, before the source does.
-    capabilities.schema.encode_query(said)
+    capabilities.schema.encode_query(query)
     options = _options(capabilities, asked)
     answer = ask(
       source,
-      said,
+      query,
       top_k=_top_k(capabilities.policy, asked),
       text=asked.words.strip(),
       explain=asked.explain and capabilities.can['explain'],
@@ -239,11 +239,11 @@ class SearchService:
     options = _options(capabilities, asked)
     return source.like(contents, top_k=_top_k(capabilities.policy, asked), options=options), ()
 
-  def to_json(self, found: Found, asked: Narrowing) -> dict[str, Any]:
+  def to_json(self, given: ServiceAnswer, asked: Narrowing) -> dict[str, Any]:
     """What a client sees of an answer: no paths, and nothing of disabled attributes."""
-    plain, policy = found.answer.to_json(), found.capabilities.policy
+    plain, policy = given.answer.to_json(), given.capabilities.policy
     hits = []
-    for hit, whole in zip(plain['hits'], found.answer.hits):
+    for hit, whole in zip(plain['hits'], given.answer.hits):
       key = self.seen.add(whole.id, whole.path)
       hits.append(
         {
@@ -260,11 +260,11 @@ class SearchService:
     return {
       'query': plain['query'],
       'text': plain['text'],
-      'source': found.capabilities.name,
+      'source': given.capabilities.name,
       'hits': hits,
       'suggestions': [
         {'attribute': suggestion.attribute, 'gain': float(suggestion.gain)}
-        for suggestion in found.suggestions
+        for suggestion in given.suggestions
       ],
       'top_k': min(asked.top_k, policy.max_results or asked.top_k),
       'gallery_size': plain['gallery_size'],
@@ -335,30 +335,30 @@ def learn_capabilities(
 
 def examples(schema: AttributeSchema) -> list[str]:
   """Descriptions that the schema understands, for somebody who sees it for the first time."""
-  said: dict[str, list[str]] = {'kind': [], 'value': [], 'thing': []}
+  phrases_of: dict[str, list[str]] = {'kind': [], 'value': [], 'thing': []}
   for attribute in schema.attributes:
     if attribute.values == ('no', 'yes'):
-      said['thing'].append(attribute.name.replace('_', ' '))
+      phrases_of['thing'].append(attribute.name.replace('_', ' '))
     else:
       phrases = [p for value in attribute.values for p in attribute.words.get(value, ())[:1]]
       if phrases:
-        said['kind' if attribute.is_binary else 'value'].append(
+        phrases_of['kind' if attribute.is_binary else 'value'].append(
           phrases[-1 if attribute.is_binary else 0]
         )
-  found = []
+  descriptions = []
   for parts in (
-    said['kind'][:1] + said['value'][:1] + said['thing'][:1],
-    said['value'][1:2] + [f'no {thing}' for thing in said['thing'][1:2]],
-    said['thing'][:1],
+    phrases_of['kind'][:1] + phrases_of['value'][:1] + phrases_of['thing'][:1],
+    phrases_of['value'][1:2] + [f'no {thing}' for thing in phrases_of['thing'][1:2]],
+    phrases_of['thing'][:1],
   ):
     text = ', '.join(parts)
     try:
       words.parse(text, schema)
     except ValueError:
       continue  # Two of the phrases need not go together.
-    if text not in found:
-      found.append(text)
-  return found
+    if text not in descriptions:
+      descriptions.append(text)
+  return descriptions
 
 
 def warm(source: Source) -> None:
@@ -413,25 +413,27 @@ def _names(source: Source, facts: Mapping[str, Any], name: str) -> list[tuple[st
     return [(facts['directory'], name), (address, 'its server')]
   paths = {facts.get('directory'), (facts.get('model') or {}).get('path')}
   paths |= {getattr(source, 'directory', None)}
-  found = {}
+  replacements = {}
   for path in filter(None, paths):
     for spelling in (path, os.path.abspath(path), os.path.realpath(path)):
-      found[spelling] = name_of_folder(path)
-  return sorted(found.items(), key=lambda item: -len(item[0]))
+      replacements[spelling] = name_of_folder(path)
+  return sorted(replacements.items(), key=lambda item: -len(item[0]))
 
 
-def _said(capabilities: Capabilities, settings: Mapping[str, str], text: str) -> dict[str, str]:
+def _read_query(
+  capabilities: Capabilities, settings: Mapping[str, str], text: str
+) -> dict[str, str]:
   """Attribute name to value of settings and words together, checked."""
   capabilities.policy.check_attributes(settings)
-  said = {name: str(wanted) for name, wanted in capabilities.visible.read_query(settings).items()}
+  query = {name: str(wanted) for name, wanted in capabilities.visible.read_query(settings).items()}
   if text.strip():
     for name, value in capabilities.policy.read_words(text, capabilities.schema).items():
-      if said.setdefault(name, value) != value:
+      if query.setdefault(name, value) != value:
         raise ValueError(
-          f"'{name}' is asked for twice: {said[name]} by its setting, {value} by the words. Keep "
+          f"'{name}' is asked for twice: {query[name]} by its setting, {value} by the words. Keep "
           'one of the two.'
         )
-  return said
+  return query
 
 
 def _check_able(capabilities: Capabilities, ability: str, what: str) -> None:
@@ -450,11 +452,13 @@ def _options(capabilities: Capabilities, asked: Narrowing) -> SearchOptions:
     options['where'] = asked.where
   for name in ('must', 'must_not'):
     given = getattr(asked, name)
-    said = (
-      _said(capabilities, {}, given) if isinstance(given, str) else _said(capabilities, given, '')
+    query = (
+      _read_query(capabilities, {}, given)
+      if isinstance(given, str)
+      else _read_query(capabilities, given, '')
     )
-    if said:
-      options[name] = said
+    if query:
+      options[name] = query
   if asked.exclude:
     options['exclude'] = asked.exclude
   if asked.min_score is not None:

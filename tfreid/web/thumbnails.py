@@ -57,12 +57,12 @@ class Thumbnails:
       UnreadableError: it is missing, or is not an image that can be shown.
     """
     try:
-      found = os.stat(path)
+      status = os.stat(path)
     except (OSError, ValueError) as error:
       raise UnreadableError('The image file is not there.') from error
-    if not stat.S_ISREG(found.st_mode) or found.st_size > image_bytes.MAX_BYTES:
+    if not stat.S_ISREG(status.st_mode) or status.st_size > image_bytes.MAX_BYTES:
       raise UnreadableError('The image file is not one that can be shown.')
-    key = (path, found.st_mtime_ns, found.st_size)
+    key = (path, status.st_mtime_ns, status.st_size)
     with self._lock:
       if key in self._kept:
         self._kept.move_to_end(key)
