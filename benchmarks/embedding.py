@@ -1,10 +1,11 @@
-"""Images per second of bulk embedding with ResNet-50 at 256x128: as trained, folded; and PyTorch.
+"""Images per second of bulk embedding at 256x128: as trained, folded; and PyTorch.
 
 Each contestant is a process of its own that waits until it is asked, so that all take turns on the
 same machine: TensorFlow with oneDNN's operations off and on (TF_ENABLE_ONEDNN_OPTS; which is the
 default depends on the processor), and PyTorch's channels_last where there is a Python that has it:
 
   python benchmarks/embedding.py --torch_python=<environment with torch>/bin/python
+  python benchmarks/embedding.py --encoder=osnet_x0_25 --torch_python=…
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import _contest
+import _encoders
 
 # TensorFlow and PyTorch are imported by the processes that need them only.
 
@@ -25,19 +27,19 @@ VARIANTS = {
   'tensorflow': ('keras_float32', 'keras_bfloat16', 'folded_float32', 'folded_bfloat16'),
   'torch': ('torch_float32', 'torch_bfloat16'),
 }
-# As the tools that embed and never train set them (tools/_tool.py); and a GPU is shared.
+# As the tools that embed and never train set them (tfreid/cli/startup.py); and a GPU is shared.
 _ENVIRONMENT = {'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS': '1', 'TF_FORCE_GPU_ALLOW_GROWTH': 'true'}
 
 
-def _tensorflow_variants(batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
+def _tensorflow_variants(encoder: str, batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
   import tensorflow as tf
 
-  from tfreid.networks import image
   from tfreid.serving.folding import FoldedEncoder
 
   shape = (*SIZE, 3)
   pixels = tf.random.uniform([batch, *shape], 0, 255, seed=0)
-  model = image.image_encoder(shape)
+  build = _encoders.tensorflow(encoder)
+  model = build(shape)
 
   def traced(function):
     compiled = tf.function(function, input_signature=[tf.TensorSpec([None, *shape])])
@@ -47,11 +49,11 @@ def _tensorflow_variants(batch: int) -> Iterator[tuple[str, Callable[[], object]
   for precision in ('float32', 'bfloat16'):
     yield f'folded_{precision}', traced(FoldedEncoder(model, precision=precision))
   tf.keras.mixed_precision.set_global_policy('mixed_bfloat16')
-  mixed = image.image_encoder(shape)
+  mixed = build(shape)
   yield 'keras_bfloat16', traced(lambda images: mixed(images, training=False))
 
 
-def _torch_variants(batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
+def _torch_variants(encoder: str, batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
   import copy
 
   import _torch_resnet
@@ -59,7 +61,7 @@ def _torch_variants(batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
 
   torch.set_num_threads(_contest.cores())
   device = _torch_resnet.device()
-  model = _torch_resnet.resnet50().eval()
+  model = _encoders.torch(encoder).eval()
   for name in ('float32', 'bfloat16'):
     kind = getattr(torch, name)
     place = {'device': device, 'dtype': kind, 'memory_format': torch.channels_last}
@@ -75,6 +77,7 @@ def _torch_variants(batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
 
 def run(
   *,
+  encoder: str = 'resnet50',
   batch: int = BATCH,
   repeats: int = 5,
   torch_python: str = sys.executable,
@@ -83,6 +86,7 @@ def run(
   """Throughput of the image encoder in inference.
 
   Args:
+    encoder: see `_encoders`.
     batch: images at a time.
     repeats: batches of each variant; the median counts.
     torch_python: an interpreter that has PyTorch; it need not have anything else.
@@ -100,13 +104,13 @@ def run(
     )
     for state in onednn
   }
-  if _contest.has_torch(torch_python):
+  if _encoders.has_torch_rival(encoder) and _contest.has_torch(torch_python):
     contestants['torch'] = ('torch', torch_python, {})
   running: dict[str, _contest.Contestant] = {}
   seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
   try:
     for name, (library, python, environment) in contestants.items():
-      arguments = [f'--contestant={library}', f'--batch={batch}']
+      arguments = [f'--contestant={library}', f'--encoder={encoder}', f'--batch={batch}']
       running[name] = _contest.Contestant(python, __file__, arguments, environment)
     for _ in range(repeats):
       for name, contestant in running.items():
@@ -141,6 +145,7 @@ def run(
 
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--encoder', default='resnet50', help=_encoders.__doc__)
   parser.add_argument('--batch', type=int, default=BATCH)
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--torch_python', default=sys.executable)
@@ -149,9 +154,10 @@ if __name__ == '__main__':
   given = parser.parse_args()
   if given.contestant:
     make = {'tensorflow': _tensorflow_variants, 'torch': _torch_variants}[given.contestant]
-    _contest.contest(dict(make(given.batch)))
+    _contest.contest(dict(make(given.encoder, given.batch)))
   else:
     measured = run(
+      encoder=given.encoder,
       batch=given.batch,
       repeats=given.repeats,
       torch_python=given.torch_python,

@@ -30,14 +30,14 @@ _PER_PERSON = 16
 def run() -> dict[str, object]:
   """The rate of `build` with ResNet-50, and what an index costs that is there.
 
-  In a process that does nothing else: see `never_trains` in tools/_tool.py.
+  In a process that does nothing else: see `never_trains` in tfreid/cli/startup.py.
   """
   _never_trains()
   return {'build': build_rates(), **costs(), **_manifest_costs()}
 
 
 def _never_trains():
-  # As tools/index.py; read at the first convolution, for the whole process.
+  # As `tfreid index`; read at the first convolution, for the whole process.
   os.environ.setdefault('TF_ONEDNN_ASSUME_FROZEN_WEIGHTS', '1')
 
 

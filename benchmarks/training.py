@@ -1,9 +1,9 @@
-"""Speed of the training step: the whole A2Img step on a ResNet-50, images per second at 256x128.
+"""Speed of the training step: the whole A2Img step, images per second at 256x128.
 
 In each precision and, with --xla, also compiled with XLA. Where there is a Python that has PyTorch,
-a step of its ResNet-50 takes turns with ours: channels_last, automatic mixed precision, fused Adam,
-and cross-entropy over as many classes. It has no attribute encoder and no discriminator, whose
-share of ours is small, so the comparison is kind to it.
+a step of its own takes turns with ours, on the same encoder: channels_last, automatic mixed
+precision, fused Adam, and cross-entropy over as many classes. It has no attribute encoder and no
+discriminator, whose share of ours is small, so the comparison is kind to it.
 
   python benchmarks/training.py --batch_size=128 --policies=float32,mixed_float16 --xla \
     --torch_python=<environment with torch>/bin/python
@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import _contest
+import _encoders
 
 # TensorFlow and PyTorch are imported by the processes that need them only.
 
@@ -30,13 +31,14 @@ POLICIES = ('float32', 'mixed_bfloat16')
 _WARM_UP = 3
 
 
-def _tensorflow_step(policy: str, *, compiled: bool, batch_size: int) -> Callable[[], float]:
+def _tensorflow_step(
+  policy: str, *, encoder: str, compiled: bool, batch_size: int
+) -> Callable[[], float]:
   """A function that takes one step, waits for it, and nothing else."""
   import numpy as np
   import tensorflow as tf
 
   from tfreid.methods import alignment, joint_concepts
-  from tfreid.networks import image
   from tfreid.spec import DatasetSpec
   from tfreid.training import optimizers
   from tfreid.training.trainer import Trainer
@@ -52,7 +54,7 @@ def _tensorflow_step(policy: str, *, compiled: bool, batch_size: int) -> Callabl
   with strategy.scope():
     method = joint_concepts.JointConcepts(
       spec,
-      image_encoder=functools.partial(image.image_encoder, conv_bias=False),  # gin/base.gin
+      image_encoder=_encoders.tensorflow(encoder),
       alignment=functools.partial(
         alignment.Adversarial, optimizer=adam, generator_weight=1e-3, discriminator_weight=0.5
       ),
@@ -76,7 +78,9 @@ def _tensorflow_step(policy: str, *, compiled: bool, batch_size: int) -> Callabl
   return step
 
 
-def _torch_step(policy: str, *, compiled: bool, batch_size: int) -> Callable[[], float]:
+def _torch_step(
+  policy: str, *, encoder: str, compiled: bool, batch_size: int
+) -> Callable[[], float]:
   """The same of PyTorch: policies by their Keras names."""
   import _torch_resnet
   import torch
@@ -84,7 +88,7 @@ def _torch_step(policy: str, *, compiled: bool, batch_size: int) -> Callable[[],
   torch.set_num_threads(_contest.cores())
   device = _torch_resnet.device()
   reduced = {'mixed_float16': torch.float16, 'mixed_bfloat16': torch.bfloat16}.get(policy)
-  network = torch.nn.Sequential(_torch_resnet.resnet50(), torch.nn.Linear(128, NUM_CLASSES))
+  network = torch.nn.Sequential(_encoders.torch(encoder), torch.nn.Linear(128, NUM_CLASSES))
   network = network.to(device, memory_format=torch.channels_last).train()
   adam = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=5e-4, fused=True)
   scaler = torch.amp.GradScaler(device.type, enabled=policy == 'mixed_float16')
@@ -116,6 +120,7 @@ def _names(library: str, policies: Sequence[str], *, compiled: bool) -> Iterator
 
 def run(
   *,
+  encoder: str = 'resnet50',
   batch_size: int = BATCH_SIZE,
   repeats: int = 5,
   policies: Sequence[str] = POLICIES,
@@ -127,6 +132,7 @@ def run(
   The variants take turns, so that what else the machine does falls on all alike.
 
   Args:
+    encoder: see `_encoders`.
     batch_size: images per step.
     repeats: measured steps of each.
     policies: of Keras's precision: float32, mixed_float16, mixed_bfloat16.
@@ -139,9 +145,14 @@ def run(
     `float16_over_float32`, and `<precision>_over_torch`, the best of ours over PyTorch's best.
   """
   contestants = {'tensorflow': sys.executable}
-  if _contest.has_torch(torch_python):
+  if _encoders.has_torch_rival(encoder) and _contest.has_torch(torch_python):
     contestants['torch'] = torch_python
-  options = [f'--batch_size={batch_size}', f'--policies={",".join(policies)}'] + ['--xla'] * xla
+  options = [
+    f'--encoder={encoder}',
+    f'--batch_size={batch_size}',
+    f'--policies={",".join(policies)}',
+    *['--xla'] * xla,
+  ]
   running: dict[str, _contest.Contestant] = {}
   seconds: dict[str, list[float]] = {}
   try:
@@ -176,6 +187,7 @@ def run(
 
 def _main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--encoder', default='resnet50', help=_encoders.__doc__)
   parser.add_argument('--batch_size', type=int, default=BATCH_SIZE)
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--policies', default=','.join(POLICIES))
@@ -187,12 +199,13 @@ def _main():
   if given.contestant:
     make = _torch_step if given.contestant == 'torch' else _tensorflow_step
     steps = {
-      name: make(policy, compiled=compiled, batch_size=given.batch_size)
+      name: make(policy, encoder=given.encoder, compiled=compiled, batch_size=given.batch_size)
       for name, policy, compiled in _names(given.contestant, policies, compiled=given.xla)
     }
     _contest.contest(steps, warm_up=_WARM_UP)
     return
   measured = run(
+    encoder=given.encoder,
     batch_size=given.batch_size,
     repeats=given.repeats,
     policies=policies,

@@ -513,7 +513,7 @@ def written(tmp_path, rows):
   other = row('mmd', 0, ranks(0.2), label='joint/other', primary=False)
   about = {
     'dataset': 'synthetic',
-    'command': 'tools/compare.py --gin_bindings=\'X = "<1>"\'',
+    'command': 'tfreid compare --gin_bindings=\'X = "<1>"\'',
     'failed': {'Both, seed 0': 'exit status 1: out of <memory>'},
     'machine': {'cores': '2'},
   }
@@ -576,6 +576,18 @@ def test_the_lead_says_who_wins_and_what_is_not_told_apart(written):
   assert 'Highest rank-1: ours (A2Img), 68.33 ± 1.67 %' in text
   assert 'behind it (over seeds and queries, all pairs): ours w/o adv + MMD.' in text
   assert 'clearly worse are ours w/o adv' in text
+
+
+def test_alignment_stands_in_a_table_where_it_was_measured(rows):
+  assert '## Alignment' not in document.to_markdown(report.build(rows, {'dataset': 'x'}))
+  for position, each in enumerate(rows):
+    if each['system'] == 'mmd':
+      each['metrics']['alignment'] = {
+        'probe_auc': 0.5 + position / 100, 'mean_distance': 0.25, 'covariance_distance': None
+      }  # fmt: skip
+  text = document.to_markdown(report.build(rows, {'dataset': 'x'}))
+  # The seeds of mmd are rows 1, 4 and 7: 0.51, 0.54 and 0.57.
+  assert '| ours w/o adv + MMD | 0.54 ± 0.03 | 0.25 ± 0.00 | – |' in text
 
 
 def test_seen_and_unseen_queries_stand_apart(written):

@@ -5,10 +5,11 @@ F6  cli                                              the command; it alone knows
 F5  experiment, reporting, comparison, search, web   compose the rest; know everyone below
 F4  training, evaluation, serving, index             rooms; none imports another
 F3  methods                                          training alone sees it, only methods.method
-F2  joint_space, source                              the waists: what is trained, what is searched
-F1  networks, data                                   rooms that do not know each other
+F2  joint_space, source, serving.loading             the waists: what is trained, what is searched
+F1  networks, data, serving.versions                 rooms that do not know each other
 F0  losses, correlation, replicas, spec, storage, printable, forks, cancellation,
-    evaluation.ranking, serving.search, serving.errors, serving.versions
+    evaluation.ranking, serving.search, serving.errors,
+    serving.signatures, serving.operations, serving.light_encoder, serving.summation
 Cellar  text, and query above it                     what even the ground floor stands on
 """
 
@@ -37,12 +38,14 @@ FLOORS = {
   'tfreid.evaluation.ranking': 0,
   'tfreid.serving.search': 0,
   'tfreid.serving.errors': 0,
-  'tfreid.serving.versions': 0,
+  'tfreid.serving.signatures': 0,
   'tfreid.serving.operations': 0,
-  'tfreid.serving.loading': 1,
+  'tfreid.serving.light_encoder': 0,
+  'tfreid.serving.summation': 0,
+  'tfreid.serving.versions': 1,
+  'tfreid.serving.loading': 2,
   'tfreid.networks': 1,
   'tfreid.data': 1,
-  'tfreid.data.image_bytes': 0,
   'tfreid.joint_space': 2,
   'tfreid.source': 2,
   'tfreid.methods': 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import importlib.metadata
 import re
@@ -105,9 +106,83 @@ def test_every_package_of_a_lock_has_its_version_and_hashes_and_no_address(lock)
     ), first
 
 
-def test_importing_the_package_does_not_import_tensorflow():
-  code = "import sys, tfreid; sys.exit('tensorflow' in sys.modules)"
-  assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False).returncode == 0
+# Import name -> the distribution that brings it, where the two differ; several can bring google.
+DISTRIBUTIONS = {
+  'PIL': 'pillow',
+  'absl': 'absl-py',
+  'gin': 'gin-config',
+  'google': 'protobuf',
+  'grpc': 'grpcio',
+  'milvus_lite': 'milvus-lite',
+  'tensorflow_addons': 'tensorflow-addons',
+  'tensorflow_serving': 'tensorflow-serving-api',
+}
+# The parts of the package that need an extra; the first that fits counts.
+EXTRAS = {
+  'tfreid/index/milvus.py': 'milvus',
+  'tfreid/search/client.py': 'client',
+  'tfreid/web/': 'serve',
+  'tfreid/cli/serve.py': 'serve',
+  'tfreid/comparison/figure.py': 'report',
+  'tfreid/evaluation/partial.py': 'report',
+}
+
+
+def _imports():
+  """Yields (file, distribution) for each import of a library, wherever in the file it stands."""
+  for path in sorted((ROOT / 'tfreid').rglob('*.py')):
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+      if isinstance(node, ast.Import):
+        modules = [alias.name for alias in node.names]
+      elif isinstance(node, ast.ImportFrom) and not node.level:
+        modules = [node.module]
+      else:
+        continue
+      for module in modules:
+        top = module.partition('.')[0]
+        if top not in sys.stdlib_module_names and top not in ('tfreid', '__gin__'):
+          yield path.relative_to(ROOT).as_posix(), _normal(DISTRIBUTIONS.get(top, top))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason='Python 3.9 does not list its own modules')
+def test_what_is_imported_is_declared_where_it_is_needed():
+  config = configparser.ConfigParser()
+  config.read(ROOT / 'setup.cfg')
+
+  def named(text):
+    lines = [line.strip() for line in text.splitlines()]
+    return {_normal(Requirement(line).name) for line in lines if line and line[0] != '#'}
+
+  always = named(config['options']['install_requires'])
+  extras = {name: named(text) for name, text in config['options.extras_require'].items()}
+  imports = sorted(set(_imports()))
+  undeclared = [
+    (file, name)
+    for file, name in imports
+    if name
+    not in always.union(*(extras[extra] for part, extra in EXTRAS.items() if file.startswith(part)))
+  ]
+  assert undeclared == []
+  # And nothing is declared that nobody imports, but for what is needed unseen.
+  unseen = {'setuptools', 'jinja2', 'python-multipart'}
+  used = {name for _, name in imports}
+  assert always.union(*(extras[name] for name in set(EXTRAS.values()))) - used - unseen == set()
+
+
+@pytest.mark.parametrize('module', ['tfreid', 'tfreid.search', 'tfreid.index', 'tfreid.cli.main'])
+def test_an_import_warns_of_nothing_and_does_not_wait_for_tensorflow(module):
+  code = f"import sys, {module}; sys.exit('tensorflow' in sys.modules)"
+  done = subprocess.run(
+    [sys.executable, '-W', 'error', '-c', code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+
+
+def test_the_package_tells_type_checkers_that_it_has_types_and_names_no_page_that_is_not_there():
+  config = configparser.ConfigParser()
+  config.read(ROOT / 'setup.cfg')
+  assert (ROOT / 'tfreid' / 'py.typed').is_file()
+  assert 'url' not in config['metadata'] and 'project_urls' not in config['metadata']
 
 
 @pytest.mark.parametrize(

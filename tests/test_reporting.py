@@ -150,7 +150,7 @@ def train(folder, market, *, watched=True, stop_at=None):
   plain = reporting.ProgressLines(to=lines, every=35, clock=lambda: float(next(ticks)))
 
   def hooks(run_directory, benchmark):
-    # A small console and few queries, but otherwise what tools/train.py attaches.
+    # A small console and few queries, but otherwise what `tfreid train` attaches.
     board = reporting.TensorBoard(run_directory, benchmark, ranked=3, top=4)
     return [bar, plain, board, told] if watched else [told]
 
@@ -230,8 +230,8 @@ def test_estimated_memory_counts_weights_gradients_moments_and_activations(watch
     method=method, trainer=types.SimpleNamespace(optimizers=optimizers_), batch_size=10
   )
   image, attribute = 24 * 6 + 6, 7 * 6 + 6
-  # Weights, gradients and Adam's two moments; iterations (int64) and rate of each optimizer.
-  fixed = 4 * 4 * (image + attribute) + 2 * (8 + 4)
+  # Weights, gradients and Adam's two moments; the number of iterations (int64) of each optimizer.
+  fixed = 4 * 4 * (image + attribute) + 2 * 8
   # Input, two operations and pooling, flattened, dense, normed; input, dense, normed.
   outputs = 4 * (3 * 32 * 16 * 3 + 24 + 24 + 6 + 6 + 7 + 6 + 6)
   assert memory.estimated_bytes(progress) == fixed + 10 * outputs
@@ -434,6 +434,7 @@ def test_what_is_not_known_of_an_evaluation_is_no_curve():
 def test_the_terminal_shows_how_far_the_stage_and_the_embedding_are(watched):
   steps = len(watched.told.of('logged'))
   lines = [line for line in watched.console.splitlines() if line.strip()]
+  assert lines.pop(0).startswith(f'joint: 2 epochs of {steps // 2} steps, {steps} in all; 8 images')
   assert re.match(rf'joint .*{steps}/{steps} epoch {EPOCHS}, loss -?\d', lines[0])
   images = watched.evaluations['joint'].overall.gallery
   assert re.match(rf'embedding joint, test .*{images}/{images} images', lines[-1])

@@ -278,3 +278,28 @@ def test_path_with_characters_of_patterns_is_reached_through_one_without(tmp_pat
     assert os.listdir(path) == ['final.index']
   with storage.without_patterns(tmp_path / 'final') as prefix:
     assert prefix == str(tmp_path / 'final')
+
+
+def test_a_seal_may_lie_below_the_folder_and_read_some_contents_only(tmp_path):
+  (tmp_path / 'extra').mkdir()
+  for name in ('large', 'small'):
+    (tmp_path / name).write_text('content')
+  storage.seal(tmp_path, file='extra/seal.json')
+  digest = storage.checksum(b'content')
+  expected = {'large': (7, digest), 'small': (7, digest)}
+  assert storage.sealed_files(tmp_path, file='extra/seal.json') == expected
+  (tmp_path / 'large').write_text('CONTENT')
+  options = {'what': 'model', 'file': 'extra/seal.json'}
+  storage.check_seal(tmp_path, content=lambda name: name != 'large', **options)
+  with pytest.raises(ValueError, match='large'):
+    storage.check_seal(tmp_path, **options)
+
+
+def test_put_directory_leaves_a_folder_that_it_may_not_replace(tmp_path):
+  for name in ('new', 'final'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / name).touch()
+  with pytest.raises(FileExistsError, match='exists already'):
+    storage.put_directory(tmp_path / 'new', tmp_path / 'final', replace=False)
+  assert [path.name for path in (tmp_path / 'final').iterdir()] == ['final']
+  assert (tmp_path / 'new').is_dir()

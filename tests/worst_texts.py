@@ -19,6 +19,7 @@ from typing import NamedTuple
 from tfreid.data import market1501, peta, times, words
 from tfreid.index import filters
 from tfreid.search import client
+from tfreid.search.client import grpc_client
 from tfreid.serving import errors
 from tfreid.web import messages
 
@@ -74,7 +75,7 @@ DOORS = {
   'the fields of a request': Door(_fields, messages.MAX_WORDS),
   'a body': Door(lambda text: messages.read_json(text.encode()), messages.MAX_JSON_BYTES),
   'an error of a server': Door(client._cleaned, 4000),
-  'an error of gRPC': Door(client._reason, 4000),
+  'an error of gRPC': Door(grpc_client._reason, 4000),
   'an error of TensorFlow': Door(errors.plain, 4000),
 }
 

@@ -1,6 +1,6 @@
 """A whole experiment: data, stages, evaluation, and what is written down. Floor 5.
 
-The root that gin configures and `tools/train.py` calls. It lives in the package, not in `tools/`,
+The root that gin configures and `tfreid train` calls. It lives in the package, not in `tools/`,
 so that a test or a notebook can call it as well.
 """
 
@@ -142,7 +142,7 @@ def train(
       'precision': precision,
     },
   )
-  with contextlib.ExitStack() as ending, checkpoints.explained(f"The run '{run_directory}'"):
+  with _full_disk_explained(run_directory), contextlib.ExitStack() as ending:
     if chief:
       # Not before the data are found: a mistyped path leaves nothing behind.
       storage.make_directories(run_directory)
@@ -173,6 +173,18 @@ def train(
     return _evaluate_spaces(
       run_directory, benchmark, final_split, built, stages, method, seed, config, attached
     )
+
+
+@contextlib.contextmanager
+def _full_disk_explained(run_directory: str) -> Iterator[None]:
+  """A sentence where the disk is full, whoever notices it: TensorBoard's writer or a picture."""
+  try:
+    yield
+  except (OSError, tf.errors.OpError) as error:
+    if not checkpoints.is_full(error) or 'Is the disk full?' in str(error):
+      raise
+    with checkpoints.explained(f"Something of the run '{run_directory}'"):
+      raise
 
 
 def _attached(run_directory, benchmark, pipeline, hooks, operative_config, evaluate_every):

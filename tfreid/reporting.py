@@ -37,7 +37,7 @@ _SHEET_HEIGHT = 128  # pixels that a generated picture is enlarged to
 
 
 def hooks(run_directory: str, benchmark: Benchmark) -> list[Hooks]:
-  """The hooks `tools/train.py` attaches."""
+  """The hooks `tfreid train` attaches."""
   # A bar that nobody sees is drawn once, at its end.
   shown = ProgressBar() if console.Console(stderr=True).is_terminal else ProgressLines()
   return [shown, TensorBoard(run_directory, benchmark)]

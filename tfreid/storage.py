@@ -23,7 +23,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 CHECKSUM = 'checksum'
@@ -186,7 +186,9 @@ def without_patterns(path: str | os.PathLike) -> Iterator[str]:
     yield os.path.join(link, name)
 
 
-def put_directory(partial: str | os.PathLike, final: str | os.PathLike) -> None:
+def put_directory(
+  partial: str | os.PathLike, final: str | os.PathLike, *, replace: bool = True
+) -> None:
   """Renames a finished folder to its name, after all of its files are on the disk.
 
   A folder that has the name already is replaced: it is renamed aside, and removed when the new one
@@ -196,22 +198,26 @@ def put_directory(partial: str | os.PathLike, final: str | os.PathLike) -> None:
   Args:
     partial: the finished folder, on the same file system.
     final: its name from now on.
+    replace: whether a folder of that name may be replaced.
 
   Raises:
+    FileExistsError: there is a folder of that name with something in it, and none may be replaced.
     OSError: it cannot be renamed, or the disk is full; what had the name before has it again.
   """
   partial, final = os.fspath(partial), os.path.abspath(final)
   sync_tree(partial)
   parent = os.path.dirname(final)
   old = ''
-  if os.path.lexists(final):
+  if replace and os.path.lexists(final):
     old = os.path.join(parent, f'.{os.path.basename(final)}.old-{secrets.token_hex(4)}')
     os.rename(final, old)
   try:
     os.rename(partial, final)
-  except OSError:
+  except OSError as error:
     if old:
       os.rename(old, final)
+    if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+      raise FileExistsError(errno.EEXIST, 'it exists already', final) from error
     raise
   sync_directory(parent)
   if old:
@@ -440,71 +446,99 @@ def read_checked_text(path: str | os.PathLike, *, what: str = 'file') -> str:
   return body[len(_CHECKED) :]
 
 
-def seal(folder: str | os.PathLike) -> None:
-  """Writes 'seal.json' into a folder: size and checksum of each file below it.
+def seal(folder: str | os.PathLike, *, file: str = SEAL) -> None:
+  """Writes a seal into a folder: size and checksum of each file below it.
 
   Call it last, before `put_directory`.
+
+  Args:
+    folder: whose files are sealed.
+    file: the seal's own path below it, with '/', for example 'extra/seal.json'.
 
   Raises:
     OSError: a file cannot be read, or the seal not written.
   """
-  write_json(os.path.join(folder, SEAL), {'files': _measure(folder)})
+  write_json(os.path.join(folder, file), {'files': _measure(folder, file)})
 
 
-def _measure(folder: str | os.PathLike) -> dict[str, list]:
+def _measure(folder: str | os.PathLike, seal_file: str) -> dict[str, list]:
   files = {}
   for parent, _, names in os.walk(os.fspath(folder)):
     for name in names:
       path = os.path.join(parent, name)
       relative = os.path.relpath(path, folder).replace(os.sep, '/')
-      if relative != SEAL:
+      if relative != seal_file:
         files[relative] = [os.path.getsize(path), checksum_of_file(path)]
   return dict(sorted(files.items()))
 
 
-def damage(folder: str | os.PathLike, *, content: bool = True) -> list[str]:
+def sealed_files(folder: str | os.PathLike, *, file: str = SEAL) -> dict[str, tuple[int, str]]:
+  """The files of a sealed folder: path below it, with '/', to size and checksum.
+
+  Raises:
+    FileNotFoundError: the folder has no seal.
+    ValueError: the seal itself is damaged.
+  """
+  path = os.path.join(folder, file)
+  document = read_json(path, what='seal')
+  try:
+    return {name: (int(size), str(digest)) for name, (size, digest) in document['files'].items()}
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise ValueError(f"The seal '{path}' is damaged: it lists no files.") from error
+
+
+def damage(
+  folder: str | os.PathLike,
+  *,
+  content: bool | Callable[[str], bool] = True,
+  file: str = SEAL,
+) -> list[str]:
   """What is wrong with a sealed folder, a sentence each; nothing if all is as it was sealed.
 
   Files that came later are not damage: others may add theirs.
 
   Args:
     folder: that `seal` sealed.
-    content: whether the checksums are computed too, which reads every byte; otherwise only presence
-      and size are compared.
+    content: whether the checksums are computed too, which reads every byte, or for which files, by
+      their paths below the folder; of the others only presence and size are compared.
+    file: the seal's path below the folder.
 
   Raises:
     FileNotFoundError: the folder has no seal.
     ValueError: the seal itself is damaged.
   """
-  document = read_json(os.path.join(folder, SEAL), what='seal')
-  files = document.get('files')
-  if not isinstance(files, dict):
-    raise ValueError(f"The seal '{os.path.join(folder, SEAL)}' is damaged: it lists no files.")
   sentences = []
-  for name, (size, digest) in files.items():
+  for name, (size, digest) in sealed_files(folder, file=file).items():
     path = os.path.join(folder, *name.split('/'))
     if not os.path.isfile(path):
       sentences.append(f"'{path}' is missing.")
     elif os.path.getsize(path) != size:
       sentences.append(f"'{path}' has {os.path.getsize(path)} bytes; it was written with {size}.")
-    elif content and checksum_of_file(path) != digest:
+    elif (content(name) if callable(content) else content) and checksum_of_file(path) != digest:
       sentences.append(f"The content of '{path}' does not fit its checksum.")
   return sentences
 
 
-def check_seal(folder: str | os.PathLike, *, what: str, content: bool = True) -> None:
+def check_seal(
+  folder: str | os.PathLike,
+  *,
+  what: str,
+  content: bool | Callable[[str], bool] = True,
+  file: str = SEAL,
+) -> None:
   """Refuses a sealed folder that is damaged.
 
   Args:
     folder: that `seal` sealed.
     what: what it is, for the message, for example 'joint space'.
     content: as in `damage`.
+    file: as in `damage`.
 
   Raises:
     FileNotFoundError: the folder has no seal.
     ValueError: something is missing or changed; the message names the first file.
   """
-  sentences = damage(folder, content=content)
+  sentences = damage(folder, content=content, file=file)
   if sentences:
     more = f' ({len(sentences) - 1} more like this.)' if len(sentences) > 1 else ''
     raise ValueError(

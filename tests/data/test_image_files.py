@@ -96,8 +96,9 @@ def test_damaged_files_are_refused_everywhere_or_nowhere(tmp_path):
   rng = np.random.default_rng(1)
   outcomes = []
   for name in ('jpeg', 'jpeg progressive', 'png', 'png palette', 'bmp', 'jpeg inks'):
-    for _ in range(12):
-      data = bytearray(FILES[name][: rng.integers(len(FILES[name]) // 2, len(FILES[name]) + 1)])
+    for i in range(12):
+      size = len(FILES[name])
+      data = bytearray(FILES[name][: size if i % 2 else rng.integers(size // 2, size)])
       for position in rng.integers(0, len(data), rng.integers(0, 2)):
         data[position] = rng.integers(256)
       found = []
@@ -233,7 +234,7 @@ def test_the_graphs_refuse_it_too(name):
     (b'RIFF\0\0\0\0WEBPVP8L', 'truncated or damaged'),
     (b'II*\0\x08\0\0\0\xff', 'truncated or damaged'),
     (JPEG[: len(JPEG) // 2], 'truncated or damaged'),
-    (JPEG.replace(b'\xff\xc0', b'\xff\xc9', 1), 'rare kind'),
+    (JPEG.replace(b'\xff\xc0', b'\xff\xc3', 1), 'rare kind'),
   ],
 )
 def test_what_is_no_picture_gets_a_sentence(contents, said):

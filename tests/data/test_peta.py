@@ -146,6 +146,7 @@ def test_images_carry_their_person_and_their_subset(peta_folder, shared_data):
   for split in (benchmark.train, benchmark.test, benchmark.test.subset(np.arange(5, 50))):
     found = list(zip(split.person_ids, split.subsets))
     assert found == [people[number] for number in numbers(split)]
+  assert set(benchmark.train.person_ids).isdisjoint(benchmark.test.person_ids)
 
 
 @pytest.fixture(scope='session')

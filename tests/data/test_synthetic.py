@@ -181,6 +181,17 @@ def test_another_data_set_is_replaced_only_when_asked(folder, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['copy']
 
 
+def test_damaged_data_set_is_told_and_drawn_again_when_asked(folder, tmp_path):
+  copy = shutil.copytree(folder, tmp_path / 'copy')
+  victim = sorted(copy.rglob('*.jpg'))[2]
+  content = victim.read_bytes()
+  victim.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
+  with pytest.raises(ValueError, match=f'synthetic data set .* is damaged.*{victim.name}'):
+    small().write(copy, workers=1)
+  assert small().write(copy, workers=1, overwrite=True).fresh
+  assert victim.read_bytes() == content
+
+
 def test_a_folder_of_something_else_is_never_replaced(tmp_path):
   (tmp_path / 'holiday.txt').write_text('precious')
   with pytest.raises(FileExistsError, match='not a synthetic data set'):

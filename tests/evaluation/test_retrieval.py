@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 
 from tfreid.data.benchmark import Split
 from tfreid.evaluation import ranking, retrieval
+from tfreid.evaluation.alignment import Alignment
 from tfreid.joint_space import JointSpace
 
 ATTRIBUTES = 6
@@ -305,7 +306,8 @@ def test_scalars_have_every_number_once():
     random_embeddings(np.random.default_rng(19)), seen=np.arange(30) < 9
   )
   scalars = result.scalars()
-  assert len(scalars) == 3 * len(ranking.Summary._fields)
+  assert len(scalars) == 3 * len(ranking.Summary._fields) + len(Alignment._fields)
+  assert scalars['alignment/probe_auc'] == result.alignment.probe_auc
   assert scalars['mAP'] == result.overall.mAP
   assert scalars['unseen/rank10'] == result.unseen.rank10
 

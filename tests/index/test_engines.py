@@ -449,3 +449,19 @@ def test_many_threads_with_more_filters_than_are_remembered_get_their_own_answer
     sys.setswitchinterval(interval)
   for i, answer in enumerate(answers):
     assert set(answer) == direct(i)
+
+
+def test_ids_with_control_characters_are_removed_and_left_out_as_well(any_engine):
+  """Of earlier releases, which took them: to Milvus such a text equals nothing."""
+  concepts, rows = gallery(count=20)
+  odd = ['a\tb', 'line\nfeed', 'nul\x00', 'next\x85line', 'bell\x07']
+  for place, name in enumerate(odd):
+    rows[2 * place] = Row(name, f'/data/{place}.png', {'camera': 1})
+  found = any_engine(concepts, rows)
+  assert set(found.rows([*odd, rows[1].id, 'nobody\t'])) == {*odd, rows[1].id}
+  np.testing.assert_array_equal(found.concepts(odd[::-1]), concepts[[8, 6, 4, 2, 0]])
+  any_engine.commit(found, concepts[:0], [], remove=[odd[0], odd[1], rows[1].id])
+  assert (found.size, found.problems()) == (17, [])
+  assert set(found.rows(odd)) == set(odd[2:])
+  names = [match.row.id for match in found.search(concepts[:1], top_k=30, exclude=odd)[0]]
+  assert len(names) == 14 and not set(names) & set(odd)

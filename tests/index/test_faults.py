@@ -414,7 +414,7 @@ def test_a_reader_stays_what_it_was_where_the_next_state_is_damaged(tmp_path, fi
     last = IndexDirectory(directory).read()['segments'][-1]['name']
     moved = shutil.move(os.path.join(directory, 'segments', last), tmp_path / 'elsewhere')
     for _ in range(2):
-      with pytest.raises(FileNotFoundError, match='is missing. Run `tools/index.py verify`'):
+      with pytest.raises(FileNotFoundError, match='is missing. Run `tfreid index verify`'):
         opened.refresh()
     assert len(opened) == 10 and len(opened.engine.concepts(['id 9'])) == 1
     shutil.move(moved, os.path.join(directory, 'segments', last))
@@ -469,7 +469,7 @@ def test_a_damaged_segment_is_found(tmp_path, files, digest_model, file, harm):
     # As an index is opened that is too large to be read whole each time.
     unread = engines.open_engine(IndexDirectory(directory), check=False)
     assert unread.problems() == [f'{path} {said}']
-  with pytest.raises((ValueError, FileNotFoundError), match='Run `tools/index.py verify`') as error:
+  with pytest.raises((ValueError, FileNotFoundError), match='Run `tfreid index verify`') as error:
     engines.open_engine(IndexDirectory(directory))
   assert f'The index is damaged: {path} {said}' in str(error.value)
 

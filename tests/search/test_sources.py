@@ -12,9 +12,11 @@ import pytest
 import tensorflow as tf
 
 import tfreid.search
+from tfreid import storage
 from tfreid.index import writer
 from tfreid.search import gallery
 from tfreid.search.exported import ExportedModel
+from tfreid.serving import versions
 from tfreid.source import query as queries
 
 QUERIES = (
@@ -180,7 +182,10 @@ def test_an_older_export_answers_and_says_what_it_cannot_do(people, tmp_path):
   loaded = tf.saved_model.load(str(directory))
   kept = {name: loaded.signatures[name] for name in ('serving_default', 'embed_images')}
   tf.saved_model.save(loaded, str(tmp_path / 'older' / '1'), signatures=kept)
-  shutil.copytree(directory / 'assets.extra', tmp_path / 'older' / '1' / 'assets.extra')
+  # Neither had a seal, nor said model.json that it must have one.
+  left_out = shutil.ignore_patterns('seal.json', 'model.json')
+  extra = tmp_path / 'older' / '1' / 'assets.extra'
+  shutil.copytree(directory / 'assets.extra', extra, ignore=left_out)
   with tfreid.search.load(str(tmp_path / 'older')) as older:
     with tfreid.search.load(people.model) as newer:
       assert older.search('hat').hits == newer.search('hat').hits
@@ -271,6 +276,10 @@ def test_a_model_without_its_gallery_file_still_knows_its_crops(people, tmp_path
     identifier = whole.search({'hat': 'yes'}).hits[0].id
     expected = whole.like(identifier, top_k=5)
   listed.unlink()
+  with pytest.raises(ValueError, match=r"damaged: '.*gallery.jsonl' is missing"):
+    tfreid.search.load(str(tmp_path / 'model'))
+  # Somebody left it out on purpose.
+  storage.seal(listed.parents[1], file=versions.SEAL)
   with tfreid.search.load(str(tmp_path / 'model')) as source:
     answer = source.like(identifier, top_k=5)
     assert [(hit.id, hit.score) for hit in answer.hits] == [

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from tfreid import storage
+from tfreid.serving import versions
+
 VARIABLE = '{}/.ATTRIBUTES/VARIABLE_VALUE'
+
+
+def seal_again(version):
+  """Gives a version that was changed checksums that fit, as somebody who changes it on purpose."""
+  storage.seal(version, file=versions.SEAL)
 
 
 def change_variable(version, name, change):
@@ -31,3 +39,5 @@ def change_variable(version, name, change):
   )
   for path in prefix.parent.glob('changed.*'):
     os.replace(path, path.with_name(path.name.replace('changed', 'variables')))
+  if versions.is_sealed(version):
+    seal_again(version)

@@ -141,7 +141,9 @@ def test_compose_runs_the_release_that_the_client_belongs_to(compose):
   lines = config['options.extras_require']['client'].split('\n')
   (api,) = [Requirement(line) for line in lines if line.startswith('tensorflow-serving-api')]
   for service in compose['services'].values():
-    name, _, version = service['image'].partition(':')
+    # Named by tag; a digest may be given in its place.
+    tag = re.fullmatch(r'\$\{TF_SERVING_IMAGE:-(.+)\}', service['image'])[1]
+    name, _, version = tag.partition(':')
     assert name == 'tensorflow/serving'
     assert str(api.specifier) == f'=={version}'
 

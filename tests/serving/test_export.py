@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfreid import replicas
 from tfreid.data.attributes import AttributeSchema
-from tfreid.serving import export, folding, warmup
+from tfreid.serving import export, folding, parity, versions, warmup
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_saved_model_cli_shows_signatures_that_read_well_and_runs_them(exported)
 
 def test_versions_count_up_and_an_existing_one_is_refused(arguments, tmp_path):
   directory = str(tmp_path / 'model')
-  assert export.next_version(directory) == 1
+  assert versions.next_number(directory) == 1
   assert export.export(directory=directory, version=7, **arguments) == str(Path(directory, '7'))
   assert export.export(directory=directory, **arguments) == str(Path(directory, '8'))
   before = sorted(path.name for path in Path(directory, '7').rglob('*'))
@@ -194,8 +194,8 @@ def test_versions_count_up_and_an_existing_one_is_refused(arguments, tmp_path):
 @pytest.mark.parametrize('name', ['[red]', 'a*', 'b?', 'c\\d'])
 def test_a_path_that_tensorflow_takes_for_a_pattern_is_refused_first(tmp_path, name):
   with pytest.raises(ValueError, match='cannot hold a model: TensorFlow takes'):
-    export.check_version(str(tmp_path / name / 'model'), 1)
-  export.check_version(str(tmp_path / 'plain, with spaces {and} (more)' / 'model'), 1)
+    versions.check_number(str(tmp_path / name / 'model'), 1)
+  versions.check_number(str(tmp_path / 'plain, with spaces {and} (more)' / 'model'), 1)
 
 
 def test_an_export_that_fails_leaves_nothing(arguments, tmp_path, monkeypatch):
@@ -241,7 +241,7 @@ def test_a_killed_export_leaves_no_version(exported, tmp_path):
   assert killed.returncode == -9, killed.stderr
   (left,) = os.listdir(tmp_path / 'model')
   assert left.startswith('.1-partial-') and (tmp_path / 'model' / left / 'saved_model.pb').exists()
-  assert export.versions(str(tmp_path / 'model')) == []
+  assert versions.numbers(str(tmp_path / 'model')) == []
 
 
 def test_an_encoder_that_differs_is_not_exported(arguments, tmp_path):
@@ -263,14 +263,14 @@ def test_a_gpu_multiplies_in_full_float32_while_a_version_is_checked(
   arguments, tmp_path, monkeypatch
 ):
   seen = []
-  for name in ('_expected', '_check_encoders'):
-    original = getattr(export, name)
+  for name in ('expected_concepts', 'check_encoders'):
+    original = getattr(parity, name)
 
     def spied(*given, original=original):
       seen.append(tf.config.experimental.tensor_float_32_execution_enabled())
       return original(*given)
 
-    monkeypatch.setattr(export, name, spied)
+    monkeypatch.setattr(parity, name, spied)
   assert tf.config.experimental.tensor_float_32_execution_enabled()
   export.export(directory=str(tmp_path), **arguments)
   assert seen == [False, False]
@@ -390,7 +390,8 @@ def test_an_export_removes_what_a_killed_one_left_and_never_what_another_writes(
   (tmp_path / '.3-partial-link').symlink_to(tmp_path / '.partial')
   # Another process, as it is while it exports.
   code = (
-    'import sys; from tfreid.serving import export; export._lock(sys.argv[1]); print(1); input()'
+    'import sys; from tfreid.serving import versions; versions._lock(sys.argv[1]); print(1); '
+    'input()'
   )
   other = subprocess.Popen(
     [sys.executable, '-c', code, alive],
@@ -419,7 +420,7 @@ def test_an_export_holds_its_folder_while_it_writes(arguments, tmp_path, monkeyp
 
   def write(directory, *args):
     partial = Path(directory).parent
-    export._sweep(str(tmp_path))  # as another export would
+    versions._sweep(str(tmp_path))  # as another export would
     seen.append(partial.is_dir())
 
   monkeypatch.setattr(warmup, 'write', write)
@@ -431,16 +432,16 @@ def test_where_there_are_no_locks_nothing_is_swept_and_exports_are_made(tmp_path
   def refuse(*args):
     raise OSError(95, 'Operation not supported')
 
-  monkeypatch.setattr(export.fcntl, 'flock', refuse)
+  monkeypatch.setattr(versions.fcntl, 'flock', refuse)
   (tmp_path / '.1-partial-old').mkdir()
-  export._sweep(str(tmp_path))
-  partial, lock = export._new_partial(str(tmp_path), 2)
+  versions._sweep(str(tmp_path))
+  partial, lock = versions._new_partial(str(tmp_path), 2)
   assert lock is None and Path(partial).is_dir()
   assert (tmp_path / '.1-partial-old').is_dir()
 
 
 def test_a_folder_that_was_swept_before_it_was_held_is_made_again(tmp_path, monkeypatch):
-  lock, calls = export._lock, []
+  lock, calls = versions._lock, []
 
   def late(folder):
     calls.append(folder)
@@ -450,8 +451,8 @@ def test_a_folder_that_was_swept_before_it_was_held_is_made_again(tmp_path, monk
       raise BlockingIOError
     return lock(folder)
 
-  monkeypatch.setattr(export, '_lock', late)
-  partial, held = export._new_partial(str(tmp_path), 1)
+  monkeypatch.setattr(versions, '_lock', late)
+  partial, held = versions._new_partial(str(tmp_path), 1)
   assert len(calls) == 3 and partial == calls[2] and os.path.isdir(partial)
   os.close(held)
 

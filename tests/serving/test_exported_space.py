@@ -13,7 +13,7 @@ from tfreid.serving import export, golden
 from tfreid.serving.exported_space import ExportedSpace
 
 sys.path.insert(0, str(Path(__file__).parent))
-from damaged import change_variable
+from damaged import change_variable, seal_again
 
 
 @pytest.fixture(scope='module')
@@ -142,6 +142,7 @@ def test_an_export_that_differs_from_the_exported_model_is_refused(
 
 def test_a_model_of_an_earlier_version_is_refused_with_advice(copy):
   (copy / 'assets.extra' / 'encoders.json').unlink()
+  seal_again(copy)
   with pytest.raises(ValueError, match=r'exported by an earlier version of tfreid.*--space='):
     ExportedSpace(str(copy))
 
@@ -159,15 +160,31 @@ def test_damaged_files_are_named(copy):
   encoders = json.loads((extra / 'encoders.json').read_text())
   encoders['image']['num_weights'] -= 1
   (extra / 'encoders.json').write_text(json.dumps(encoders))
+  seal_again(copy)
   with pytest.raises(ValueError, match=r'is damaged \(variables: The layers take 6 weights'):
     ExportedSpace(str(copy)).encoders()
   encoders['image']['num_weights'] += 2
   (extra / 'encoders.json').write_text(json.dumps(encoders))
+  seal_again(copy)
   with pytest.raises(ValueError, match=r'is damaged \(variables: '):
     ExportedSpace(str(copy)).encoders()
   for name in ('encoders.json', 'model.json'):
     (extra / name).write_text('{"half')
+    seal_again(copy)
     with pytest.raises(ValueError, match=rf'is damaged \({name}: '):
       ExportedSpace(str(copy))
   with pytest.raises(FileNotFoundError, match='holds no exported model'):
     ExportedSpace(str(extra))
+
+
+def test_a_layer_that_holds_code_is_refused_before_keras_sees_it(copy):
+  path = copy / 'assets.extra' / 'encoders.json'
+  encoders = json.loads(path.read_text())
+  structure = json.loads(encoders['attribute']['structure'])
+  # What runs when a Lambda is made is marshalled byte code; the name alone must be enough.
+  structure['config']['layers'][2].update(class_name='Lambda', registered_name=None)
+  encoders['attribute']['structure'] = json.dumps(structure)
+  path.write_text(json.dumps(encoders))
+  seal_again(copy)
+  with pytest.raises(ValueError, match=r"holds the object 'keras\.layers\.Lambda'"):
+    ExportedSpace(str(copy)).encoders()

@@ -205,7 +205,7 @@ np.savez(f'{folder}/found.npz', *found)
 @pytest.mark.slow
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 def test_weights_that_onednn_keeps_are_those_of_each_model(precision, tmp_path):
-  # What the tools do that never train, see tools/_tool.py.
+  # What the tools do that never train, see tfreid/cli/startup.py.
   images = pixels(6, 32, 24, 3)
   np.save(tmp_path / 'images.npy', images)
   encoders = []

@@ -27,7 +27,7 @@ from PIL import Image
 from tensorflow_serving.apis import predict_pb2
 
 from tfreid.data import image_bytes
-from tfreid.serving import retriever
+from tfreid.serving import signatures
 
 sys.path.insert(0, str(Path(__file__).parent))
 from served import SERVER, Served
@@ -52,15 +52,8 @@ INPUTS = {
   'any': ('string', []),
 }
 SIGNATURES = {
-  'serving_default': ['attributes'],
-  'embed_attributes': ['attributes'],
-  'explain': ['attributes', 'variants'],
-  'search_concepts': ['concepts'],
-  'search_words': ['words'],
-  'search_images': ['image_bytes'],
-  'embed_images': ['image_bytes'],
-  'search_ids': ['crop_ids'],
-  'describe': ['any'],
+  signature.name: [tensor.name for tensor in signature.inputs]
+  for signature in signatures.SIGNATURES
 }
 
 
@@ -366,11 +359,11 @@ def test_empty_batches_are_answered_and_huge_ones_refused(run, signature):
   found = run(signature, {name: good(name, 0) for name in names})
   assert {len(value) for value in found.values()} == {0}
   limits = {
-    'image_bytes': retriever.MAX_IMAGES,
-    'crop_ids': retriever.MAX_CROP_IDS,
-    'any': retriever.MAX_CROP_IDS,
+    'image_bytes': signatures.MAX_IMAGES,
+    'crop_ids': signatures.MAX_CROP_IDS,
+    'any': signatures.MAX_CROP_IDS,
   }
-  limit = limits.get(names[0], retriever.MAX_ROWS)
+  limit = limits.get(names[0], signatures.MAX_ROWS)
   found = run(signature, {name: good(name, limit) for name in names})
   assert {len(value) for value in found.values()} == {limit}
   found = run(signature, {name: good(name, limit + 1) for name in names})

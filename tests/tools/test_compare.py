@@ -537,3 +537,18 @@ def test_bad_flags_are_explained_without_a_traceback(flags, complaint):
   assert done.returncode != 0
   assert complaint in done.stdout + done.stderr
   assert 'Traceback' not in done.stderr
+
+
+def test_a_misspelled_binding_is_refused_before_anything_runs(gin, market):
+  flags = ('--dry_run', '--systems=mmd,dcca', '--dataset=market1501', f'--data_root={market}')
+  fine = compare(*flags, '--gin_bindings=DCCA_EPOCHS = 2')  # used by one of the two
+  assert fine.returncode == 0, fine.stderr
+  wrong = compare(*flags, '--gin_bindings=DCCA_EPOCS = 2')
+  assert wrong.returncode == 1
+  assert (
+    "DCCA_EPOCS is bound, but no system makes use of it. Did you mean 'DCCA_EPOCHS'?"
+    in wrong.stderr
+  )
+  overlay = gin('overlay.gin', '# An overlay.\n\nJOINT_EPOCS = 2\n')
+  wrong = compare(*flags, f'--gin_file={overlay}')
+  assert 'overlay.gin, line 3: JOINT_EPOCS is bound' in wrong.stderr

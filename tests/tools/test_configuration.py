@@ -129,6 +129,32 @@ CASES = {
     ['read'],
   ),
   'not asked': ([], ['JOINT_EPOCS = 7'], {}, ['read']),
+  # What a value may be.
+  'epochs as text': ([], ['JOINT_EPOCHS = "2"'], {}, ["Stage.epochs (by JOINT_EPOCHS) is '2'"]),
+  'epochs and a half': ([], ['JOINT_EPOCHS = 1.5'], {}, ['1.5; expected a whole number']),
+  'epochs below 0': ([], ['JOINT_EPOCHS = -1'], {}, ['-1; expected a number that is not negative']),
+  'rate below 0': (
+    [_OPTIMIZERS + 'joint_image/optimizers.adam.learning_rate = -0.1'],
+    [],
+    {},
+    ['joint_image/optimizers.adam.learning_rate is -0.1; expected'],
+  ),
+  'rate too large': (
+    [_OPTIMIZERS + 'joint_image/optimizers.adam.learning_rate = 1e999'],
+    [],
+    {},
+    ['learning_rate is inf; expected a finite number'],
+  ),
+  'weight as text': (
+    [],
+    ['alignment.Adversarial.generator_weight = "0.1"'],
+    {},
+    ["alignment.Adversarial.generator_weight is '0.1'; expected a number."],
+  ),
+  'weight below 0': ([], ['alignment.Adversarial.generator_weight = -1'], {}, ['not negative']),
+  'batch as number': ([], ['pipeline.Pipeline.batch_size = 8.0'], {}, ['a whole number']),
+  'switch as number': ([], ['pipeline.Pipeline.flip = 1'], {}, ['pipeline.Pipeline.flip is 1']),
+  'whole number for a number': ([], ['pipeline.Pipeline.cache_gib = 1'], {}, ['read']),
   # Only the data set is used: of the bindings of a run nothing is said, of one's own it is.
   'data set': (
     [],

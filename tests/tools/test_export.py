@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfreid import storage
 from tfreid.data import market1501
 from tfreid.data.pipeline import Pipeline
 from tfreid.joint_space import JointSpace
+from tfreid.serving import versions
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / 'tests' / 'search'), str(ROOT / 'tests' / 'serving')]
@@ -148,7 +150,7 @@ def people(tmp_path_factory):
 
 
 def search(*arguments):
-  """The hits of tools/search.py."""
+  """The hits of `tfreid search`."""
   done = subprocess.run(
     [sys.executable, ROOT / 'tools' / 'search.py', '--json', *map(str, arguments)],
     capture_output=True,
@@ -160,7 +162,7 @@ def search(*arguments):
 
 
 def ask(source, query='red top', **options):
-  """The hits of a folder or an address, as tools/search.py has them."""
+  """The hits of a folder or an address, as `tfreid search` has them."""
   import tfreid.search
 
   with tfreid.search.load(str(source), **options) as opened:
@@ -309,6 +311,7 @@ def test_what_cannot_be_exported_from_a_model_is_refused_with_advice(people, tmp
 
   old = Path(shutil.copytree(people.model, tmp_path / 'old'))
   (old / '1' / 'assets.extra' / 'encoders.json').unlink()
+  storage.seal(old / '1', file=versions.SEAL)
   index = Path(shutil.copytree(people.index, tmp_path / 'index'))
   import tfreid.index
 

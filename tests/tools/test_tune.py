@@ -43,7 +43,14 @@ def grids(tmp_path):
 
 
 def test_every_combination_is_a_point_once_after_the_recipe(grids):
-  flag = grids({'mmd': [{'KERNEL': ['linear', 'multi'], 'a.B.weight': [1, 2]}, {'KERNEL': []}]})
+  flag = grids(
+    {
+      'mmd': [
+        {'KERNEL': ['linear', 'multi'], 'alignment.MaximumMeanDiscrepancy.weight': [1, 2]},
+        {'KERNEL': []},
+      ]
+    }
+  )
   result = tune(flag, '--dry_run', '--folds=0,1')
   assert result.returncode == 0, result.stderr
   assert result.stdout.splitlines() == [
@@ -63,6 +70,8 @@ def test_every_combination_is_a_point_once_after_the_recipe(grids):
     ({'mmd': [{'KERNEL': 'linear'}]}, (), 'a list of grids'),
     ({'mmd': []}, ('--systems=a2img',), 'has no grid for a2img; it has: mmd'),
     ({'mmd': []}, ('--folds=a',), 'whole numbers'),
+    ({'mmd': [{'JOINT_EPOCS': [1]}]}, (), "'mmd': JOINT_EPOCS is bound"),
+    ({'mmd': []}, ('--gin_bindings=JOINT_EPOCS = 1',), 'no system makes use of it'),
   ],
 )
 def test_grids_that_cannot_be_understood_are_refused(grids, content, flags, said):

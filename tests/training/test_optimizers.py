@@ -121,3 +121,16 @@ def test_warm_up_rises_linearly_to_the_full_rate(schedule):
 def test_schedule_of_no_epochs_is_refused(schedule, name):
   with pytest.raises(ValueError, match=f'{name} must be a positive number of epochs, not 0'):
     schedule()
+
+
+@pytest.mark.parametrize('rate', [0.0, -0.001, math.nan, math.inf])
+@pytest.mark.parametrize('name', ['adam', 'sgd', 'rmsprop'])
+def test_a_rate_that_cannot_train_is_refused(name, rate):
+  with pytest.raises(ValueError, match=f'optimizers.{name}.learning_rate must be a positive'):
+    getattr(optimizers, name)(rate)
+
+
+@pytest.mark.parametrize('norm', [0.0, -1.0, math.nan])
+def test_a_clip_norm_that_stops_everything_is_refused(norm):
+  with pytest.raises(ValueError, match='clip_norm must be a positive, finite number or None'):
+    optimizers.sgd(0.1, clip_norm=norm)

@@ -208,7 +208,7 @@ def serve(people, loaded, tmp_path):
 
 @pytest.fixture(scope='session')
 def start_server(tmp_path_factory):
-  """start_server(*flags): the address of a `tools/serve.py` in a process of its own."""
+  """start_server(*flags): the address of a `tfreid serve` in a process of its own."""
   import subprocess
   import sys
   import threading

@@ -1,7 +1,7 @@
 """Looks a data set over before it is trained on: counts, rare attributes, unreadable images.
 
-  tools/check_data.py --dataset=market1501 --data_root=/data/market1501
-  tools/check_data.py --dataset=peta --data_root=/data/peta --gin_bindings="SPLIT = 'sal'" --images
+  tfreid check-data --dataset=market1501 --data_root=/data/market1501
+  tfreid check-data --dataset=peta --data_root=/data/peta --gin_bindings="SPLIT = 'sal'" --images
 
 Nothing is written. The exit code is 1 if the data cannot be used, or if an image cannot be decoded.
 """

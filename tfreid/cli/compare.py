@@ -1,8 +1,8 @@
 """Trains the systems of the paper's Tables 2 and 3 over several seeds and writes the tables.
 
-  tools/compare.py --dataset=market1501 --data_root=/data/market1501 --out=runs/market
-  tools/compare.py --dry_run                    the plan and its cost
-  tools/compare.py --render_only --out=runs/market
+  tfreid compare --dataset=market1501 --data_root=/data/market1501 --out=runs/market
+  tfreid compare --dry_run                    the plan and its cost
+  tfreid compare --render_only --out=runs/market
 
 Without --data_root it draws synthetic people and runs on them in a small size (gin/tables.gin).
 Each run is a process of its own; all runs of a seed share one pre-training. Running the same
@@ -106,7 +106,9 @@ class Comparison:
     drawn = _DATA_ROOT.value is None
     self.data_root = training_runs.PEOPLE if drawn else _DATA_ROOT.value
     self.overlays = _GIN_FILE.value or (['tables.gin'] if drawn else [])
-    self.recipes = {system: self._recipe(system).legs() for system in self.systems}
+    configured = {system: self._recipe(system) for system in self.systems}
+    recipes.check_use(configured.values(), self.overlays, _GIN_BINDINGS.value)
+    self.recipes = {system: recipe.legs() for system, recipe in configured.items()}
     self.kinds = {system: plan.kind(legs) for system, legs in self.recipes.items()}
     self.runs = plan.table_runs(
       self.systems, self.seeds, recipes=self.recipes, untrained=_UNTRAINED.value

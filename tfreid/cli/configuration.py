@@ -7,7 +7,9 @@ the user trusts it with more. And what nobody uses is a typing error, not a wish
 
 from __future__ import annotations
 
+import inspect
 import logging as logging_
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -51,7 +53,7 @@ def configure(
 
   Raises:
     ValueError: whatever gin does not understand, as gin says it; an import or a name that is not
-      allowed; a binding that nothing uses.
+      allowed; a value of the wrong type; a binding that nothing uses.
     FileNotFoundError: there is no such file.
   """
   import gin
@@ -81,6 +83,7 @@ def configure(
     os.chdir(here)
     logging_.disable(logging_.NOTSET)
   _check_names(allow_imports)
+  _check_values()
   if root:
     own = [w for w in written if not w.path or (root != DATASET and not w.shipped)]
     _check_use(own, root)
@@ -223,6 +226,78 @@ def _check_names(allow_imports: Collection[str]):
       )
 
 
+# What a value may be.
+
+
+# Parameters by whose name a number below 0 is a typing error, whatever function has them.
+_NEVER_NEGATIVE = re.compile(r'(?:^|_)(?:weight|decay|rate|epochs|size|dropout|temperature|every)$')
+
+
+def _check_values():
+  """Refuses values of another type than the function's annotation says, NaN, and negative weights.
+
+  Only int, float, bool, str and None are judged; whatever else an annotation says is left to the
+  function. A value is named as it is bound: the function that it reaches says less.
+  """
+  from gin import config
+
+  for key, values in config._CONFIG.items():
+    if key[1] == _MACRO:
+      continue
+    try:
+      parameters = inspect.signature(config._REGISTRY[key[1]].wrapped).parameters
+    except (TypeError, ValueError):
+      continue  # written in C
+    for argument, bound in values.items():
+      value, macro = _resolved(bound)
+      if argument in parameters and not isinstance(value, config.ConfigurableReference):
+        expected = _expected(argument, parameters[argument].annotation, value)
+        if expected:
+          raise ValueError(
+            f'{_short(key)}.{argument}{f" (by {macro})" if macro else ""} is {value!r}; expected '
+            f'{expected}.'
+          )
+
+
+def _resolved(value: Any) -> tuple[Any, str]:
+  """A value, macros replaced by what is bound to them, and the name of the last macro, or ''."""
+  from gin import config
+
+  name = ''
+  while isinstance(value, config.ConfigurableReference) and value.configurable.selector == _MACRO:
+    name = '/'.join(value.scopes)
+    bound = config._CONFIG.get((name, _MACRO), {})
+    if 'value' not in bound:
+      break
+    value = bound['value']
+  return value, name
+
+
+_WORDS = {
+  'int': 'a whole number',
+  'float': 'a number',
+  'bool': 'True or False',
+  'str': 'a text',
+  'None': 'None',
+}
+
+
+def _expected(argument: str, annotation: Any, value: Any) -> str:
+  """What a parameter takes, in words, if it does not take the value; '' if it does."""
+  if isinstance(value, float) and not math.isfinite(value):
+    return 'a finite number'
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if is_number and value < 0 and _NEVER_NEGATIVE.search(argument):
+    return 'a number that is not negative'
+  kinds = [kind.strip() for kind in str(annotation).split('|')]
+  if not set(kinds) <= set(_WORDS):
+    return ''
+  kind = 'None' if value is None else type(value).__name__
+  if kind in kinds or (kind == 'int' and 'float' in kinds):
+    return ''
+  return ' or '.join(_WORDS[kind] for kind in kinds)
+
+
 # What nothing uses.
 
 
@@ -245,7 +320,8 @@ def _check_use(own: Sequence[gin_reading.Written], root: str):
   modules: dict[str, str] = {}  # what a name at the beginning of a selector stands for
   for statement, path in own:
     if isinstance(statement, config_parser.ImportStatement):
-      modules[statement.bound_name()] = statement.partial_path()
+      whole = statement.is_from or statement.alias
+      modules[statement.bound_name()] = statement.module if whole else statement.bound_name()
       continue
     if not isinstance(statement, config_parser.BindingStatement):
       continue

@@ -1,8 +1,8 @@
 """Evaluates a trained joint space: prints the table, adds a row to the run's results.jsonl.
 
-  tools/evaluate.py --space=runs/a2img/joint/space
-  tools/evaluate.py --space=runs/a2img/joint/space --dataset=market1501 --data_root=/data/market1501
-  tools/evaluate.py --space=runs/a2img/joint/space --attribute_counts=1,2,4,8,all
+  tfreid evaluate --space=runs/a2img/joint/space
+  tfreid evaluate --space=runs/a2img/joint/space --dataset=market1501 --data_root=/data/market1501
+  tfreid evaluate --space=runs/a2img/joint/space --attribute_counts=1,2,4,8,all
 
 Without --dataset the data are those of the run's config.gin. The space alone is loaded, not the
 method that trained it.

@@ -1,11 +1,11 @@
 """Exports a joint space with a gallery: a SavedModel that answers queries. Checks one, too.
 
-  tools/export.py --space=runs/a2img/joint/space --out=saved_models/market \\
+  tfreid export --space=runs/a2img/joint/space --out=saved_models/market \\
     --dataset=market1501 --data_root=/data/market1501
-  tools/export.py --model=saved_models/demo --index=indexes/depot --out=saved_models/depot
-  tools/export.py --model=saved_models/demo --images=/data/my_crops --out=saved_models/mine
-  tools/export.py --check=saved_models/depot
-  tools/export.py --check=saved_models/depot --server=grpc://localhost:8500
+  tfreid export --model=saved_models/demo --index=indexes/depot --out=saved_models/depot
+  tfreid export --model=saved_models/demo --images=/data/my_crops --out=saved_models/mine
+  tfreid export --check=saved_models/depot
+  tfreid export --check=saved_models/depot --server=grpc://localhost:8500
 
 The encoders come from a training run (--space) or from a model that was exported before (--model);
 the gallery is the test split of a data set, a folder of crops (JPEG or PNG, subfolders too), or
@@ -51,7 +51,7 @@ _GIN_BINDINGS = flags.DEFINE_multi_string(
 flags.DEFINE_alias('gin_param', 'gin_bindings')
 _IMAGES = flags.DEFINE_string('images', None, 'Gallery: a folder of crops.')
 _INDEX = flags.DEFINE_string(
-  'index', None, 'Gallery: an index of tools/index.py; its crops are not embedded again.'
+  'index', None, 'Gallery: an index of `tfreid index`; its crops are not embedded again.'
 )
 _VERSION = flags.DEFINE_integer(
   'version', None, 'Number of the version; the next free one if not given.', lower_bound=1
@@ -209,7 +209,7 @@ def index_gallery(index):
 def _changed(index):
   return ValueError(
     f"The index '{index.directory}' did not hold still while it was read. Give the same command "
-    'again; if nobody writes to it, run `tools/index.py verify`.'
+    'again; if nobody writes to it, run `tfreid index verify`.'
   )
 
 
@@ -284,12 +284,12 @@ def main(argv):
 def _export():
   from rich.console import Console
 
-  from tfreid.serving import export
+  from tfreid.serving import export, versions
 
   # Names are not markup: a folder may be called [bold].
   console = Console(highlight=False, soft_wrap=True, markup=False)
-  version = _VERSION.value or export.next_version(_OUT.value)
-  export.check_version(_OUT.value, version)  # before minutes are spent on the gallery
+  version = _VERSION.value or versions.next_number(_OUT.value)
+  versions.check_number(_OUT.value, version)  # before minutes are spent on the gallery
   with contextlib.ExitStack() as stack:
     if _INDEX.value:
       import tfreid.index
@@ -467,7 +467,7 @@ def _say(console, where):
     f'{parity["image_error"]:.1g} of their length (tolerance {parity["image_tolerance"]:g}); the '
     'ranking is that of a full sort.'
   )
-  console.print(f'Search it: tools/search.py --model={where} "woman, red top"')
+  console.print(f'Search it: tfreid search --model={where} "woman, red top"')
 
 
 def _check():
@@ -475,6 +475,10 @@ def _check():
   from tfreid.serving import versions
 
   directory = versions.newest(os.path.abspath(os.path.expanduser(_CHECK.value)))
+  if versions.check(directory, variables=True):
+    print(f'{"ok":8}{"files":18}as they were written')
+  else:
+    print(f'{"":8}{"files":18}no checksums: exported by an earlier version of tfreid')
   if _SERVER.value:
     name = _MODEL_NAME.value or os.path.basename(os.path.dirname(directory))
     outcomes, asked = _replay_on_server(directory, name)

@@ -1,14 +1,14 @@
 """Makes an index of crops and keeps it up to date.
 
-  tools/index.py build   --index=indexes/depot --model=saved_models/demo --source=crops/
-  tools/index.py add     --index=indexes/depot --source=new.csv --existing=skip
-  tools/index.py remove  --index=indexes/depot crops/a17.jpg crops/b02.jpg
-  tools/index.py info    --index=indexes/depot
-  tools/index.py verify  --index=indexes/depot --files
-  tools/index.py compact --index=indexes/depot
-  tools/index.py merge   --index=indexes/all indexes/part1 indexes/part2
-  tools/index.py merge   --index=indexes/all --engine=milvus --uri=http://milvus:19530 indexes/depot
-  tools/index.py trust   --index=indexes/from_elsewhere
+  tfreid index build   --index=indexes/depot --model=saved_models/demo --source=crops/
+  tfreid index add     --index=indexes/depot --source=new.csv --existing=skip
+  tfreid index remove  --index=indexes/depot crops/a17.jpg crops/b02.jpg
+  tfreid index info    --index=indexes/depot
+  tfreid index verify  --index=indexes/depot --files
+  tfreid index compact --index=indexes/depot
+  tfreid index merge   --index=indexes/all indexes/part1 indexes/part2
+  tfreid index merge   --index=indexes/all --engine=milvus --uri=http://milvus:19530 indexes/depot
+  tfreid index trust   --index=indexes/from_elsewhere
 
 The source is a folder, or a manifest (.csv or .jsonl) with a column `path` and whatever else is
 known: id, camera, time, fields of one's own, attributes. Stopped by anything, `build` and `add` go
@@ -154,7 +154,7 @@ def _build(_):
   if directory.IndexDirectory(_INDEX.value).exists and not _OVERWRITE.value:
     # Before the model is loaded and the source read.
     raise FileExistsError(
-      f"'{_INDEX.value}' holds an index already. Use `tools/index.py add` to add crops, or "
+      f"'{_INDEX.value}' holds an index already. Use `tfreid index add` to add crops, or "
       '--overwrite to replace it.'
     )
   manifest.check(_SOURCE.value)
@@ -268,7 +268,7 @@ def _merge(parts):
 
   _check_engine()
   if not parts:
-    raise ValueError('Name the indexes to merge: tools/index.py merge --index=all part1 part2')
+    raise ValueError('Name the indexes to merge: `tfreid index merge --index=all part1 part2`')
   with _shown_stages() as progress:
     size = writer.merge(
       _INDEX.value, parts, engine_name=_ENGINE.value, uri=_URI.value, progress=progress

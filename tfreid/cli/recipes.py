@@ -6,11 +6,12 @@ Importing what a recipe names takes TensorFlow and seconds; planning dozens of r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tfreid.cli import gin_reading
 from tfreid.cli.gin_reading import Macro, Reference
+from tfreid.cli.main import did_you_mean
 
 _STAGES = 'STAGES'
 
@@ -34,9 +35,7 @@ class Recipe:
     self.values: dict[str, Any] = {}
     for statement, _ in gin_reading.read(files, bindings):
       if isinstance(statement, config_parser.BindingStatement):
-        scope = f'{statement.scope}/' if statement.scope else ''
-        argument = f'.{statement.arg_name}' if statement.arg_name else ''
-        self.values[f'{scope}{statement.selector}{argument}'] = statement.value
+        self.values[_name(statement)] = statement.value
 
   def get(self, name: str, argument: str, default: Any = None) -> Any:
     """What a configurable's argument is bound to in its scope, or else without one."""
@@ -92,17 +91,22 @@ class Recipe:
 
   def fingerprint(self) -> str:
     """A hash of what the run depends on: bindings that nothing it uses refers to do not count."""
-    used, scopes, macros = self._reachable()
-    kept = []
-    for key, value in self.values.items():
-      if key in macros:
-        kept.append((key, repr(value)))
-      elif '.' in key:
-        scope, _, rest = key.rpartition('/')
-        name = rest.rpartition('.')[0]
-        if name in used and (not scope or set(scope.split('/')) <= scopes):
-          kept.append((key, repr(value)))
+    kept = [(key, repr(self.values[key])) for key in self.used()]
     return hashlib.sha256(repr(sorted(kept)).encode()).hexdigest()[:16]
+
+  def used(self) -> set[str]:
+    """The names of the bindings that the run makes use of."""
+    functions, scopes, macros = self._reachable()
+    kept = set()
+    for key in self.values:
+      scope, _, rest = key.rpartition('/')
+      if key in macros or (
+        '.' in key
+        and rest.rpartition('.')[0] in functions
+        and (not scope or set(scope.split('/')) <= scopes)
+      ):
+        kept.add(key)
+    return kept
 
   def _reachable(self) -> tuple[set[str], set[str], set[str]]:
     """Configurables, scopes and macros that the root refers to, directly or through others."""
@@ -122,6 +126,44 @@ class Recipe:
               scopes.update(part for part in scope.split('/') if part)
       if len(used) + len(scopes) + len(macros) == before:
         return used, scopes, macros
+
+
+def check_use(
+  recipes: Iterable[Recipe],
+  files: Sequence[str],
+  bindings: Sequence[str],
+  origin: str = '--gin_bindings',
+):
+  """Refuses bindings of the user that no recipe makes use of: a misspelled name, most likely.
+
+  Args:
+    recipes: of all systems, with these files and bindings among their own.
+    files: the user's overlays; what comes with tfreid may serve systems that are not among these.
+    bindings: the user's, 'name = value'.
+    origin: of the bindings, for the message.
+
+  Raises:
+    ValueError: the first of them, with the name that was meant, if one is near.
+  """
+  from gin import config_parser
+
+  used = set().union(*(recipe.used() for recipe in recipes))
+  for written in gin_reading.read(files, bindings):
+    if written.shipped or not isinstance(written.statement, config_parser.BindingStatement):
+      continue
+    name = _name(written.statement)
+    if name not in used:
+      place = written.place if written.path else origin
+      raise ValueError(
+        f'{place}: {name} is bound, but no system makes use of it.{did_you_mean(name, used)}'
+      )
+
+
+def _name(statement: Any) -> str:
+  """The name of a binding, with its scope and argument."""
+  scope = f'{statement.scope}/' if statement.scope else ''
+  argument = f'.{statement.arg_name}' if statement.arg_name else ''
+  return f'{scope}{statement.selector}{argument}'
 
 
 def _mentioned(value: Any) -> Iterator[Any]:

@@ -1,13 +1,13 @@
 """Finds the crops that fit a description.
 
-  tools/search.py --model=saved_models/demo "gender=female, upper_color=red, backpack=yes"
-  tools/search.py --model=saved_models/demo --html=answer.html "woman, red top, no hat"
-  tools/search.py --index=indexes/depot --filter='camera in [1, 2]' "woman, red top"
-  tools/search.py --index=indexes/depot --like=crops/a17.jpg
-  tools/search.py --server=grpc://localhost:8500 --model_name=people "woman, red top"
+  tfreid search --model=saved_models/demo "gender=female, upper_color=red, backpack=yes"
+  tfreid search --model=saved_models/demo --html=answer.html "woman, red top, no hat"
+  tfreid search --index=indexes/depot --filter='camera in [1, 2]' "woman, red top"
+  tfreid search --index=indexes/depot --like=crops/a17.jpg
+  tfreid search --server=grpc://localhost:8500 --model_name=people "woman, red top"
 
 The description is a list of name=value settings, of words, or of both. --model searches the gallery
-inside an exported model, --index one made with tools/index.py, --server that of an exported model
+inside an exported model, --index one made with `tfreid index`, --server that of an exported model
 under TF Serving. Beside each tick or cross stands what the attribute adds to the score of the crop,
 and below the table what to ask for next.
 """
@@ -97,7 +97,6 @@ def _tell_unknown(source):
 
 
 def _show(answer):
-  import os
 
   if _JSON.value:
     print(printable_json(answer.to_json()))
@@ -113,11 +112,9 @@ def _show(answer):
       text = printable(f'Ask next: {answer.ask_next()}', lines=False)
       console.print(text, highlight=False, soft_wrap=True, markup=False)
   if _HTML.value:
+    from tfreid import storage
     from tfreid.search import page
 
-    partial = f'{_HTML.value}.partial'
-    with open(partial, 'w', encoding='utf-8') as file:
-      file.write(page.render(answer))
-    os.replace(partial, _HTML.value)
+    storage.write_text(_HTML.value, page.render(answer))
     if not _JSON.value:
       print(printable(f'Result page: {_HTML.value}', lines=False))

@@ -1,8 +1,8 @@
 """Draws a data set of synthetic people, in Market-1501's own folder layout.
 
-  tools/make_synthetic.py --out=data/synthetic
-  tools/make_synthetic.py --out=data/easy --difficulty=easy --num_train_people=200 --seed=3
-  tools/make_synthetic.py --sheet=people.png            # only a picture of some of them
+  tfreid synthesize --out=data/synthetic
+  tfreid synthesize --out=data/easy --difficulty=easy --num_train_people=200 --seed=3
+  tfreid synthesize --sheet=people.png            # only a picture of some of them
 
 Starts from gin/synthetic_people.gin; further gin files, bindings and flags win over it, in this
 order. Same parameters, same files: where the same data set stands already, nothing is done.
@@ -16,6 +16,7 @@ import sys
 
 from absl import app, flags
 
+from tfreid import storage
 from tfreid.cli import configuration, gin_flags, startup
 
 flags.adopt_module_key_flags(gin_flags)
@@ -94,9 +95,10 @@ def write_sheet(people, path: str, num_people: int = 24) -> None:
   scale = max(1, round(160 / people.image_size[0]))
   sheet = synthetic.contact_sheet(images, labels=labels, columns=12, scale=scale)
   path = os.path.abspath(os.path.expanduser(path))
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  sheet.save(f'{path}.part', 'PNG')
-  os.replace(f'{path}.part', path)
+  storage.make_directories(os.path.dirname(path))
+  content = io.BytesIO()
+  sheet.save(content, 'PNG')
+  storage.write_bytes(path, content.getvalue())
 
 
 def main(argv):

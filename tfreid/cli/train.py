@@ -1,6 +1,6 @@
 """Trains and evaluates a system.
 
-  tools/train.py --gin_file=methods/a2img.gin --gin_file=datasets/market1501.gin \\
+  tfreid train --gin_file=methods/a2img.gin --gin_file=datasets/market1501.gin \\
     --gin_bindings='DATA_ROOT = "/data/market1501"' --run_dir=runs/a2img
 
 gin files are found by path or among those that come with tfreid (`tfreid --files` says where). A

@@ -1,8 +1,8 @@
 """Tries settings of systems on held-out training people and writes down what came out.
 
-  tools/tune.py --dry_run                         which runs there will be
-  tools/tune.py --report=docs/results/tuning.md   the grids behind gin/tables.gin
-  tools/tune.py --systems=mmd,deep_coral --dataset=market1501 --data_root=/data/market1501 \\
+  tfreid tune --dry_run                         which runs there will be
+  tfreid tune --report=docs/results/tuning.md   the grids behind gin/tables.gin
+  tfreid tune --systems=mmd,deep_coral --dataset=market1501 --data_root=/data/market1501 \\
     --gin_bindings='PRETRAIN_EPOCHS = 60' --out=runs/tuning_market
 
 The grids are a JSON file (default gin/tuning/tables.json): system -> a list of grids, each a gin
@@ -86,6 +86,20 @@ class Tuning:
     # A dict per point: binding -> value. The recipe as it is comes first.
     self.points = {system: _points(grids) for system, grids in self.grids.items()}
     self.failed: dict[str, str] = {}
+    self._check_use()
+
+  def _check_use(self):
+    """Refuses a misspelled name, which would train the recipe under another title."""
+    fold = self.folds[0] if self.folds else 0
+    plain = {
+      system: recipes.Recipe(self.files(system), self.bindings({}, fold)) for system in self.points
+    }
+    recipes.check_use(plain.values(), self.overlays, _GIN_BINDINGS.value)
+    for system, points in self.points.items():
+      names = sorted({name for point in points for name in point})
+      bindings = [f'{name} = None' for name in names]
+      recipe = recipes.Recipe(self.files(system), [*self.bindings({}, fold), *bindings])
+      recipes.check_use([recipe], (), bindings, f"{_GRIDS.value}, '{system}'")
 
   def files(self, system: str) -> list[str]:
     """The gin files of a system's runs."""

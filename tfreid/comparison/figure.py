@@ -24,7 +24,7 @@ def check():
   except ImportError as error:
     raise ImportError(
       'Figure 3 is drawn with matplotlib, which is not installed: pip install "tfreid[report]", '
-      'or leave the figure out (tools/compare.py --nofigure3).'
+      'or leave the figure out (`tfreid compare --nofigure3`).'
     ) from error
 
 

@@ -1,6 +1,6 @@
 """What to run, what is already done, and how long the rest will take. Floor 5.
 
-Every run is a run directory of `tools/train.py` below one folder, with a record beside it of how it
+Every run is a run directory of `tfreid train` below one folder, with a record beside it of how it
 went. Nothing else is remembered, so that stopping and starting again is the same as never having
 stopped.
 """
@@ -56,7 +56,7 @@ class Leg(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run of `tools/train.py`.
+  """One run of `tfreid train`.
 
   Attributes:
     role: PRETRAIN, TABLE (a row of the tables), UNTRAINED (its reference) or PARAMETER (a point of

@@ -10,6 +10,7 @@ from typing import Any
 from tfreid.comparison import accounts, document, figure, paper, plan, scores, sheets
 from tfreid.comparison.document import Cell, Document, Figure, Row, Section, Table
 from tfreid.comparison.scores import Result
+from tfreid.evaluation.alignment import Alignment
 
 PAGE, MARKDOWN = 'index.html', 'tables.md'
 FIGURE3 = 'figure3.svg'
@@ -93,6 +94,7 @@ class _Report:
       sections.append(Section('Table 3', self._table3()))
       sections.append(Section('Which differences are real', self._differences()))
       sections.append(Section('Seen and unseen descriptions', self._seen()))
+      sections += self._alignment()
       sections.append(Section('Against an untrained network and chance', self._references()))
       sections += self._figure3()
       sections += self._readings()
@@ -362,6 +364,26 @@ class _Report:
         'The gallery is the whole one for both.',
       )
     ]
+
+  def _alignment(self):
+    """Whether images and descriptions have the same distribution in each system's space."""
+    rows = []
+    for name in self._ordered():
+      values = [
+        scores.plain_score(self.systems[name], field, 'alignment') for field in Alignment._fields
+      ]
+      if values[0].seeds:
+        rows.append(Row([self._name(name), *(Cell(_plus_minus(value)) for value in values)]))
+    if not rows:
+      return []
+    headings = ['system', 'probe: area under the curve', 'distance of means', 'of covariances']
+    caption = (
+      'Test split, each semantic ID counted once, mean ± standard deviation over seeds. Probe: a '
+      'linear classifier that tells images from descriptions, scored on semantic IDs that it was '
+      'not fitted on: 0.5 where nothing tells them apart, 1 where a hyperplane separates them. '
+      'Distances: of the means, in units of the spread; of the covariances, between 0 and 1.'
+    )
+    return [Section('Alignment', [Table([Cell(heading) for heading in headings], rows, caption)])]
 
   def _references(self):
     """Each system against an untrained network of its kind, and against chance."""

@@ -221,14 +221,23 @@ def results(rows: Sequence[Mapping[str, Any]]) -> list[Result]:
   return found
 
 
-def score(found: Sequence[Result], metric: str, part: str = 'all') -> Score:
-  """A metric over the seeds of one system."""
-  values = np.array([100 * result.value(metric, part) for result in found])
-  values = values[~np.isnan(values)]
-  if not len(values):
+def score(results: Sequence[Result], metric: str, part: str = 'all') -> Score:
+  """A metric over the seeds of one system, in percent."""
+  return _over_seeds([100 * result.value(metric, part) for result in results])
+
+
+def plain_score(results: Sequence[Result], metric: str, part: str) -> Score:
+  """As `score`, not in percent; without a seed where no run has the metric."""
+  return _over_seeds([result.value(metric, part) for result in results])
+
+
+def _over_seeds(values: Sequence[float]) -> Score:
+  known = np.asarray(values, np.float64)
+  known = known[~np.isnan(known)]
+  if not len(known):
     return Score(math.nan, math.nan, 0)
-  deviation = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-  return Score(float(values.mean()), deviation, len(values))
+  deviation = float(known.std(ddof=1)) if len(known) > 1 else math.nan
+  return Score(float(known.mean()), deviation, len(known))
 
 
 def chance(found: Result, part: str = 'all') -> dict[str, float]:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pandas as pd
 
 from tfreid import query as queries
 from tfreid.query import Is, IsNot, Query, Statement
 from tfreid.text import did_you_mean, normalized, shortened
+
+if TYPE_CHECKING:
+  # Half a second that whoever only asks need not wait.
+  import pandas as pd
 
 ENCODINGS = ('binary', 'three_state')
 NONE = 'none'

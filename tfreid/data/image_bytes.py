@@ -64,7 +64,8 @@ _MARKER = re.compile(rb'\xff[^\x00\x01\xd0-\xd7\xff]')
 _FILL = re.compile(rb'\xff+')
 _EOI, _SOS = 0xD9, 0xDA
 _FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
-_DECODED_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman coding
+# Baseline, extended and progressive; the last two in arithmetic coding.
+_DECODED_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 
 _TURNS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -153,7 +154,7 @@ def read(path: str | os.PathLike) -> bytes:
     raise MissingImageError('there is no such file') from error
   except (OSError, ValueError) as error:
     raise BadImageError('the file cannot be read') from error
-  with open(descriptor, 'rb') as file:
+  try:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
       raise BadImageError('it is not a regular file')
@@ -162,10 +163,12 @@ def read(path: str | os.PathLike) -> bytes:
         f'the file has {found.st_size:,} bytes, and at most {MAX_BYTES:,} are read: cut out the '
         'person, or shrink the image'
       )
-    try:
+    with open(descriptor, 'rb', closefd=False) as file:
       return file.read(MAX_BYTES + 1)
-    except OSError as error:
-      raise BadImageError('the file cannot be read') from error
+  except OSError as error:
+    raise BadImageError('the file cannot be read') from error
+  finally:
+    os.close(descriptor)
 
 
 def pixels(contents: bytes) -> np.ndarray:
@@ -284,8 +287,7 @@ def read_jpeg(contents: bytes) -> Jpeg:
         raise BadImageError('the image has more than one JPEG frame')
       if marker not in _DECODED_FRAMES:
         raise BadImageError(
-          'it is a JPEG of a rare kind (arithmetic, lossless or hierarchical coding): save it as '
-          'an ordinary JPEG or PNG'
+          'it is a JPEG of a rare kind (lossless or hierarchical): save it as an ordinary one'
         )
       bits, height, width, components = struct.unpack_from('>BHHB', contents, start + 4)
       frame = width, height, components

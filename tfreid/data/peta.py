@@ -1,9 +1,9 @@
 """PETA, the PEdesTrian Attribute data set. Floor 1.
 
 Deng et al., "Pedestrian attribute recognition at far distance", ACM MM 2014. Nothing here
-fetches it. PETA has no splits for retrieval, and it annotates images, not people: one person may
-have several combinations of attributes. So the semantic IDs are split, and a person may be in
-training and in test; `Split.person_ids` and `Split.subsets` tell who is who, and from where.
+fetches it. PETA has no splits for retrieval, so the semantic IDs are split. All images of a person
+are annotated alike, so that this splits the people too; `Split.person_ids` and `Split.subsets` tell
+who is who, and from which of ten data sets.
 
     <root>/images/00001.png ... 19000.png      (or directly under <root>), or as its authors give it
     <root>/PETA dataset/<subset>/archive/*     (or the subsets directly under <root>)

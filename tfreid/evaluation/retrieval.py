@@ -15,6 +15,7 @@ from rich.table import Table
 
 from tfreid.data.benchmark import Split
 from tfreid.evaluation import ranking, significance
+from tfreid.evaluation.alignment import Alignment, alignment
 from tfreid.evaluation.ranking import QueryMetrics, Summary
 from tfreid.joint_space import JointSpace, similarity
 
@@ -64,6 +65,7 @@ class Evaluation(NamedTuple):
       take.
     query_ids: int64 [Q], semantic IDs.
     is_seen: bool [Q], or None.
+    alignment: of images and descriptions in the space, None where it was not measured.
   """
 
   overall: Summary
@@ -72,6 +74,7 @@ class Evaluation(NamedTuple):
   per_query: QueryMetrics
   query_ids: np.ndarray
   is_seen: np.ndarray | None
+  alignment: Alignment | None = None
 
   def parts(self) -> dict[str, Summary]:
     """The summaries by name: 'all', and 'seen' and 'unseen' where that is known."""
@@ -79,12 +82,17 @@ class Evaluation(NamedTuple):
     return {name: part for name, part in parts.items() if part is not None}
 
   def scalars(self) -> dict[str, float]:
-    """Every number once, for curves: 'mAP', 'rank1', ..., 'seen/mAP', ..., 'unseen/mAP', ..."""
-    return {
+    """Every number once, for curves: 'mAP', ..., 'seen/mAP', ..., 'alignment/probe_auc', ..."""
+    numbers = {
       field if name == 'all' else f'{name}/{field}': float(value)
       for name, part in self.parts().items()
       for field, value in part._asdict().items()
     }
+    if self.alignment is not None:
+      numbers.update(
+        (f'alignment/{field}', value) for field, value in self.alignment._asdict().items()
+      )
+    return numbers
 
   def line(self) -> str:
     """The result in one line of text."""
@@ -141,6 +149,10 @@ class Evaluation(NamedTuple):
       name: {field: _plain(value) for field, value in part._asdict().items()}
       for name, part in self.parts().items()
     }
+    if self.alignment is not None:
+      result['alignment'] = {
+        field: _plain(value) for field, value in self.alignment._asdict().items()
+      }
     if per_query:
       vectors = {'query_ids': self.query_ids, **self.per_query._asdict()}
       if self.is_seen is not None:
@@ -329,6 +341,9 @@ def evaluate_embeddings(
     per_query=per_query,
     query_ids=np.asarray(embeddings.query_ids),
     is_seen=seen,
+    alignment=alignment(
+      embeddings.queries, embeddings.gallery, embeddings.query_ids, embeddings.gallery_ids
+    ),
   )
 
 

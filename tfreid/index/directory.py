@@ -80,7 +80,7 @@ class IndexDirectory:
       names = sorted(os.listdir(self.directory))[:5] if os.path.isdir(self.directory) else []
       raise FileNotFoundError(
         f"'{self.directory}' holds no index (found: {', '.join(names) or 'nothing'}). "
-        '`tools/index.py build` makes one.'
+        '`tfreid index build` makes one.'
       )
     self._check_parts()
     path = self._path(STATE)

@@ -108,7 +108,7 @@ class EmbeddedIndex(Engine):
         raise ValueError(
           f"'{part.directory}' is damaged: its concepts have {part.concepts.shape[1]} numbers "
           'each, '
-          f'and those of the index {self.width}. Run `tools/index.py verify`.'
+          f'and those of the index {self.width}. Run `tfreid index verify`.'
         )
     if check:
       self._checked_segments = frozenset(entry['name'] for entry in entries)

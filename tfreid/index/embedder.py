@@ -1,23 +1,27 @@
 """An exported model as what an index needs of it: crops and descriptions to concepts. Floor 4.
 
-Only the SavedModel is read and the files beside it: neither gin nor the method's code.
+Only the SavedModel is read and the files beside it: neither gin nor the method's code. Whoever only
+asks by description (`lazy`) waits for no TensorFlow, where the export keeps its attribute encoder
+as arrays (`serving.light_encoder`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
 
-from tfreid import forks, replicas
+from tfreid import forks
 from tfreid.data import image_bytes
 from tfreid.data.attributes import AttributeSchema
-from tfreid.serving import errors, loading, versions
+from tfreid.serving import errors, light_encoder, versions
+
+if TYPE_CHECKING:
+  import tensorflow as tf
 
 _SIGNATURES = ('embed_images', 'embed_attributes')
 # Images that one call of an exported model decodes at the same time.
@@ -39,7 +43,13 @@ class Embedder:
       calls keep both busy. More than 4 would cost more memory than they gain.
   """
 
-  def __init__(self, directory: str, *, strategy: tf.distribute.Strategy | None = None):
+  def __init__(
+    self,
+    directory: str,
+    *,
+    strategy: tf.distribute.Strategy | None = None,
+    lazy: bool = False,
+  ):
     """Loads the model.
 
     Loaded in the scope of a strategy, a SavedModel has its variables on each device, its gallery
@@ -49,30 +59,26 @@ class Embedder:
     Args:
       directory: of a version (saved_models/demo/1), or of a model, whose newest version is taken.
       strategy: from `replicas.local`, to embed crops on several devices; by default on one.
+      lazy: load the SavedModel when the first crop is to be embedded, if the attribute encoder can
+        be computed without. Faults of the SavedModel are then found at that time.
 
     Raises:
       FileNotFoundError: there is no exported model.
       ValueError: it is not one whose crops can be indexed, or it is damaged.
     """
-    strategy = strategy or tf.distribute.get_strategy()
-    self.num_devices: int = strategy.num_replicas_in_sync
+    self.num_devices: int = strategy.num_replicas_in_sync if strategy else 1
     self.in_flight = max(2, min(4, _cores() // _DECODED_TOGETHER))
     self.directory = version(directory)
     self.about = description(self.directory)
     self.fingerprint: str = self.about['fingerprint']
     self.size: int = self.about['embedding_size']
     self.schema = schema(self.directory)
-    with strategy.scope():
-      self._model = loading.load(self.directory)
-    signatures = self._model.signatures
-    missing = [name for name in _SIGNATURES if name not in signatures]
-    if missing:
-      raise ValueError(
-        f"The model '{self.directory}' has no signature {' and '.join(missing)} (it has: "
-        f'{", ".join(signatures) or "none"}). Export it again with tools/export.py.'
-      )
-    self._embed_images = _images(signatures['embed_images'], strategy)
-    self._embed_attributes = signatures['embed_attributes']
+    self._strategy = strategy
+    self._loading = threading.Lock()
+    self._signatures: _Signatures | None = None
+    self._light = _light(self.directory) if lazy else None
+    if self._light is None:
+      self._loaded()
 
   def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
     """Image concepts, float32 [B, E], of B encoded images (`image_bytes.KINDS`).
@@ -81,16 +87,29 @@ class Embedder:
       ValueError: one of them cannot be decoded; the message does not say which.
     """
     forks.check()
-    contents = [image_bytes.for_model(image) for image in contents]
-    with _clear():
-      return self._embed_images(tf.constant(contents, tf.string)).numpy()
+    return self._loaded().embed_images([image_bytes.for_model(image) for image in contents])
 
   def embed_attributes(self, vectors: np.ndarray) -> np.ndarray:
-    """Attribute concepts, float32 [B, E], of attribute vectors [B, A]."""
-    forks.check()
-    with _clear():
-      vectors = tf.constant(np.asarray(vectors, np.float32))
-      return self._embed_attributes(attributes=vectors)['concepts'].numpy()
+    """Attribute concepts, float32 [B, E], of attribute vectors [B, A].
+
+    Raises:
+      ValueError: they have another size, or hold numbers that are not finite.
+    """
+    vectors = np.asarray(vectors, np.float32)
+    if self._light is None:
+      forks.check()
+      return self._loaded().embed_attributes(vectors)
+    if self.schema is not None and vectors.shape[-1] != self.schema.size:
+      raise ValueError(
+        f'An attribute vector has {self.schema.size} numbers; these have the shape {vectors.shape}.'
+      )
+    return self._light(vectors)
+
+  def _loaded(self) -> _Signatures:
+    with self._loading:
+      if self._signatures is None:
+        self._signatures = _Signatures(self.directory, self._strategy)
+      return self._signatures
 
   def embed_query(self, query: Mapping[str, str]) -> np.ndarray:
     """The concept, float32 [E], of a description by attribute name and value.
@@ -130,27 +149,81 @@ def description(directory: str) -> dict[str, Any]:
   Raises:
     ValueError: it is missing or does not say what an index must know.
   """
-  path = os.path.join(directory, 'assets.extra', 'model.json')
+  path = os.path.join(directory, versions.EXTRA, 'model.json')
   try:
-    with open(path, encoding='utf-8') as file:
-      about = json.load(file)
+    about = versions.read_json(directory, f'{versions.EXTRA}/model.json')
     if isinstance(about['fingerprint'], str) and isinstance(about['embedding_size'], int):
       return about
     raise KeyError('fingerprint')
   except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
     raise ValueError(
       f"'{path}' does not say which model this is ({error!r}). Export it again with "
-      'tools/export.py.'
+      '`tfreid export`.'
     ) from error
 
 
 def schema(directory: str) -> AttributeSchema | None:
-  """The schema of a version, None if it has none."""
-  path = os.path.join(directory, 'assets.extra', 'schema.json')
-  if not os.path.isfile(path):
+  """The schema of a version, None if it has none.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  name = f'{versions.EXTRA}/schema.json'
+  if not os.path.isfile(os.path.join(directory, name)):
     return None
-  with open(path, encoding='utf-8') as file:
-    return AttributeSchema.from_json(file.read())
+  return AttributeSchema.from_json(versions.read_json(directory, name))
+
+
+class _Signatures:
+  """The SavedModel of a version, loaded."""
+
+  def __init__(self, directory: str, strategy: tf.distribute.Strategy | None):
+    import tensorflow as tf
+
+    from tfreid.serving import loading
+
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+      self._model = loading.load(directory)
+    found = self._model.signatures
+    missing = [name for name in _SIGNATURES if name not in found]
+    if missing:
+      raise ValueError(
+        f"The model '{directory}' has no signature {' and '.join(missing)} (it has: "
+        f'{", ".join(found) or "none"}). Export it again with `tfreid export`.'
+      )
+    self._tf = tf
+    self._images = _images(found['embed_images'], strategy)
+    self._attributes = found['embed_attributes']
+
+  def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
+    with self._clear():
+      return self._images(self._tf.constant(list(contents), self._tf.string)).numpy()
+
+  def embed_attributes(self, vectors: np.ndarray) -> np.ndarray:
+    with self._clear():
+      return self._attributes(attributes=self._tf.constant(vectors))['concepts'].numpy()
+
+  @contextlib.contextmanager
+  def _clear(self) -> Iterator[None]:
+    known = self._tf.errors.InvalidArgumentError, self._tf.errors.UnimplementedError
+    try:
+      yield
+    except known as error:
+      raise ValueError(errors.plain(error.message)) from error
+
+
+def _light(directory: str) -> light_encoder.LightEncoder | None:
+  """The attribute encoder of a version as arrays, None if it keeps none.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  name = f'{versions.EXTRA}/{light_encoder.FILE}'
+  # Without a seal nothing says that the file is the one that was compared with the graph.
+  if not versions.is_sealed(directory) or not os.path.isfile(os.path.join(directory, name)):
+    return None
+  return light_encoder.from_bytes(versions.read(directory, name))
 
 
 def _cores() -> int:
@@ -160,8 +233,11 @@ def _cores() -> int:
   return os.cpu_count() or 1
 
 
-def _images(signature, strategy):
+def _images(signature: Callable, strategy: tf.distribute.Strategy) -> Callable:
   """Concepts of encoded images, a part of each batch on each device."""
+  import tensorflow as tf
+
+  from tfreid import replicas
 
   def embed(contents):
     return signature(image_bytes=contents)['concepts']
@@ -169,11 +245,3 @@ def _images(signature, strategy):
   if strategy.num_replicas_in_sync == 1:
     return embed
   return replicas.by_parts(embed, strategy, tf.TensorSpec([None], tf.string))
-
-
-@contextlib.contextmanager
-def _clear() -> Iterator[None]:
-  try:
-    yield
-  except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-    raise ValueError(errors.plain(error.message)) from error

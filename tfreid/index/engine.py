@@ -9,6 +9,7 @@ and with the exported model.
 from __future__ import annotations
 
 import abc
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 from tfreid.index import filters, segment
 from tfreid.index.directory import IndexDirectory
 from tfreid.index.segment import Row
+from tfreid.serving import summation
 
 # Rows whose last scores are computed together.
 _SCORED = 8192
@@ -296,14 +298,24 @@ class Engine(abc.ABC):
 
 def last_scores(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
   """s(x), float32 [M], of rows [M, E]: what the exported model answers, bit by bit."""
-  # Here and not above: adding and removing need no TensorFlow, and it takes seconds to import.
-  import tensorflow as tf
-
+  # TensorFlow takes seconds to import. Where it is there it is asked; where it is not, the order of
+  # its sums is known for most builds.
+  without = 'tensorflow' not in sys.modules and summation.is_known()
+  add = _sums if without and rows.shape[1] <= summation.MAX_WIDTH else _sums_of_tensorflow
   pieces = [np.empty(0, np.float32)]
   for start in range(0, len(rows), _SCORED):
-    part = np.ascontiguousarray(rows[start : start + _SCORED])
-    pieces.append(tf.reduce_sum(tf.constant(part) * tf.constant(query), axis=-1).numpy())
+    pieces.append(add(np.ascontiguousarray(rows[start : start + _SCORED]), query))
   return np.concatenate(pieces)
+
+
+def _sums(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+  return summation.row_sums(rows * query)
+
+
+def _sums_of_tensorflow(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+  import tensorflow as tf
+
+  return tf.reduce_sum(tf.constant(rows) * tf.constant(query), axis=-1).numpy()
 
 
 def rounding(queries: np.ndarray, greatest_norm: float) -> np.ndarray:

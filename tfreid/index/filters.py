@@ -149,7 +149,9 @@ class Or:
   parts: tuple[Condition, ...]
 
 
-Condition = Union[Compare, In, Missing, Has, And, Or]
+# A comparison of one field.
+Comparison = Union[Compare, In, Missing, Has]
+Condition = Union[Comparison, And, Or]
 
 
 class _Run(NamedTuple):
@@ -439,9 +441,11 @@ def evaluate(condition: Condition, column: Callable[[str], Column | None], size:
   """
   if not isinstance(condition, (And, Or)):
     return _at_crops([condition], np.logical_and, column, size)
-  combine = np.logical_and if isinstance(condition, And) else np.logical_or
+  combine: np.ufunc = np.logical_or
+  if isinstance(condition, And):
+    combine = np.logical_and
   # Comparisons of one field are joined value by value, and then spread to the crops: once.
-  leaves: dict[str, list[Condition]] = {}
+  leaves: dict[str, list[Comparison]] = {}
   masks = []
   for part in condition.parts:
     if isinstance(part, (And, Or)):
@@ -455,7 +459,7 @@ def evaluate(condition: Condition, column: Callable[[str], Column | None], size:
 
 
 def _at_crops(
-  parts: Sequence[Condition],
+  parts: Sequence[Comparison],
   combine: np.ufunc,
   column: Callable[[str], Column | None],
   size: int,
@@ -471,7 +475,7 @@ def _at_crops(
   return answers[found.codes]
 
 
-def _answers(condition: Condition, column: Column) -> np.ndarray:
+def _answers(condition: Comparison, column: Column) -> np.ndarray:
   """Whether a comparison holds, bool [V + 1]: for each value, and in the last place for "none".
 
   There, code -1 picks it.
@@ -539,7 +543,7 @@ def _check_times(column: Column, texts: Collection[str]) -> None:
       )
 
 
-def _field(condition: Compare | In | Missing | Has) -> str:
+def _field(condition: Comparison) -> str:
   return condition.attribute if isinstance(condition, Has) else condition.field
 
 

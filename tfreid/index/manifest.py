@@ -124,14 +124,17 @@ def _folder(source: str, part: tuple[int, int] | None) -> list[Row]:
   images = folders.ImageFolder(source)
   if part:
     start, stop = _bounds(part, sum(1 for _ in images))
+  # Of the whole folder: the second pass ends with the part.
+  told = images.told()
   rows = []
   for name in itertools.islice(images, start, stop):
     path = os.path.abspath(os.path.join(source, name))
     rows.append(_checked(Row(name, path), repr(path)))
-  if images.left_out:
-    _log.warning("Left out of '%s': %s.", source, images.told())
+  told = told if part else images.told()
+  if told:
+    _log.warning("Left out of '%s': %s.", source, told)
   if not rows:
-    nothing = f' It has {images.told()}.' if images.left_out else ''
+    nothing = f' It has {told}.' if told else ''
     raise ValueError(
       f"'{source}' has no image: no file that ends in {', '.join(ENDINGS)}.{nothing}"
     )

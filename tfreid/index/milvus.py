@@ -352,7 +352,8 @@ class MilvusIndex(Engine):
       self.folder.write({**self.state, 'removing': []})
       self.state = self._loaded(self.folder.read())
     for name in os.listdir(self.folder.directory):
-      if _REMOVING.fullmatch(name):
+      # Also what a kill left of one that was being written.
+      if _REMOVING.fullmatch(name.partition('.partial-')[0]):
         os.remove(os.path.join(self.folder.directory, name))
 
   def problems(self) -> list[str]:

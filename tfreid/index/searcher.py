@@ -16,6 +16,7 @@ from tfreid.index import engines, filters, segment, trust
 from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Match
 from tfreid.index.writer import check_model
+from tfreid.serving import versions
 from tfreid.source import attribution, suggestion
 from tfreid.source import query as queries
 from tfreid.source.answer import Answer, Hit, Suggestion
@@ -99,7 +100,7 @@ class Searcher:
       # Before loading, which takes long: is it the right one?
       directory = version(path)
       if description(directory)['fingerprint'] == self.engine.state['model']['fingerprint']:
-        self._model = Embedder(directory)
+        self._model = Embedder(directory, lazy=True)
       else:
         check_model(self.engine.state, _Described(directory))
     assert self._model is not None  # else `check_model` has refused it
@@ -318,6 +319,7 @@ class Searcher:
     """What is wrong with the model, which must make the concepts of these crops again."""
     try:
       model = self.model
+      versions.check(model.directory, variables=True)
       vectors = model.embed_images(list(crops.values())) if crops else []
     except (ValueError, OSError) as error:
       return [f'The model: {error}']

@@ -333,7 +333,7 @@ class Segment:
     ):
       raise ValueError(
         f"'{self.directory}' is damaged: it does not hold the {entry['rows']} rows that index.json "
-        'speaks of. Run `tools/index.py verify`.'
+        'speaks of. Run `tfreid index verify`.'
       )
 
   def _check(self, content: bool) -> None:
@@ -343,7 +343,7 @@ class Segment:
       return
     more = f' ({len(sentences) - 1} more like this.)' if len(sentences) > 1 else ''
     kind = FileNotFoundError if sentences[0].endswith('is missing.') else ValueError
-    raise kind(f'The index is damaged: {sentences[0]}{more} Run `tools/index.py verify`.')
+    raise kind(f'The index is damaged: {sentences[0]}{more} Run `tfreid index verify`.')
 
   def _load(self, file):
     path = self._path(file)
@@ -361,7 +361,7 @@ class Segment:
   def _path(self, file):
     path = os.path.join(self.directory, file)
     if not os.path.isfile(path):
-      raise FileNotFoundError(f"'{path}' is missing. Run `tools/index.py verify`.")
+      raise FileNotFoundError(f"'{path}' is missing. Run `tfreid index verify`.")
     return path
 
   @contextlib.contextmanager
@@ -371,7 +371,7 @@ class Segment:
       yield
     except (ValueError, TypeError, EOFError, LookupError, RecursionError) as error:
       path = os.path.join(self.directory, file)
-      raise ValueError(f"'{path}' is damaged: {error}. Run `tools/index.py verify`.") from error
+      raise ValueError(f"'{path}' is damaged: {error}. Run `tfreid index verify`.") from error
 
   def __len__(self) -> int:
     return self.entry['rows']

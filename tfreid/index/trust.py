@@ -73,7 +73,7 @@ def model_path(state: Mapping[str, Any], directory: str) -> str:
       f"The index '{directory}' names the model '{path}', which this user has not used for an "
       'index '
       'on this machine. A model is a program that runs when it is loaded. If you trust it, name it '
-      f'yourself (--model={path}, in Python model=), or run `tools/index.py trust` once.'
+      f'yourself (--model={path}, in Python model=), or run `tfreid index trust` once.'
     )
   return path
 
@@ -93,7 +93,7 @@ def check_place(uri: str, directory: str) -> None:
       f"The index '{directory}' keeps its crops in Milvus at '{uri}', which this user has not "
       'named '
       'on this machine. If you trust that place (the token in MILVUS_TOKEN is sent to it), run '
-      '`tools/index.py trust` once.'
+      '`tfreid index trust` once.'
     )
 
 

@@ -109,7 +109,7 @@ def build(
     before = folder.read() if folder.exists else {}
     if before and not overwrite:
       raise FileExistsError(
-        f"'{folder.directory}' holds an index already. Use `tools/index.py add` to add crops, or "
+        f"'{folder.directory}' holds an index already. Use `tfreid index add` to add crops, or "
         '--overwrite to replace it.'
       )
     if before and before['engine']['name'] != engine_name:

@@ -45,8 +45,8 @@ class AttributePrediction(Method):
       spec: sizes of the data set, and the rates of its attributes.
       image_encoder: image shape -> model.
       optimizer: of all that is trained.
-      frozen: train the linear layer only, on features extracted once; otherwise the ResNet too.
-      layer: what the linear layer sees, the ResNet's 'features' or its 'concept'.
+      frozen: train the linear layer only, on features extracted once; else the encoder too.
+      layer: what the linear layer sees, the image encoder's 'features' or its 'concept'.
       batch_size: with frozen features, of the global batch; 0 is the images' batch size, -1 all.
       dropout: share of the features that are dropped in training.
       reading: of `space`.
@@ -110,7 +110,7 @@ class AttributePrediction(Method):
     )
 
   def prepare(self, batches):
-    """With a frozen ResNet, its features in the place of the images."""
+    """With a frozen image encoder, its features in the place of the images."""
     if not self.frozen:
       return batches
     arrays = features.extract(self.image_encoder, batches, layer=self.layer)

@@ -55,7 +55,7 @@ class DeepCCA(Method):
       image_hidden: widths of f's hidden layers; () makes f linear.
       attribute_hidden: widths of g's hidden layers.
       activation: of hidden layers.
-      image_features: 'features' (the pooled ResNet features) or 'concept'.
+      image_features: 'features' or 'concept' of the image encoder.
       norm: 'nuclear' for the sum of canonical correlations, 'squared_frobenius' for the sum of
         their squares.
       regularization: r, added to the views' variances, also in the closing CCA. The attribute view

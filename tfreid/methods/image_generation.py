@@ -15,14 +15,14 @@ from tfreid.spec import DatasetSpec
 
 
 class ImageGeneration(Method):
-  """An attribute-conditional image GAN, compared with photographs through the ResNet (Sec. 4.5).
+  """An attribute-conditional image GAN, compared with photographs by the image encoder (Sec. 4.5).
 
   Two stages of this one method: first the GAN alone (`classification_weight` 0), then the
-  generator descends CE(Psi(Phi_I(G(z, a))), y) + lambda_G l_G with ResNet and classifier as
+  generator descends CE(Psi(Phi_I(G(z, a))), y) + lambda_G l_G with encoder and classifier as
   pre-training left them. The paper does not say whether those two go on learning; here they are
   frozen, in inference mode, so that the generated images and not the classifier adapt.
 
-  A description's encoding is the mean, over several stored noise draws, of what the ResNet makes
+  A description's encoding is the mean, over several stored noise draws, of what the encoder makes
   of the generated images. (The paper gives no number of draws; a mean of one is a lottery.)
   """
 
@@ -45,14 +45,14 @@ class ImageGeneration(Method):
     layer: str = 'concept',
     shown: int = 8,
   ):
-    """Builds both networks of the GAN beside the frozen ResNet and classifier.
+    """Builds both networks of the GAN beside the frozen encoder and classifier.
 
     Args:
       spec: sizes of the data set.
       image_encoder: image shape -> model.
       generator_optimizer, discriminator_optimizer: of the two.
       classification_weight: of the semantic-ID loss of generated images in the generator's
-        objective; 0 leaves the ResNet out of training.
+        objective; 0 leaves the encoder out of training.
       adversarial_weight: of the generator's adversarial loss, lambda_G.
       wrong_share: share of the real images of other descriptions among what D should reject.
       generator: (A, noise size, start, stages) -> model.
@@ -62,8 +62,8 @@ class ImageGeneration(Method):
         with no more stages than this, and resized; 5 is 128 x 64 from 4 x 2.
       noise_size: length of z.
       draws: noise vectors per description in retrieval.
-      layer: what images are compared by, the ResNet's 'concept', "the penultimate layer of our
-        semantic ID classification ResNet", or its pooled 'features'.
+      layer: what images are compared by, the encoder's 'concept', "the penultimate layer of our
+        semantic ID classification ResNet", or its 'features'.
       shown: number of descriptions on the sample sheet.
 
     Raises:
@@ -112,7 +112,7 @@ class ImageGeneration(Method):
     self._photographs = np.zeros([0, *spec.image_shape], np.uint8)
 
   def _encoder_of_generated(self, network: tf.keras.Model) -> tf.keras.Model:
-    """[attributes [K, A], noise [K, Z]] -> what the ResNet makes of the images, [K, E]."""
+    """[attributes [K, A], noise [K, Z]] -> what the encoder makes of the images, [K, E]."""
     inputs = [tf.keras.Input(i.shape[1:], name=i.name) for i in self.generator.inputs]
     encoded = network(self.pixels(self.generator(inputs)))
     return tf.keras.Model(inputs, encoded, name='generated_image_encoder')

@@ -62,7 +62,7 @@ class TwoWayNet(Method):
       weight_norm_weight: c4.
       inverse_scale_weight: c5.
       batch_norm_momentum: of the moving averages.
-      image_features: 'features' (the pooled ResNet features) or 'concept'.
+      image_features: 'features' or 'concept' of the image encoder.
 
     Raises:
       ValueError: `representation` is no hidden layer, or `dropout` no probability below 1.

@@ -4,6 +4,7 @@ Importing the package registers every custom layer, so that saved encoders can b
 """
 
 from tfreid.networks import (
+  applications,
   attribute,
   attribute_scores,
   conditional_gan,
@@ -11,11 +12,13 @@ from tfreid.networks import (
   heads,
   image,
   osnet,
+  osnet_weights,
   two_way,
   views,
 )
 
 __all__ = [
+  'applications',
   'attribute',
   'attribute_scores',
   'conditional_gan',
@@ -23,6 +26,7 @@ __all__ = [
   'heads',
   'image',
   'osnet',
+  'osnet_weights',
   'two_way',
   'views',
 ]

@@ -176,7 +176,7 @@ class MeanOverDraws(tf.keras.layers.Wrapper):
   """The mean of what a model makes of a description with each of K stored noise vectors.
 
   The noise is drawn once and saved with the layer, so that a description always has the same
-  encoding. Descriptions are worked off one by one: K images at a time go through the ResNet, not
+  encoding. Descriptions are worked off one by one: K images at a time go through the encoder, not
   K times the number of queries. Inference mode only.
   """
 

@@ -9,8 +9,8 @@ with the model.
 * The layer 'features' gives float32 [B, F], what the network makes of an image; the layer
   'concept' is the embedding float32 [B, E] and the output. See `features`, `head`.
 * The smallest crop that it can take is checked by the builder (`check_crop`).
-* Its layers are those of Keras, or registered ones, so that `serving.folding` can copy it; a layer
-  that may compute in bfloat16 in an export says so (`may_reduce_precision`).
+* Its layers are those of Keras or registered ones, so that `serving.folding` can copy it. A layer
+  of its own that may compute in bfloat16 in an export says so: `reducible`, a class attribute.
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def head(model: tf.keras.Model) -> tf.keras.layers.Layer:
 def set_batch_norms(model: tf.keras.Model, momentum: float):
   """Gives each batch norm of a model this momentum, and the statistics of all replicas."""
   for layer in model.layers:
-    if isinstance(layer, tf.keras.layers.BatchNormalization):
+    if isinstance(layer, tf.keras.Model):
+      set_batch_norms(layer, momentum)
+    elif isinstance(layer, tf.keras.layers.BatchNormalization):
       layer.momentum = momentum
       if heads.synchronized():
         # Only the unfused kernel can reduce over replicas.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfreid.networks import encoder, heads
+from tfreid.networks import encoder, heads, osnet_weights
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 _CHANNELS = (64, 256, 384, 512)
@@ -24,6 +24,7 @@ def osnet(
   *,
   width: float = 1.0,
   weights: str | None = None,
+  statistics_from: str | None = None,
   feature_size: int = 512,
   activation: str = 'tanh',
   batch_norm_momentum: float = heads.BATCH_NORM_MOMENTUM,
@@ -40,6 +41,8 @@ def osnet(
     width: factor of all channels, 1.0, 0.75, 0.5 or 0.25.
     weights: a file of torchreid's model zoo as `.onnx`, or as `.npz` from
       `tools/convert_torchreid.py`; None for a random start.
+    statistics_from: a folder of crops. An .onnx file has no batch norms any more; to train on from
+      one, their statistics are taken of some of these crops (`osnet_weights.calibrate`).
     feature_size: F, of 'features'.
     activation: of the concept.
     batch_norm_momentum: of every batch norm's moving averages.
@@ -50,6 +53,7 @@ def osnet(
   Raises:
     ValueError: the crop is too small, there is no such width, or the weights do not fit.
     FileNotFoundError: there is no such weights file.
+    ImportError: the weights are an .onnx file, and the package onnx is not installed.
   """
   encoder.check_crop('OSNet', image_shape, _SMALLEST)
   if width not in WIDTHS:
@@ -85,6 +89,8 @@ def osnet(
   x = tf.keras.layers.ReLU(dtype='float32', name=encoder.FEATURES)(x)
   model = encoder.with_concept(pixels, x, embedding_size=embedding_size, activation=activation)
   encoder.set_batch_norms(model, batch_norm_momentum)
+  if weights is not None:
+    osnet_weights.load(model, weights, statistics_from=statistics_from)
   return model
 
 

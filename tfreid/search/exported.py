@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -57,10 +56,12 @@ class ExportedModel:
         f"The model '{self.directory}' has no assets.extra/schema.json, so it does not know what "
         'its attributes are called. Export it with a schema to search it by description.'
       )
-    with open(path, encoding='utf-8') as file:
-      self.schema = AttributeSchema.from_json(file.read())
-    self._gallery = gallery.read(os.path.join(extra, 'gallery.jsonl'))
+    # First: it compares all files with their checksums.
     self._model = loading.load(self.directory)
+    self.schema = AttributeSchema.from_json(
+      versions.read_json(self.directory, f'{versions.EXTRA}/schema.json')
+    )
+    self._gallery = gallery.read(os.path.join(extra, 'gallery.jsonl'))
     # gallery.jsonl may be missing, or of a part.
     self._size = int(self._model.ids.shape[0])
 
@@ -214,11 +215,9 @@ class ExportedModel:
 
   def info(self) -> dict[str, Any]:
     """Facts of the model as plain JSON types: assets.extra/model.json, and what was loaded."""
-    path = os.path.join(self.directory, 'assets.extra', 'model.json')
-    about: dict[str, Any] = {}
-    if os.path.isfile(path):
-      with open(path, encoding='utf-8') as file:
-        about = json.load(file)
+    name = f'{versions.EXTRA}/model.json'
+    known = os.path.isfile(os.path.join(self.directory, name))
+    about: dict[str, Any] = versions.read_json(self.directory, name) if known else {}
     return {
       'directory': self.directory,
       'engine': 'exported model',
@@ -268,7 +267,7 @@ class ExportedModel:
       raise ValueError(
         f"The model '{self.directory}' has no signature {signature}: it was exported by an earlier "
         f'version (it has: {", ".join(sorted(signatures)) or "none"}). Export it again with '
-        'tools/export.py.'
+        '`tfreid export`.'
       )
     try:
       return signatures[signature](**inputs)

@@ -29,7 +29,7 @@ def check(top_k: int, options: SearchOptions | None, narrowing: Mapping[str, Any
   if given:
     raise ValueError(
       f'{", ".join(sorted(given))}: only an index can filter its answers. Make one of the crops '
-      'with tools/index.py.'
+      'with `tfreid index`.'
     )
 
 

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# Registers the layers that encoders may contain.
-from tfreid import networks  # noqa: F401
 from tfreid.data.attributes import AttributeSchema
+
+# The package registers the layers that encoders may contain.
+from tfreid.networks import archive
 from tfreid.serving import errors, golden, versions
-from tfreid.serving.export import ENCODERS_FILE, Crop, Encoders
+from tfreid.serving.encoders import FILE as ENCODERS_FILE
+from tfreid.serving.encoders import Crop, Encoders
 from tfreid.serving.folding import FoldedEncoder
 
 _CHECKPOINT = os.path.join('variables', 'variables')
@@ -51,15 +53,15 @@ class ExportedSpace:
       ValueError: it is damaged, or was exported before exports could be made from it.
     """
     self.directory = versions.newest(os.path.abspath(os.path.expanduser(directory)))
-    self.about: dict[str, Any] = self._json('model.json')
-    path = os.path.join(self._extra, ENCODERS_FILE)
-    if not os.path.isfile(path):
+    versions.check(self.directory)
+    if not os.path.isfile(os.path.join(self._extra, ENCODERS_FILE)):
       raise ValueError(
         f"'{self.directory}' was exported by an earlier version of tfreid, which did not keep what "
         f'its encoders are made of ({ENCODERS_FILE}). Export it once more from its training run '
-        '(tools/export.py --space=…, with the same precision): its concepts stay the same, so an '
+        '(`tfreid export --space=…`, with the same precision): its concepts stay the same, so an '
         'index that was made with it can be used with the new one.'
       )
+    self.about: dict[str, Any] = self._json('model.json')
     self._parts = self._json(ENCODERS_FILE)
     has_schema = os.path.isfile(os.path.join(self._extra, 'schema.json'))
     self.schema = AttributeSchema.from_json(self._json('schema.json')) if has_schema else None
@@ -84,6 +86,8 @@ class ExportedSpace:
     Raises:
       ValueError: a file is damaged, or they are not those that were exported.
     """
+    for side in Encoders._fields:
+      self._check_layers(side)
     try:
       checkpoint = tf.train.load_checkpoint(os.path.join(self.directory, _CHECKPOINT))
       encoders = Encoders(*(self._encoder(checkpoint, side) for side in Encoders._fields))
@@ -129,7 +133,19 @@ class ExportedSpace:
   def _extra(self) -> str:
     return os.path.join(self.directory, 'assets.extra')
 
-  def _encoder(self, checkpoint, side):
+  def _check_layers(self, side: str) -> None:
+    """Refuses layers that could hold code, before Keras sees them."""
+    path = os.path.join(self._extra, ENCODERS_FILE)
+    try:
+      structure = json.loads(self._parts[side]['structure'])
+      kind, config = structure['class_name'], structure['config']
+    except (LookupError, TypeError, ValueError) as error:
+      raise self._damaged(ENCODERS_FILE, error) from error
+    if kind != 'Functional':
+      raise ValueError(f"'{path}' is refused: an encoder is a functional model, not a '{kind}'.")
+    archive.check(config, path)
+
+  def _encoder(self, checkpoint: Any, side: str) -> FoldedEncoder:
     part = self._parts[side]
     return FoldedEncoder.restored(
       part['structure'],
@@ -139,14 +155,10 @@ class ExportedSpace:
       num_kept=part['num_kept'],
     )
 
-  def _json(self, name):
+  def _json(self, name: str) -> dict[str, Any]:
     try:
-      with open(os.path.join(self._extra, name), encoding='utf-8') as file:
-        found = json.load(file)
-      if not isinstance(found, dict):
-        raise ValueError('no JSON object')
-      return found
-    except (OSError, ValueError) as error:
+      return versions.read_json(self.directory, f'{versions.EXTRA}/{name}')
+    except OSError as error:
       raise self._damaged(name, error) from error
 
   def _damaged(self, name, error) -> ValueError:

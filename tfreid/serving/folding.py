@@ -5,16 +5,19 @@ In inference mode a batch norm is an affine map per channel,
     y = gamma (x - mean) / sqrt(variance + epsilon) + beta,
 
 and a convolution that nothing else reads can do it itself: with s = gamma / sqrt(variance +
-epsilon) its kernel becomes W s and its bias (b - mean) s + beta. What then remains of a ResNet
-block is what TensorFlow's graph optimiser fuses: convolution, bias, ReLU.
+epsilon) its kernel becomes W s and its bias (b - mean) s + beta. What then remains of a
+residual block is what TensorFlow's graph optimiser fuses: convolution, bias, ReLU.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+
+from tfreid.networks import archive
 
 PRECISIONS = ('float32', 'bfloat16')
 
@@ -30,8 +33,9 @@ _FOLDABLE = (
   tf.keras.layers.DepthwiseConv2D,
   tf.keras.layers.Dense,
 )
-# Layers whose arithmetic may be done in bfloat16. All others stay in float32: the pixel
-# normalisation, the global pooling, the concept layer, and what is not known.
+# Layers whose arithmetic may be done in bfloat16, beside those that say so by an attribute
+# `reducible` (tfreid/networks/encoder.py). All others stay in float32: the pixel normalisation, the
+# global pooling, the concept layer, and what is not known.
 _REDUCIBLE = (
   tf.keras.layers.Conv1D,
   tf.keras.layers.Conv2D,
@@ -39,10 +43,12 @@ _REDUCIBLE = (
   tf.keras.layers.DepthwiseConv2D,
   tf.keras.layers.ZeroPadding2D,
   tf.keras.layers.MaxPooling2D,
+  tf.keras.layers.AveragePooling2D,
   tf.keras.layers.Activation,
   tf.keras.layers.ReLU,
   tf.keras.layers.LeakyReLU,
   tf.keras.layers.Add,
+  tf.keras.layers.Multiply,
   tf.keras.layers.Concatenate,
 )
 
@@ -110,6 +116,7 @@ class FoldedEncoder(tf.Module):
     Raises:
       ValueError: the weights are not those of the structure, or a layer is not known.
     """
+    archive.check(json.loads(structure), 'the structure of the encoder')
     folded = tf.keras.models.model_from_json(structure)
     shapes = [(variable.dtype.name, tuple(variable.shape)) for variable in folded.weights]
     given = [(weight.dtype.name, weight.shape) for weight in weights]
@@ -152,6 +159,14 @@ def _is_functional(layer) -> bool:
   return isinstance(layer, tf.keras.Model) and getattr(layer, '_is_graph_network', False)
 
 
+def _is_reducible(layer) -> bool:
+  if type(layer) not in _REDUCIBLE and not getattr(layer, 'reducible', False):
+    return False
+  # The gates of channels compute with one position: that costs nothing, and much depends on it.
+  shapes = [node.output_shapes for node in layer.inbound_nodes]
+  return any(len(shape) < 3 or set(shape[1:-1]) != {1} for shape in shapes)
+
+
 def _is_batch_norm(layer) -> bool:
   # Synchronisation over replicas is a matter of training.
   return type(layer) in (
@@ -180,7 +195,7 @@ def _folded(model: tf.keras.Model, precision: str) -> tf.keras.Model:
       return tf.keras.layers.Activation('linear', name=layer.name, dtype=precision)
     if _is_functional(layer):
       return _folded(layer, precision)
-    reduced = precision == 'bfloat16' and type(layer) in _REDUCIBLE
+    reduced = precision == 'bfloat16' and _is_reducible(layer)
     if layer.name not in folding and not reduced:
       # A fresh layer of the same weights: the original must not get new nodes in its graph.
       copy = layer.__class__.from_config(layer.get_config())

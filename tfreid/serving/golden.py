@@ -8,7 +8,6 @@ weights on another machine differ by rounding, other weights by more.
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,19 +17,19 @@ import tensorflow as tf
 
 from tfreid import forks
 from tfreid.data.attributes import AttributeSchema
-from tfreid.serving import errors, folding, loading
+from tfreid.serving import errors, folding, loading, signatures, versions
 
 FILE = 'golden.json'
 
 # Of a ranking, so many results are kept.
 NUM_RESULTS = 10
-_RANKED = ('ids', 'scores', 'variant_scores')
-# Signatures that run the image encoder, which may compute in bfloat16. All else is float32.
-_OF_IMAGES = ('embed_images', 'search_images')
-
 # A signature's name, and its inputs by name [B, ...] -> its outputs by name [B, ...]; texts are str
 # or bytes. A ValueError if it does not take the inputs.
 Ask = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+# For each signature, by its name: its inputs by name, and two examples of each.
+Examples = Mapping[str, Mapping[str, Sequence]]
 
 
 class Outcome(NamedTuple):
@@ -56,7 +55,7 @@ def examples(
   gallery: np.ndarray,
   ids: Sequence[str],
   schema: AttributeSchema | None,
-) -> dict[str, dict[str, list]]:
+) -> Examples:
   """For each signature to show and warm up: its inputs by name, and two examples of each.
 
   Args:
@@ -66,28 +65,28 @@ def examples(
     ids: of its rows.
     schema: of the attributes.
   """
-  contents = [contents[0], contents[-1]]
-  queries = list(attributes[:2])
-  inputs = {
-    'serving_default': {'attributes': queries},
-    'embed_attributes': {'attributes': queries},
-    'explain': {'attributes': queries, 'variants': [attributes[2:4], attributes[4:6]]},
-    'embed_images': {'image_bytes': contents},
-    'search_images': {'image_bytes': contents},
-    'search_concepts': {'concepts': [np.asarray(gallery[row], np.float32) for row in (0, -1)]},
-    'search_ids': {'crop_ids': [ids[0], 'no such crop']},
-    'describe': {'any': ['', '']},
+  # A name means the same in each signature, so an example is given once for each.
+  values: dict[str, list] = {
+    'attributes': list(attributes[:2]),
+    'variants': [attributes[2:4], attributes[4:6]],
+    'image_bytes': [contents[0], contents[-1]],
+    'concepts': [np.asarray(gallery[row], np.float32) for row in (0, -1)],
+    'crop_ids': [ids[0], 'no such crop'],
+    'any': ['', ''],
   }
   if schema is not None:
     first, last = schema.attributes[0], schema.attributes[-1]
     texts = [f'{first.name}={first.values[-1]}', f'{last.name}!={last.values[0]}, zebra']
-    inputs['search_words'] = {'words': texts}
-  return inputs
+    values['words'] = texts
+  return {
+    signature.name: {tensor.name: values[tensor.name] for tensor in signature.inputs}
+    for signature in signatures.available(has_schema=schema is not None)
+  }
 
 
 def record(
-  signatures: Mapping[str, Callable],
-  inputs: Mapping[str, Mapping[str, Sequence]],
+  functions: Mapping[str, Callable],
+  inputs: Examples,
   *,
   tolerance: float,
   greatest_norm: float,
@@ -95,7 +94,7 @@ def record(
   """Asks the examples, and puts down what was answered.
 
   Args:
-    signatures: of the loaded SavedModel.
+    functions: of the loaded SavedModel, by the names of their signatures.
     inputs: from `examples`.
     tolerance: greatest relative error of an image concept.
     greatest_norm: of the rows of the gallery.
@@ -106,7 +105,7 @@ def record(
   answers = {
     signature: {
       key: value.numpy()
-      for key, value in signatures[signature](
+      for key, value in functions[signature](
         **{name: tf.constant(np.stack(values)) for name, values in given.items()}
       ).items()
     }
@@ -121,8 +120,9 @@ def record(
   golden = []
   for signature, given in inputs.items():
     arrays = answers[signature]
-    arrays.update({key: arrays[key][:, :NUM_RESULTS] for key in _RANKED if key in arrays})
-    share = tolerance if signature in _OF_IMAGES else folding.TOLERANCES['float32']
+    arrays.update({key: arrays[key][:, :NUM_RESULTS] for key in _ranked(signature)})
+    of_images = signatures.BY_NAME[signature].encodes_images
+    share = tolerance if of_images else folding.TOLERANCES['float32']
     golden.append(
       {
         'request': {
@@ -153,23 +153,37 @@ def read(directory: str) -> dict[str, Any]:
     FileNotFoundError: it has none.
     ValueError: the file is damaged.
   """
-  path = os.path.join(directory, 'assets.extra', FILE)
+  name = f'{versions.EXTRA}/{FILE}'
+  path = os.path.join(directory, name)
   if not os.path.isfile(path):
     raise FileNotFoundError(
       f"'{path}' does not exist, so nothing says what this version must answer. Export it again "
-      'with tools/export.py.'
+      'with `tfreid export`.'
     )
-  with open(path, encoding='utf-8') as file:
-    try:
-      found = json.load(file)
-      for entry in found['golden']:
-        inputs(entry['request'])
-        if not entry['response']['predictions']:
-          raise ValueError('an answer is empty')
-      float(found['tolerance'])
-    except (ValueError, LookupError, TypeError) as error:
-      raise ValueError(f"'{path}' is damaged: {error!r}. Export the model again.") from error
+  found = versions.read_json(directory, name)
+  try:
+    for entry in found['golden']:
+      inputs(entry['request'])
+      _check_predictions(entry)
+    float(found['tolerance'])
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    raise ValueError(f"'{path}' is damaged: {error!r}. Export the model again.") from error
   return found
+
+
+def _check_predictions(entry: Mapping[str, Any]) -> None:
+  """Refuses an answer that cannot be compared; any of a dozen errors, or none."""
+  predictions = entry['response']['predictions']
+  if not predictions:
+    raise ValueError('an answer is empty')
+  str(entry['request']['signature_name'])
+  for name in ('tolerance', 'score_tolerance'):
+    float(entry.get(name, 0.0))
+  for row in predictions:
+    if isinstance(row, dict) and 'ids' in row:
+      scores = np.asarray(row['scores'], np.float64)
+      if scores.shape != (len(row['ids']),):
+        raise ValueError('a ranking has not a score for each id')
 
 
 def inputs(request: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -199,11 +213,11 @@ def loaded(directory: str) -> Ask:
   def ask(signature, arrays):
     # (The closure keeps the model, and so its variables: signatures do not.)
     forks.check()
-    signatures = model.signatures
-    if signature not in signatures:
+    functions = model.signatures
+    if signature not in functions:
       raise ValueError('the model has no such signature')
     try:
-      answer = signatures[signature](**{name: tf.constant(a) for name, a in arrays.items()})
+      answer = functions[signature](**{name: tf.constant(a) for name, a in arrays.items()})
     except (tf.errors.OpError, TypeError, ValueError) as error:
       raise ValueError(errors.plain(str(error))) from error
     return {name: value.numpy() for name, value in answer.items()}
@@ -250,6 +264,19 @@ def replay(directory: str, ask: Ask, *, tolerance: float | None = None) -> list[
   return outcomes
 
 
+_RANKED_OUTPUTS = {
+  tensor.name
+  for signature in signatures.SIGNATURES
+  for tensor in signature.outputs
+  if tensor.is_ranked
+}
+
+
+def _ranked(signature: str) -> list[str]:
+  """Its outputs that have a place for each result."""
+  return [tensor.name for tensor in signatures.BY_NAME[signature].outputs if tensor.is_ranked]
+
+
 class _Comparison:
   """Compares an answer with the golden one; remembers the greatest deviation, the first problem."""
 
@@ -271,7 +298,7 @@ class _Comparison:
       found = {name: _plain(value[number - 1]) for name, value in answer.items()}
       if 'ids' in row:
         self._ranking(number, row, found)
-      for name in set(row) - set(_RANKED):
+      for name in set(row) - _RANKED_OUTPUTS:
         if isinstance(row[name], str):
           if found[name] != row[name]:
             self._object(f'request {number}: {name} is {found[name]!r}, not {row[name]!r}')

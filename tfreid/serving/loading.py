@@ -1,4 +1,4 @@
-"""A version of an exported model, loaded in this process. Floor 1."""
+"""A version of an exported model, loaded in this process. Floor 2."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 import tensorflow as tf
 
 from tfreid import forks, storage
-from tfreid.serving import errors, operations
+from tfreid.serving import errors, operations, versions
 
 
 def load(directory: str) -> Any:
   """The SavedModel of a version, with its `signatures`.
 
-  Its graph is checked first, see `operations`: what may do more than compute is not loaded.
+  Its files are checked first against the version's seal (see `versions`), then its graph (see
+  `operations`): what may do more than compute is not loaded.
 
   Args:
     directory: of the version.
@@ -22,6 +23,7 @@ def load(directory: str) -> Any:
     ValueError: it holds an operation that is not allowed, or its files are damaged or not all
       there; the message says which, or what TensorFlow found.
   """
+  versions.check(directory)
   operations.check(directory)
   forks.check()
   try:

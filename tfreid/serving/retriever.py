@@ -6,6 +6,7 @@ weights, the gallery and its ids are variables, so that nothing hits the 2 GB li
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,14 +17,10 @@ import tensorflow as tf
 from tfreid.data import image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import descriptions
+from tfreid.serving import signatures as described
 from tfreid.serving.folding import FoldedEncoder
 from tfreid.serving.search import ExactSearch
-
-# What one request may ask for: a small file, an empty text unfold into a thousand times their size.
-MAX_IMAGES = 256
-MAX_ROWS = 1024
-MAX_VARIANTS = 2**14
-MAX_CROP_IDS = 64
+from tfreid.serving.signatures import MAX_ROWS, MAX_VARIANTS, Tensor
 
 
 class Retriever(tf.Module):
@@ -32,19 +29,7 @@ class Retriever(tf.Module):
   Every input and output has the batch as its leading dimension, as the row format of TF Serving's
   REST interface and its batching need it. So the number of results K is fixed: min(top_k, N).
 
-    serving_default: attributes float32 [B, A] -> ids string [B, K], scores float32 [B, K]
-    search_words: words string [B] -> ids, scores, and string [B] understood, unknown,
-      contradictory; ids '' and scores 0 for a text of which anything was not understood
-    search_images: image_bytes string [B] -> ids, scores
-    search_concepts: concepts float32 [B, E] -> ids, scores
-    search_ids: crop_ids string [B], rows of the gallery -> ids, scores; ids '' and scores 0 for an
-      id that is not in the gallery
-    explain: attributes float32 [B, A], variants float32 [B, M, A] -> ids, scores, and
-      variant_scores float32 [B, K, M], the scores of those K crops for each variant of the query
-    embed_images: image_bytes string [B] (JPEG or PNG) -> concepts float32 [B, E]
-    embed_attributes: attributes float32 [B, A] -> concepts float32 [B, E]
-    describe: any string [B], which is not looked at -> description string [B], JSON: the schema
-      and the sizes, for a client that has nothing but the address
+  What each takes, answers and is for stands in `signatures`.
 
   Attributes:
     image_shape: (height, width, 3) to which crops are resized.
@@ -119,28 +104,31 @@ class Retriever(tf.Module):
     self._description = json.dumps(
       {
         'schema': schema and schema.to_json(),
-        'image_size': list(self.image_shape[:2]),
-        'num_attributes': self.num_attributes,
-        'embedding_size': self.size,
-        'gallery_size': self.gallery.size,
-        'num_results': self.num_results,
+        **self.sizes,
         **(about or {}),
       },
       ensure_ascii=False,
     )
     # Traced once each, whatever the number of signatures that call them.
-    self._specs = {
-      'attributes': tf.TensorSpec([None, self.num_attributes], tf.float32, name='attributes'),
-      'variants': tf.TensorSpec([None, None, self.num_attributes], tf.float32, name='variants'),
-      'concepts': tf.TensorSpec([None, self.size], tf.float32, name='concepts'),
-      'image_bytes': tf.TensorSpec([None], tf.string, name='image_bytes'),
-      'words': tf.TensorSpec([None], tf.string, name='words'),
-      'crop_ids': tf.TensorSpec([None], tf.string, name='crop_ids'),
-      'any': tf.TensorSpec([None], tf.string, name='any'),
-    }
+    self._specs = {name: self._spec(tensor) for name, tensor in described.tensors().items()}
     self.search = self._traced(self.search, 'concepts')
     self.embed_attributes = self._traced(self.embed_attributes, 'attributes')
     self.embed_images = self._traced(self.embed_images, 'image_bytes')
+
+  @property
+  def sizes(self) -> dict[str, Any]:
+    """What a client must know of it beside the schema."""
+    return {
+      'image_size': list(self.image_shape[:2]),
+      'num_attributes': self.num_attributes,
+      'embedding_size': self.size,
+      'gallery_size': self.gallery.size,
+      'num_results': self.num_results,
+    }
+
+  def _spec(self, tensor: Tensor) -> tf.TensorSpec:
+    known = {'A': self.num_attributes, 'E': self.size}
+    return tf.TensorSpec([known.get(side) for side in tensor.shape], tensor.dtype, tensor.name)
 
   def _traced(self, function: Callable, *names: str):
     return tf.function(function, input_signature=[self._specs[name] for name in names])
@@ -263,41 +251,38 @@ class Retriever(tf.Module):
 
   def signatures(self) -> dict[str, Callable]:
     """The concrete functions to save, by the name of their signature."""
-    functions = {
-      'serving_default': (
-        lambda attributes: self.search(self.embed_attributes(_few(attributes))),
-        'attributes',
-      ),
-      'search_images': (
-        lambda image_bytes: self.search(self.embed_images(_few(image_bytes, MAX_IMAGES))),
-        'image_bytes',
-      ),
-      'search_concepts': (lambda concepts: self.search(_few(concepts)), 'concepts'),
-      'search_ids': (
-        lambda crop_ids: self.search_ids(_few(crop_ids, MAX_CROP_IDS)),
-        'crop_ids',
-      ),
-      'explain': (
-        lambda attributes, variants: self.explain(_few(attributes), variants),
-        'attributes',
-        'variants',
-      ),
-      'embed_images': (
-        lambda image_bytes: {'concepts': self.embed_images(_few(image_bytes, MAX_IMAGES))},
-        'image_bytes',
-      ),
-      'embed_attributes': (
-        lambda attributes: {'concepts': self.embed_attributes(_few(attributes))},
-        'attributes',
-      ),
-      'describe': (lambda any: self.describe(_few(any, MAX_CROP_IDS)), 'any'),
+    functions: dict[str, Callable] = {
+      'serving_default': lambda attributes: self.search(self.embed_attributes(attributes)),
+      'search_words': self.search_words,
+      'search_images': lambda image_bytes: self.search(self.embed_images(image_bytes)),
+      'search_concepts': self.search,
+      'search_ids': self.search_ids,
+      'explain': self.explain,
+      'embed_images': lambda image_bytes: {'concepts': self.embed_images(image_bytes)},
+      'embed_attributes': lambda attributes: {'concepts': self.embed_attributes(attributes)},
+      'describe': self.describe,
     }
-    if self._read is not None:
-      functions['search_words'] = lambda words: self.search_words(_few(words)), 'words'
-    return {
-      signature: self._traced(function, *names).get_concrete_function()
-      for signature, (function, *names) in functions.items()
-    }
+
+    def bounded(signature):
+      def function(first, *others):
+        return functions[signature.name](_few(first, signature.max_rows), *others)
+
+      names = [tensor.name for tensor in signature.inputs]
+      return self._traced(_with_parameters(function, names), *names).get_concrete_function()
+
+    wanted = described.available(has_schema=self._read is not None)
+    return {signature.name: bounded(signature) for signature in wanted}
+
+
+def _with_parameters(function: Callable, names: Sequence[str]) -> Callable:
+  """The function with parameters of these names, by which a signature's inputs are called."""
+
+  def named(*values):
+    return function(*values)
+
+  parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+  named.__signature__ = inspect.Signature(parameters)
+  return named
 
 
 def _few(rows: tf.Tensor, limit: int = MAX_ROWS) -> tf.Tensor:

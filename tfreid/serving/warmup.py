@@ -44,6 +44,28 @@ class Messages(NamedTuple):
   PredictionLog: type
 
 
+# Of each message its fields: name, number, and what it holds: 'string', 'strings' (repeated),
+# 'tensors' (a map from names), or the full name of a message.
+_MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
+  'ModelSpec': (
+    ('name', 1, 'string'),
+    ('version', 2, '.google.protobuf.Int64Value'),
+    ('signature_name', 3, 'string'),
+  ),
+  'PredictRequest': (
+    ('model_spec', 1, f'.{_PACKAGE}.ModelSpec'),
+    ('inputs', 2, 'tensors'),
+    ('output_filter', 3, 'strings'),
+  ),
+  'PredictResponse': (('outputs', 1, 'tensors'), ('model_spec', 2, f'.{_PACKAGE}.ModelSpec')),
+  'PredictLog': (
+    ('request', 1, f'.{_PACKAGE}.PredictRequest'),
+    ('response', 2, f'.{_PACKAGE}.PredictResponse'),
+  ),
+  'PredictionLog': (('predict_log', 6, f'.{_PACKAGE}.PredictLog'),),
+}
+
+
 def _describe() -> descriptor_pb2.FileDescriptorProto:
   file = descriptor_pb2.FileDescriptorProto(
     name='tfreid/serving/wire.proto',
@@ -51,70 +73,32 @@ def _describe() -> descriptor_pb2.FileDescriptorProto:
     syntax='proto3',
     dependency=['tensorflow/core/framework/tensor.proto', 'google/protobuf/wrappers.proto'],
   )
-
-  def message(name, *fields):
-    described = file.message_type.add(name=name)
+  for name, fields in _MESSAGES.items():
+    message = file.message_type.add(name=name)
     for field, number, kind in fields:
-      if kind == 'string':
-        described.field.add(
-          name=field, number=number, type=_FIELD.TYPE_STRING, label=_FIELD.LABEL_OPTIONAL
-        )
-      elif kind == 'tensors':
-        # A map is a repeated message of a key and a value.
-        entry = described.nested_type.add(name=f'{field.capitalize()}Entry')
-        entry.options.map_entry = True
-        entry.field.add(name='key', number=1, type=_FIELD.TYPE_STRING, label=_FIELD.LABEL_OPTIONAL)
-        entry.field.add(
-          name='value',
-          number=2,
-          type=_FIELD.TYPE_MESSAGE,
-          type_name='.tensorflow.TensorProto',
-          label=_FIELD.LABEL_OPTIONAL,
-        )
-        described.field.add(
-          name=field,
-          number=number,
-          type=_FIELD.TYPE_MESSAGE,
-          type_name=f'.{_PACKAGE}.{name}.{entry.name}',
-          label=_FIELD.LABEL_REPEATED,
-        )
-      elif kind == 'strings':
-        described.field.add(
-          name=field, number=number, type=_FIELD.TYPE_STRING, label=_FIELD.LABEL_REPEATED
-        )
-      else:
-        described.field.add(
-          name=field,
-          number=number,
-          type=_FIELD.TYPE_MESSAGE,
-          type_name=kind,
-          label=_FIELD.LABEL_OPTIONAL,
-        )
-
-  message(
-    'ModelSpec',
-    ('name', 1, 'string'),
-    ('version', 2, '.google.protobuf.Int64Value'),
-    ('signature_name', 3, 'string'),
-  )
-  message(
-    'PredictRequest',
-    ('model_spec', 1, f'.{_PACKAGE}.ModelSpec'),
-    ('inputs', 2, 'tensors'),
-    ('output_filter', 3, 'strings'),
-  )
-  message(
-    'PredictResponse',
-    ('outputs', 1, 'tensors'),
-    ('model_spec', 2, f'.{_PACKAGE}.ModelSpec'),
-  )
-  message(
-    'PredictLog',
-    ('request', 1, f'.{_PACKAGE}.PredictRequest'),
-    ('response', 2, f'.{_PACKAGE}.PredictResponse'),
-  )
-  message('PredictionLog', ('predict_log', 6, f'.{_PACKAGE}.PredictLog'))
+      _add_field(message, field, number, kind)
   return file
+
+
+def _add_field(message, name: str, number: int, kind: str) -> None:
+  """Adds a field to the description of a message; `kind` as in `_MESSAGES`."""
+  repeated = kind in ('strings', 'tensors')
+  field = message.field.add(
+    name=name,
+    number=number,
+    label=_FIELD.LABEL_REPEATED if repeated else _FIELD.LABEL_OPTIONAL,
+  )
+  if kind in ('string', 'strings'):
+    field.type = _FIELD.TYPE_STRING
+    return
+  field.type, field.type_name = _FIELD.TYPE_MESSAGE, kind
+  if kind == 'tensors':
+    # A map is a repeated message of a key and a value.
+    entry = message.nested_type.add(name=f'{name.capitalize()}Entry')
+    entry.options.map_entry = True
+    _add_field(entry, 'key', 1, 'string')
+    _add_field(entry, 'value', 2, '.tensorflow.TensorProto')
+    field.type_name = f'.{_PACKAGE}.{message.name}.{entry.name}'
 
 
 @functools.cache

@@ -218,20 +218,26 @@ def tidy(directory: str) -> None:
 
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-  """Turns what libraries say of a disk that is full or fails into an OSError with a sentence."""
+  """Turns what libraries say while they write a file into an OSError with a sentence."""
   try:
     yield
   except (OSError, RuntimeError, tf.errors.OpError) as error:
     words = ' '.join(str(error).split())
-    if isinstance(error, RuntimeError) and not any(full in words for full in _FULL):
-      # h5py says no more of a file that cannot grow than that it could not write.
-      if 'write' not in words.lower():
-        raise
+    # h5py says no more of a file that cannot grow than that it could not write.
+    if isinstance(error, RuntimeError) and 'write' not in words.lower() and not is_full(error):
+      raise
     raise OSError(
       getattr(error, 'errno', None) or errno.EIO,
       f'{what} could not be written ({words[:300]}). Is the disk full? Make room; the same command '
       'continues from the last whole checkpoint',
     ) from error
+
+
+def is_full(error: BaseException) -> bool:
+  """Whether an error, of Python or of TensorFlow, says that a disk is full."""
+  if isinstance(error, OSError) and error.errno is not None:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+  return any(words in str(error) for words in _FULL)
 
 
 def _listed(directory: str) -> list[str]:

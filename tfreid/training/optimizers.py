@@ -19,7 +19,7 @@ class FusedAdam(tf.keras.optimizers.Adam):
   """Keras's Adam, each variable's update in one pass over memory.
 
   Keras writes the update as a dozen operations, each of which reads and writes a tensor of the
-  variable's size: for a ResNet-50 on small crops a good part of a step on a processor. The kernel
+  variable's size: for a large network on small crops a good part of a step on a CPU. The kernel
   computes the same formula and keeps the same slots, so a checkpoint of one is one of the other.
   """
 
@@ -53,6 +53,7 @@ def adam(
   clip_norm: float | None = None,
 ) -> tf.keras.optimizers.Optimizer:
   """Adam with PyTorch's epsilon. "Momentum 0.9" of Sec. 4.3 is beta_1."""
+  _check_rate('adam', learning_rate, clip_norm)
   return FusedAdam(
     learning_rate,
     beta_1=beta_1,
@@ -71,6 +72,7 @@ def sgd(
   clip_norm: float | None = None,
 ) -> tf.keras.optimizers.Optimizer:
   """Stochastic gradient descent with momentum."""
+  _check_rate('sgd', learning_rate, clip_norm)
   return tf.keras.optimizers.SGD(
     learning_rate,
     momentum=momentum,
@@ -84,9 +86,22 @@ def rmsprop(
   learning_rate: float, *, rho: float = 0.99, epsilon: float = 1e-8
 ) -> tf.keras.optimizers.Optimizer:
   """RMSprop with PyTorch's defaults."""
+  _check_rate('rmsprop', learning_rate, None)
   return tf.keras.optimizers.RMSprop(
     learning_rate, rho=rho, epsilon=epsilon, jit_compile=_JIT_COMPILE
   )
+
+
+def _check_rate(name: str, learning_rate: float, clip_norm: float | None):
+  """Refuses what would train backwards, not at all, or into NaN."""
+  if not 0.0 < learning_rate < math.inf:
+    raise ValueError(
+      f'optimizers.{name}.learning_rate must be a positive, finite number, not {learning_rate}.'
+    )
+  if clip_norm is not None and not 0.0 < clip_norm < math.inf:
+    raise ValueError(
+      f'optimizers.{name}.clip_norm must be a positive, finite number or None, not {clip_norm}.'
+    )
 
 
 def step_decay(*, every: int, factor: float = 0.1, warm_up: int = 0) -> Schedule:

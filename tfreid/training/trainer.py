@@ -22,7 +22,7 @@ class Trainer(tf.Module):
   All objectives of a step are differentiated from one forward pass and applied together. Strict
   alternation (Eq. 4, "iteratively optimizing") would show the generator a discriminator that has
   already been updated in this step; here it meets the one from before, a difference of one update
-  that saves a second pass through the ResNet and a second move of its batch norms.
+  that saves a second pass through the encoder and a second move of its batch norms.
 
   Attributes:
     method: what is trained.

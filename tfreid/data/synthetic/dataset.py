@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfreid import storage
 from tfreid.data.synthetic import crops, population, scene
 from tfreid.data.synthetic.annotation import annotation_file
 from tfreid.data.synthetic.difficulty import Difficulty, as_difficulty
@@ -239,6 +240,7 @@ class SyntheticPeople:
     Raises:
       FileExistsError: the folder holds something else, or a synthetic data set with other
         parameters and `overwrite` is not set.
+      ValueError: it is there, but one of its files is damaged and `overwrite` is not set.
     """
     directory = pathlib.Path(os.path.abspath(os.path.expanduser(directory)))
     present = self._present(directory, overwrite)
@@ -248,17 +250,17 @@ class SyntheticPeople:
       workers = usable_cores()
     if workers < 1:
       raise ValueError(f'workers must be at least 1, not {workers}.')
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_directories(directory.parent)
     part = directory.parent / f'.{directory.name}.part-{os.getpid()}'
     shutil.rmtree(part, ignore_errors=True)
     try:
       for folder in FOLDERS:
         (part / folder).mkdir(parents=True)
       images = self._draw_all(part, workers, progress)
-      (part / ANNOTATION).write_bytes(annotation_file(self.population))
+      storage.write_bytes(part / ANNOTATION, annotation_file(self.population))
       people = self.population
       readme = _README.format(train=len(people.train), test=len(people.test))
-      (part / 'README.txt').write_text(readme, encoding='utf-8')
+      storage.write_text(part / 'README.txt', readme)
       seen = {person.attributes for person in people.train}
       test = {person.attributes for person in people.test}
       result = {
@@ -268,9 +270,10 @@ class SyntheticPeople:
         'test_ids': len(test),
         'unseen_ids': len(test - seen),
       }
-      text = json.dumps(result, indent=2, sort_keys=True) + '\n'
-      (part / MARKER).write_text(text, encoding='utf-8')
-      _move_into_place(part, directory)
+      storage.write_json(part / MARKER, dict(sorted(result.items())))
+      # Size and checksum of each crop, so that a damaged one is noticed here and not trained on.
+      storage.seal(part)
+      storage.put_directory(part, directory)
     finally:
       shutil.rmtree(part, ignore_errors=True)
     return Written(directory, images, len(test), len(test - seen), True)
@@ -284,7 +287,7 @@ class SyntheticPeople:
     if not any(directory.iterdir()):
       return None
     try:
-      found = json.loads((directory / MARKER).read_text(encoding='utf-8'))
+      found = storage.read_json(directory / MARKER, what='description', required=False)
       synthetic = found['synthetic'] is True
     except (OSError, ValueError, KeyError, TypeError):
       synthetic = False
@@ -294,6 +297,11 @@ class SyntheticPeople:
         'never overwritten. Choose another folder, or remove it yourself.'
       )
     if found.get('parameters') == self.parameters:
+      # Data sets of earlier releases have no seal.
+      if (directory / storage.SEAL).exists() and not overwrite:
+        storage.check_seal(directory, what='synthetic data set')
+      elif overwrite and _is_damaged(directory):
+        return None
       return Written(directory, found['images'], found['test_ids'], found['unseen_ids'], False)
     if overwrite:
       return None
@@ -351,16 +359,11 @@ class SyntheticPeople:
     return {'bounding_box_test': len(kinds)}
 
 
-def _move_into_place(part: pathlib.Path, directory: pathlib.Path) -> None:
-  """Renames `part` to `directory`; what was there goes only when the new one stands."""
-  if not directory.exists():
-    os.rename(part, directory)
-    return
-  old = directory.parent / f'.{directory.name}.old-{os.getpid()}'
-  os.rename(directory, old)
+def _is_damaged(directory: pathlib.Path) -> bool:
+  """Whether a file of a sealed data set is missing or changed."""
   try:
-    os.rename(part, directory)
-  except OSError:
-    os.rename(old, directory)
-    raise
-  shutil.rmtree(old)
+    return bool(storage.damage(directory))
+  except FileNotFoundError:
+    return False  # of an earlier release, without a seal
+  except ValueError:
+    return True

@@ -1,0 +1,64 @@
+"""Sums of rows in the order in which TensorFlow sums them, without TensorFlow. Floor 0.
+
+A sum of float32 numbers depends on the order of its additions. The last score of a crop is
+`tf.reduce_sum(row * query)`, and an index answers what an exported model answers, bit by bit, ties
+included. Importing TensorFlow for that takes seconds. So its order is kept here, for the builds
+whose order is known: those of TensorFlow 2.15 for x86-64, as released. A test compares them bit by
+bit; for other builds TensorFlow is asked.
+
+The order is Eigen's for a reduction of the innermost dimension (InnerMostDimReducer): vectors of 8
+numbers are added alternately to two accumulators, which are added up; the 8 sums are halved twice
+and added crosswise; what is left over at the end of a row is added one by one, and that sum last.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+
+import numpy as np
+
+_LANES = 8
+# Longer rows are divided first.
+MAX_WIDTH = _LANES * 1024
+_MACHINES = ('x86_64', 'AMD64')
+_RELEASE = '2.15.'
+
+
+@functools.cache
+def is_known() -> bool:
+  """Whether the order of the TensorFlow that is installed here is the one that is kept here."""
+  if platform.machine() not in _MACHINES:
+    return False
+  for name in ('tensorflow', 'tensorflow-cpu', 'tensorflow-intel'):
+    try:
+      return importlib.metadata.version(name).startswith(_RELEASE)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return False
+
+
+def row_sums(values: np.ndarray) -> np.ndarray:
+  """The sums, float32 [M], of the rows of float32 [M, n], n <= `MAX_WIDTH`.
+
+  Raises:
+    ValueError: the rows are longer.
+  """
+  count, width = values.shape
+  if width > MAX_WIDTH:
+    raise ValueError(f'Rows of {width} numbers; their order of summation is known to {MAX_WIDTH}.')
+  pairs, vectors = width // (2 * _LANES) * 2 * _LANES, width // _LANES * _LANES
+  sums = np.zeros((2, count, _LANES), np.float32)
+  for start in range(0, pairs, 2 * _LANES):
+    sums[0] += values[:, start : start + _LANES]
+    sums[1] += values[:, start + _LANES : start + 2 * _LANES]
+  if vectors > pairs:
+    sums[0] += values[:, pairs:vectors]
+  lanes = sums[0] + sums[1]
+  lanes = lanes[:, :4] + lanes[:, 4:]
+  total = (lanes[:, 0] + lanes[:, 2]) + (lanes[:, 1] + lanes[:, 3])
+  rest = np.zeros(count, np.float32)
+  for column in range(vectors, width):
+    rest += values[:, column]
+  return total + rest
