@@ -15,7 +15,6 @@ from tfreid import storage
 from tfreid.index import writer
 from tfreid.index.directory import IndexDirectory
 
-
 # Of each file. With 45 it is a thousand, which takes minutes; none of them has been silent.
 HARMS = 4
 
