@@ -158,15 +158,17 @@ class ProgressBar(Hooks):
 
   def logged(self, progress_: Progress):
     loss = progress_.losses[progress_.method.objectives[0].loss]
-    self._bar.update(
-      self._stage,
+    bar, stage = self._running()
+    bar.update(
+      stage,
       completed=progress_.step,
       note=f'epoch {progress_.epoch + 1}, loss {loss:.3f}, '
       f'{progress_.images_per_second:.0f} images/s',
     )
 
   def stage_ends(self, progress_: Progress):
-    self._bar.update(self._stage, completed=progress_.stage.epochs * self._steps)
+    bar, stage = self._running()
+    bar.update(stage, completed=progress_.stage.epochs * self._steps)
     self.close()
 
   def embedding(self, label: str, done: int, count: int):
@@ -191,6 +193,10 @@ class ProgressBar(Hooks):
       self._bar.stop()
     self._bar = self._stage = None
     self._embedding = {}
+
+  def _running(self) -> tuple[progress.Progress, progress.TaskID]:
+    assert self._bar is not None and self._stage is not None, 'before stage_begins'
+    return self._bar, self._stage
 
   def _opened(self) -> progress.Progress:
     if self._bar is None:

@@ -358,7 +358,8 @@ def _short(key: _Key) -> str:
 
 def _reached(bound: Mapping[_Key, Mapping[str, Any]], root: str) -> set[_Key]:
   """The keys of a configuration whose values are used by whoever calls the root."""
-  functions, macros, scopes = {root}, {root}, set()
+  functions, macros = {root}, {root}
+  scopes: set[str] = set()
   reached: set[_Key] = set()
   while True:
     before = len(reached)

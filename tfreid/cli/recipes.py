@@ -110,7 +110,8 @@ class Recipe:
 
   def _reachable(self) -> tuple[set[str], set[str], set[str]]:
     """Configurables, scopes and macros that the root refers to, directly or through others."""
-    used, scopes, macros = {'experiment.train'}, set(), {_STAGES}
+    used, macros = {'experiment.train'}, {_STAGES}
+    scopes: set[str] = set()
     while True:
       before = len(used) + len(scopes) + len(macros)
       for key, value in self.values.items():

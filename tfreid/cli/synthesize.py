@@ -78,7 +78,8 @@ def write_sheet(people, path: str, num_people: int = 24) -> None:
 
   from tfreid.data import synthetic
 
-  images, labels = [], []
+  images: list[PIL.Image.Image] = []
+  labels: list[str] = []
   for person in people.population.train[:num_people]:
     crops = list(enumerate(people.crops(person, 'bounding_box_train')))
     # One of each view first, so that a sheet shows more than the fronts.

@@ -345,8 +345,7 @@ class AttributeSchema:
       ValueError: the text is not a schema.
     """
     try:
-      if isinstance(data, str):
-        data = json.loads(data)
+      record: Mapping[str, Any] = json.loads(data) if isinstance(data, str) else data
       attributes = tuple(
         Attribute(
           name=a['name'],
@@ -354,14 +353,14 @@ class AttributeSchema:
           columns=tuple((raw, int(value)) for raw, value in a['columns']),
           words={value: tuple(words) for value, words in a.get('words', {}).items()},
         )
-        for a in data['attributes']
+        for a in record['attributes']
       )
       return cls(
-        name=data['name'],
+        name=record['name'],
         attributes=attributes,
-        raw_values={raw: tuple(v) for raw, v in data['raw_values'].items()},
-        encoding=data['encoding'],
-        rates=tuple(data.get('rates', ())),
+        raw_values={raw: tuple(v) for raw, v in record['raw_values'].items()},
+        encoding=record['encoding'],
+        rates=tuple(record.get('rates', ())),
       )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
       raise ValueError(f'This is not an attribute schema: {error!r}.') from error

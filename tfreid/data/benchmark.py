@@ -151,8 +151,9 @@ class Benchmark:
 
   def spec(self, image_shape: Sequence[int]) -> DatasetSpec:
     """The sizes a method is built with. `image_shape` is (height, width, 3)."""
+    height, width, channels = image_shape
     return DatasetSpec(
-      image_shape=tuple(image_shape),
+      image_shape=(height, width, channels),
       attribute_names=self.schema.column_names,
       num_semantic_ids=len(self.train.keys),
       attribute_rates=self.schema.rates,

@@ -417,7 +417,9 @@ def _segments(contents: bytes) -> Iterator[tuple[int, int, int]]:
       position = contents.find(b'\xff', position)
       if position < 0:
         return
-    filled = _FILL.match(contents, position).end()
+    fill = _FILL.match(contents, position)
+    assert fill is not None  # the byte at `position` is one
+    filled = fill.end()
     if filled >= len(contents):
       return
     marker, start = contents[filled], filled - 1

@@ -423,7 +423,7 @@ def _first(sentences: tf.Tensor) -> tf.Tensor:
 
 
 def sizes(
-  paths: Sequence[str], *, parallel: int = tf.data.AUTOTUNE
+  paths: Sequence[str] | np.ndarray, *, parallel: int = tf.data.AUTOTUNE
 ) -> Iterator[tuple[int, int] | None]:
   """(height, width) of each picture as decoded, None of a file that cannot be decoded; in order.
 
@@ -449,7 +449,7 @@ def sizes(
 
 
 def undecodable(
-  paths: Sequence[str],
+  paths: Sequence[str] | np.ndarray,
   *,
   parallel: int = tf.data.AUTOTUNE,
   progress: Progress | None = None,

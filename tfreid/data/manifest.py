@@ -135,6 +135,7 @@ def _attribute(entry: Any, *, source: str) -> Attribute:
     raise ValueError(
       f'{source} (\'{name}\'): "words" must map a value to a list of phrases (got {words!r}).'
     )
+  columns: tuple[tuple[str, int], ...]
   if len(values) == 2:
     columns = ((name, 2),)
   else:

@@ -55,8 +55,9 @@ class PersonCrops:
 
   def spec(self, image_shape: Sequence[int]) -> DatasetSpec:
     """The sizes a method is built with: the classes are the people."""
+    height, width, channels = image_shape
     return DatasetSpec(
-      image_shape=tuple(image_shape),
+      image_shape=(height, width, channels),
       attribute_names=(),
       num_semantic_ids=len(self.split.keys),
       num_images=len(self.split),

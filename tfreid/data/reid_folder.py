@@ -86,7 +86,7 @@ def scan(
   for file_name in names:
     match = pattern.fullmatch(file_name)
     reason = not_a_crop(file_name) if match is None else ignored.get(match['person'])
-    if reason is not None:
+    if match is None or reason is not None:
       dropped[reason] = dropped.get(reason, 0) + 1
     else:
       path = os.path.join(folder, file_name)

@@ -88,17 +88,17 @@ def ranked_queries(
   Returns:
     RGB pictures of one size.
   """
-  queries = np.asarray(queries, np.int64)
-  if not len(queries):
+  positions = np.asarray(queries, np.int64)
+  if not len(positions):
     return []
   asked, _ = split.queries()
   chosen = embeddings._replace(
-    queries=embeddings.queries[queries], query_ids=embeddings.query_ids[queries]
+    queries=embeddings.queries[positions], query_ids=embeddings.query_ids[positions]
   )
   top, scores = retrieval.top_results(chosen, k)
   rows = min(max_rows, len(schema.attributes))
   pictures = []
-  for position, query in enumerate(queries):
+  for position, query in enumerate(positions):
     indices = top[position]
     pictures.append(
       ranked_result(
@@ -247,7 +247,7 @@ def _words(name: str) -> str:
 
 
 @functools.cache
-def _font(size: int = _TEXT) -> ImageFont.ImageFont:
+def _font(size: int = _TEXT) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
   return ImageFont.load_default(size)
 
 
@@ -305,7 +305,7 @@ def similarity_histogram(
   peak = max(float(shares.max()) for shares, _ in shapes)
   picture = Image.new('RGB', (width * fine, height * fine), _PAPER)
   for shares, colour in shapes:
-    outline = [(left * fine, bottom * fine)]
+    outline: list[tuple[float, float]] = [(left * fine, bottom * fine)]
     for i, share in enumerate(shares):
       y = (bottom - (bottom - top) * share / peak) * fine
       ends = [(left + (right - left) * j / bins) * fine for j in (i, i + 1)]
@@ -316,7 +316,7 @@ def similarity_histogram(
     pen.polygon(outline, fill=(*colour, 90))
     pen.line(outline, fill=(*colour, 255), width=2 * fine)
     picture.paste(layer, (0, 0), layer)
-  picture = picture.resize((width, height), Image.LANCZOS)
+  picture = picture.resize((width, height), Image.Resampling.LANCZOS)
 
   draw = ImageDraw.Draw(picture)
   draw.line([(left, bottom), (right, bottom)], fill=_SOFT)

@@ -91,8 +91,9 @@ def write(
   rows = metadata(embeddings, split, schema, queries, images, evaluation=evaluation)
   storage.write_bytes(os.path.join(directory, METADATA_FILE), rows.encode())
   sheet = io.BytesIO()
-  crops = [read(path, (tile, max(1, tile // 2))) for path in split.paths[images]]
-  sprite([None] * len(queries) + crops, tile).save(sheet, 'PNG')
+  tiles: list[np.ndarray | None] = [None] * len(queries)
+  tiles += [read(path, (tile, max(1, tile // 2))) for path in split.paths[images]]
+  sprite(tiles, tile).save(sheet, 'PNG')
   storage.write_bytes(os.path.join(directory, SPRITE_FILE), sheet.getvalue())
   # Last: TensorBoard reads the others when it finds this one.
   storage.write_bytes(

@@ -499,14 +499,14 @@ def _attribute_codes(
   Returns:
     int64 [Q, G] and [N, G].
   """
-  groups = np.asarray(groups)
+  group = np.asarray(groups)
   both = np.concatenate([query_attributes, gallery_attributes])
-  if both.shape[1] != len(groups):
-    raise ValueError(f'Attribute vectors have {both.shape[1]} columns but {len(groups)} groups.')
+  if both.shape[1] != len(group):
+    raise ValueError(f'Attribute vectors have {both.shape[1]} columns but {len(group)} groups.')
   codes = np.stack(
     [
-      np.unique(both[:, groups == g], axis=0, return_inverse=True)[1].reshape(-1)
-      for g in np.unique(groups)
+      np.unique(both[:, group == g], axis=0, return_inverse=True)[1].reshape(-1)
+      for g in np.unique(group)
     ],
     axis=1,
   )

@@ -103,7 +103,7 @@ class Evaluation(NamedTuple):
       f'({result.queries} queries, {result.gallery} images, '
       f'chance rank-1 {_percent(result.chance_rank1)} %)'
     )
-    if self.seen is not None:
+    if self.seen is not None and self.unseen is not None:
       text += f'; rank-1 seen {_percent(self.seen.rank1)} %, unseen {_percent(self.unseen.rank1)} %'
     return text
 
@@ -165,6 +165,7 @@ class Evaluation(NamedTuple):
   def _chosen(self, name: str) -> QueryMetrics:
     if name == 'all':
       return self.per_query
+    assert self.is_seen is not None  # or `parts` names no other
     return self.per_query.select(self.is_seen if name == 'seen' else ~self.is_seen)
 
 
@@ -211,7 +212,7 @@ def embed_images(
       )
     if result is None:
       parts.append(embeddings)
-    elif done + len(embeddings) <= count:
+    elif done + len(embeddings) <= len(result):
       result[done : done + len(embeddings)] = embeddings
     done += len(embeddings)
     if progress and count:

@@ -619,13 +619,14 @@ def _constant(node: ast.expr) -> Value:
     raise _NotUnderstoodError("None is asked for with 'is': camera is None.")
   if isinstance(node, ast.Constant):
     try:
-      if kind(node.value) == 'number':
-        return sign * node.value
-      if sign == 1 and isinstance(node.value, str):
+      value = node.value
+      if kind(value) == 'number' and isinstance(value, (int, float)):
+        return sign * value
+      if sign == 1 and isinstance(value, str):
         # As the manifest writes times, so that an engine that knows texts only agrees.
-        return times.canonical(node.value) or node.value
-      if sign == 1:
-        return node.value
+        return times.canonical(value) or value
+      if sign == 1 and isinstance(value, bool):
+        return value
     except ValueError as error:
       raise _NotUnderstoodError(str(error)) from error
   raise _NotUnderstoodError(f"'{_source(node)}' is not a text, a number, True or False. {_HINT}")

@@ -55,7 +55,7 @@ def application(
       f"keras.applications has no network '{name}'. application.name is one of {', '.join(known)}."
     )
   encoder.check_crop(name, image_shape, 32)
-  if weights not in (None, 'imagenet') and not os.path.isfile(weights):
+  if weights is not None and weights != 'imagenet' and not os.path.isfile(weights):
     raise FileNotFoundError(
       f"No weights of {name} at '{weights}'. application.weights is 'imagenet', None, or the path "
       "of one of Keras's files without the classifier ('notop')."
@@ -116,7 +116,7 @@ def _normalization(function: Callable) -> tf.keras.layers.Layer:
   reverse = bool(abs(factors[0, 2]) > abs(factors[0, 0]))
   straight = factors[::-1] if reverse else factors
   layer = encoder.AffinePixels(
-    np.diag(straight), made[0], reverse=reverse, name='pixel_normalization'
+    np.diag(straight).tolist(), made[0].tolist(), reverse=reverse, name='pixel_normalization'
   )
   probe = np.random.default_rng(0).uniform(0.0, 255.0, (1, 2, 2, 3)).astype(np.float32)
   expected = np.asarray(prepare(probe.copy()))

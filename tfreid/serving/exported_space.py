@@ -67,7 +67,8 @@ class ExportedSpace:
     self.schema = AttributeSchema.from_json(self._json('schema.json')) if has_schema else None
     try:
       self.fingerprint = str(self.about['fingerprint'])
-      self.image_shape: tuple[int, int, int] = (*map(int, self.about['image_size']), 3)
+      height, width = map(int, self.about['image_size'])
+      self.image_shape = (height, width, 3)
       self.num_attributes = int(self.about['num_attributes'])
     except (KeyError, TypeError, ValueError) as error:
       raise self._damaged('model.json', error) from error

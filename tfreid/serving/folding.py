@@ -250,8 +250,8 @@ def _pairs(model) -> Iterator[tuple[tf.keras.layers.Layer, tf.keras.layers.Layer
 
 def _fold(layer, norm) -> list[np.ndarray]:
   """Kernel and bias of `layer` with `norm` in them, computed in float64."""
-  kernel, *bias = (np.asarray(weight, np.float64) for weight in layer.get_weights())
-  bias = bias[0] if bias else 0.0
+  kernel, *others = (np.asarray(weight, np.float64) for weight in layer.get_weights())
+  bias = others[0] if others else 0.0
   mean = norm.moving_mean.numpy().astype(np.float64)
   scale = 1.0 / np.sqrt(norm.moving_variance.numpy().astype(np.float64) + norm.epsilon)
   if norm.scale:

@@ -22,6 +22,13 @@ from tfreid.serving.folding import FoldedEncoder
 from tfreid.serving.search import ExactSearch
 from tfreid.serving.signatures import MAX_ROWS, MAX_VARIANTS, Tensor
 
+# Methods that several signatures call, and the tensor that each takes.
+_SHARED = (
+  ('search', 'concepts'),
+  ('embed_attributes', 'attributes'),
+  ('embed_images', 'image_bytes'),
+)
+
 
 class Retriever(tf.Module):
   """Both encoders and a gallery, as signatures of a SavedModel.
@@ -67,7 +74,7 @@ class Retriever(tf.Module):
         finite or empty.
     """
     super().__init__(name='retriever')
-    ids = np.asarray([str(name) for name in ids], dtype=object)
+    names = [str(name) for name in ids]
     gallery = np.asarray(gallery)
     sizes = {image_encoder.size, attribute_encoder.size, gallery.shape[-1] if gallery.ndim else 0}
     if len(sizes) != 1:
@@ -76,10 +83,12 @@ class Retriever(tf.Module):
         f'{attribute_encoder.size}, and the gallery has the shape {gallery.shape}; all three must '
         'end in the same size.'
       )
-    if len(ids) != len(gallery):
-      raise ValueError(f'{len(ids)} ids for {len(gallery)} rows of the gallery; give one for each.')
-    distinct, counts = np.unique(ids.astype(str), return_counts=True)
-    if len(distinct) != len(ids) or '' in distinct[:1]:
+    if len(names) != len(gallery):
+      raise ValueError(
+        f'{len(names)} ids for {len(gallery)} rows of the gallery; give one for each.'
+      )
+    distinct, counts = np.unique(np.asarray(names, dtype=str), return_counts=True)
+    if len(distinct) != len(names) or '' in distinct[:1]:
       worst = distinct[counts.argmax()]
       raise ValueError(
         f"The id '{worst}' stands for {counts.max()} rows of the gallery. Each row needs an id of "
@@ -97,7 +106,7 @@ class Retriever(tf.Module):
     self.size = image_encoder.size
     self.gallery = ExactSearch(gallery, precision=gallery_precision)
     self.num_results = min(top_k, self.gallery.size)
-    self.ids = tf.Variable(list(ids), trainable=False, dtype=tf.string, name='ids')
+    self.ids = tf.Variable(names, trainable=False, dtype=tf.string, name='ids')
     # A schema is no tensor: it is tracked as little as the tables that are made of it.
     reader = None if schema is None else descriptions.DescriptionReader(schema)
     self._read: Callable | None = reader and (lambda texts: reader(texts))
@@ -111,9 +120,8 @@ class Retriever(tf.Module):
     )
     # Traced once each, whatever the number of signatures that call them.
     self._specs = {name: self._spec(tensor) for name, tensor in described.tensors().items()}
-    self.search = self._traced(self.search, 'concepts')
-    self.embed_attributes = self._traced(self.embed_attributes, 'attributes')
-    self.embed_images = self._traced(self.embed_images, 'image_bytes')
+    for method, tensor in _SHARED:
+      setattr(self, method, self._traced(getattr(self, method), tensor))
 
   @property
   def sizes(self) -> dict[str, Any]:
@@ -240,6 +248,7 @@ class Retriever(tf.Module):
       contradicts itself. Nothing is guessed: unless all of a text was understood, its ids are ''
       and its scores 0.
     """
+    assert self._read is not None  # or the signature is not available
     reading = self._read(texts)
     found = self.search(self.embed_attributes(reading.vectors))
     return {
@@ -281,7 +290,8 @@ def _with_parameters(function: Callable, names: Sequence[str]) -> Callable:
     return function(*values)
 
   parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-  named.__signature__ = inspect.Signature(parameters)
+  # Functions may be given one, which tf.function reads; the type of functions does not know it.
+  named.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
   return named
 
 

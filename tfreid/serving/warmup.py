@@ -38,10 +38,10 @@ class Request(NamedTuple):
 class Messages(NamedTuple):
   """Message classes with the fields of TensorFlow Serving's, for reading and writing."""
 
-  ModelSpec: type
-  PredictRequest: type
-  PredictResponse: type
-  PredictionLog: type
+  ModelSpec: type[Any]
+  PredictRequest: type[Any]
+  PredictResponse: type[Any]
+  PredictionLog: type[Any]
 
 
 # Of each message its fields: name, number, and what it holds: 'string', 'strings' (repeated),

@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -48,9 +48,17 @@ class StageData(Protocol):
     sampler: chooses the images of an epoch; None takes each once.
   """
 
-  name: str
-  split: Split
-  sampler: Sampler | None
+  # `dataclasses.replace` makes others of it. A protocol cannot say "dataclass" otherwise.
+  __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def split(self) -> Split: ...
+
+  @property
+  def sampler(self) -> Sampler | None: ...
 
   def spec(self, image_shape: Sequence[int]) -> DatasetSpec:
     """The sizes that the stage's method is built with."""

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Union
 
 import fastapi
 from fastapi import Depends
@@ -74,7 +74,7 @@ class LoggedRoute(APIRoute):
       entry.update(_searched(services.search.capabilities))
       request.state.entry = entry
       started = time.perf_counter()
-      failure = response = None
+      failure = None
       try:
         response = await handle(request)
         entry['outcome'] = 'answered'
@@ -134,19 +134,19 @@ async def signed_in(request: fastapi.Request) -> str:
     ApiError: there is none, or a wrong one.
   """
   access, who = services_of(request).access, request.state.entry['who']
-  name: str | None = ''
+  name = ''
   if access.tokens:
     scheme, _, token = request.headers.get('authorization', '').partition(' ')
-    name = access.name_of(token.strip()) if scheme.lower() == 'bearer' else None
-    name = name or access.name_of_cookie(request.cookies.get(COOKIE, ''))
-    if name is None:
+    found = access.name_of(token.strip()) if scheme.lower() == 'bearer' else None
+    found = found or access.name_of_cookie(request.cookies.get(COOKIE, ''))
+    if found is None:
       raise ApiError(
         401,
         'token',
         'This server asks who you are. Send the header "Authorization: Bearer TOKEN", or enter '
         'your token in the page.',
       )
-    who['token'] = name
+    name = who['token'] = found
   if access.user_header:
     who['user'] = request.headers.get(access.user_header, '')[:200]
   return name
@@ -163,20 +163,22 @@ def json_body(model: type[messages.Request]) -> Callable:
   return read
 
 
-class LikeBody(NamedTuple):
-  """What "more like this" is asked about: a crop of the gallery, or the bytes of a picture."""
+class LikeUpload(NamedTuple):
+  """A picture of a crop that is not of the gallery, its bytes, and what is asked about it."""
 
-  asked: messages.Narrowing
-  contents: bytes | None
+  asked: messages.LikeOptions
+  contents: bytes
 
 
+# What "more like this" is asked about: a crop of the gallery, or a picture.
+LikeBody = Union[messages.LikeRequest, LikeUpload]
 _read_like_request = json_body(messages.LikeRequest)
 
 
 async def like_body(request: fastapi.Request) -> LikeBody:
   """A dependency: JSON with an id, or a form with a picture."""
   if not _is_type(request, 'multipart/form-data'):
-    return LikeBody(await _read_like_request(request), None)
+    return await _read_like_request(request)
   if services_of(request).searches.is_full:
     raise BusyError  # before it is read
   upload = await _read_form(request)
@@ -184,7 +186,7 @@ async def like_body(request: fastapi.Request) -> LikeBody:
   entry['upload'] = {'sha256': upload.digest, 'bytes': len(upload.contents)}
   asked = messages.check(messages.LikeOptions, upload.options)
   entry.update(asked.to_log())
-  return LikeBody(asked, upload.contents)
+  return LikeUpload(asked, upload.contents)
 
 
 # FastAPI evaluates the annotations of endpoints among the names of this module.
@@ -255,10 +257,10 @@ async def like(
   user: SignedIn, body: Annotated[LikeBody, Depends(like_body)], request: fastapi.Request
 ):
   """Crops, the most similar first."""
-  asked, contents = body
-  if contents is None:
-    return await _answer(request, asked, lambda service: service.like(asked))
-  return await _answer(request, asked, lambda service: service.like_upload(asked, contents))
+  if isinstance(body, LikeUpload):
+    asked, contents = body
+    return await _answer(request, asked, lambda service: service.like_upload(asked, contents))
+  return await _answer(request, body, lambda service: service.like(body))
 
 
 @router.get(

@@ -45,8 +45,7 @@ class AuditLog:
     self._written = self._flushed = 0
     self._descriptor: int | None = None
     with self._lock:
-      self._open()
-      mode = os.fstat(self._descriptor).st_mode
+      mode = os.fstat(self._open()).st_mode
     if stat.S_ISREG(mode) and mode & 0o077:
       logging.getLogger(__name__).warning(
         'Others than its owner can read or change the audit log %s (mode %o). If that is not '
@@ -66,11 +65,10 @@ class AuditLog:
     try:
       with self._lock:
         self._follow()
-        if self._descriptor is None:
-          self._open()
-        self._append(line)
+        opened = self._open() if self._descriptor is None else self._descriptor
+        _append(opened, line)
         self._written += 1
-        mine, descriptor = self._written, os.dup(self._descriptor)
+        mine, descriptor = self._written, os.dup(opened)
       try:
         self._flush(mine, descriptor)
       finally:
@@ -87,34 +85,18 @@ class AuditLog:
         os.close(self._descriptor)
         self._descriptor = None
 
-  def _append(self, line: bytes):
-    """Writes a line behind what is there, whole or not at all."""
-    descriptor = self._descriptor
-    with contextlib.suppress(OSError):  # not every file system can; then one server only
-      fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-      size = os.fstat(descriptor).st_size
-      if _is_torn(descriptor, size):
-        line = b'\n' + line  # what a crash has left is a line of its own
-      if os.write(descriptor, line) != len(line):
-        # A full disk took a part, which goes, unless the file is append-only: then it stays torn.
-        with contextlib.suppress(OSError):
-          os.ftruncate(descriptor, size)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-      with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-  def _open(self):
+  def _open(self) -> int:
     flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
     try:
       try:
         # To read, too: whether the last line is whole.
-        self._descriptor = os.open(self.path, flags | os.O_RDWR, 0o600)
+        descriptor = os.open(self.path, flags | os.O_RDWR, 0o600)
       except PermissionError:
-        self._descriptor = os.open(self.path, flags | os.O_WRONLY, 0o600)
+        descriptor = os.open(self.path, flags | os.O_WRONLY, 0o600)
     except OSError as error:
       raise UnwritableError(_advice(error)) from error
+    self._descriptor = descriptor
+    return descriptor
 
   def _follow(self):
     """Lets go of a file that has been renamed or removed."""
@@ -142,6 +124,24 @@ class AuditLog:
       os.fsync(descriptor)
       # After a rotation the later lines are in another file, which this call did not flush.
       self._flushed = max(self._flushed, written if same else mine)
+
+
+def _append(descriptor: int, line: bytes):
+  """Writes a line behind what is there, whole or not at all."""
+  with contextlib.suppress(OSError):  # not every file system can; then one server only
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+  try:
+    size = os.fstat(descriptor).st_size
+    if _is_torn(descriptor, size):
+      line = b'\n' + line  # what a crash has left is a line of its own
+    if os.write(descriptor, line) != len(line):
+      # A full disk took a part, which goes, unless the file is append-only: then it stays torn.
+      with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, size)
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  finally:
+    with contextlib.suppress(OSError):
+      fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _is_torn(descriptor: int, size: int) -> bool:

@@ -233,7 +233,8 @@ class _Rules(BaseModel):
 
   disabled_attributes: list[_Text] = []
   require_purpose: Union[bool, Annotated[list[_Text], Field(min_length=1)]] = False
-  max_results: int = Field(None, ge=1)  # left out, not null
+  # It may be left out, but not null: the default is no value that the file may hold.
+  max_results: int = Field(None, ge=1)  # type: ignore[assignment]
   blur_thumbnails: float = Field(0.0, ge=0, le=MAX_BLUR, allow_inf_nan=False)
   uploads: bool = True
 
