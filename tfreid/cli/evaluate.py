@@ -260,7 +260,7 @@ def main(argv):
       f'in the mean, nDCG {100 * graded[f"nDCG{_TOP.value}"]:.2f} %.',
       highlight=False,
     )
-    config = experiment.run_config(run) if run else ''
+    config = experiment.run_config(run) or '' if run else ''
     facts = {
       'dataset': benchmark.name,
       'method': about.get('method', ''),

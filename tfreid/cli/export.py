@@ -252,9 +252,9 @@ def main(argv):
     for flag in (_SPACE, _MODEL, _OUT, _DATASET, _DATA_ROOT, _IMAGES, _INDEX, _VERSION):
       if flag.present:
         raise app.UsageError(f'--check writes nothing: there is no use for --{flag.name}.')
-    for flag in (_MODEL_NAME, _CERTIFICATE, _TIMEOUT):
-      if flag.present and not _SERVER.value:
-        raise app.UsageError(f'--{flag.name} needs --server: it is about a model of a TF Serving.')
+    for other in (_MODEL_NAME, _CERTIFICATE, _TIMEOUT):
+      if other.present and not _SERVER.value:
+        raise app.UsageError(f'--{other.name} needs --server: it is about a model of a TF Serving.')
     with startup.clear_errors():
       sys.exit(_check())
   if _SERVER.value:
@@ -288,8 +288,9 @@ def _export():
 
   # Names are not markup: a folder may be called [bold].
   console = Console(highlight=False, soft_wrap=True, markup=False)
-  version = _VERSION.value or versions.next_number(_OUT.value)
-  versions.check_number(_OUT.value, version)  # before minutes are spent on the gallery
+  out = startup.given(_OUT)
+  version = _VERSION.value or versions.next_number(out)
+  versions.check_number(out, version)  # before minutes are spent on the gallery
   with contextlib.ExitStack() as stack:
     if _INDEX.value:
       import tfreid.index
@@ -301,7 +302,7 @@ def _export():
       gallery = _from_files(export, console)
     stack.enter_context(console.status('Writing the model and checking it'))
     where = export.export(
-      directory=_OUT.value,
+      directory=out,
       version=version,
       top_k=_TOP_K.value,
       tolerance=_TOLERANCE.value,
@@ -332,14 +333,14 @@ def _original(directory=None):
     return space, lambda: export.encoders(space, precision=_PRECISION.value), origin, schema
   from tfreid.serving.exported_space import ExportedSpace
 
-  space = ExportedSpace(_MODEL.value or directory)
-  precision = space.about.get('precision')
+  exported = ExportedSpace(_MODEL.value or directory)
+  precision = exported.about.get('precision')
   if _PRECISION.present and _PRECISION.value != precision:
     raise ValueError(
-      f"'{space.directory}' was exported in {precision}, and an export that is made from it has "
+      f"'{exported.directory}' was exported in {precision}, and an export that is made from it has "
       f'the same encoders. For {_PRECISION.value} export from the training run (--space).'
     )
-  return space, space.encoders, space.origin, space.schema
+  return exported, exported.encoders, exported.origin, exported.schema
 
 
 def _gallery_precision(space):
@@ -358,8 +359,8 @@ def _from_files(export, console):
   if _DATASET.value:
     paths, rows, schema = benchmark_gallery(schema)
   else:
-    paths, rows = folder_gallery(_IMAGES.value)
-  root = os.path.abspath(_DATA_ROOT.value or _IMAGES.value)
+    paths, rows = folder_gallery(startup.given(_IMAGES))
+  root = os.path.abspath(_DATA_ROOT.value or startup.given(_IMAGES))
   encoders = make_encoders()
   # On each device, and again: what is exported keeps its variables in one place.
   if strategy.num_replicas_in_sync > 1:
@@ -474,7 +475,7 @@ def _check():
   """Asks the golden requests again; prints what came of it and returns the exit code."""
   from tfreid.serving import versions
 
-  directory = versions.newest(os.path.abspath(os.path.expanduser(_CHECK.value)))
+  directory = versions.newest(os.path.abspath(os.path.expanduser(startup.given(_CHECK))))
   if versions.check(directory, variables=True):
     print(f'{"ok":8}{"files":18}as they were written')
   else:
@@ -509,7 +510,7 @@ def _replay_on_server(directory, name):
   number = os.path.basename(directory)
   version = int(number) if number.isdecimal() else None
   with client.connect(
-    _SERVER.value,
+    startup.given(_SERVER),
     name,
     version=version,
     timeout=_TIMEOUT.value,

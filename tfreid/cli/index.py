@@ -29,12 +29,16 @@ import difflib
 import re
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 
 from tfreid.cli import startup
 from tfreid.index import engines
 from tfreid.printable import printable, printable_json
+
+if TYPE_CHECKING:
+  from rich.progress import TaskID
 
 startup.never_trains()
 
@@ -151,18 +155,18 @@ def _build(_):
 
   shard = _read_shard()
   _check_engine()
-  if directory.IndexDirectory(_INDEX.value).exists and not _OVERWRITE.value:
+  if directory.IndexDirectory(startup.given(_INDEX)).exists and not _OVERWRITE.value:
     # Before the model is loaded and the source read.
     raise FileExistsError(
       f"'{_INDEX.value}' holds an index already. Use `tfreid index add` to add crops, or "
       '--overwrite to replace it.'
     )
-  manifest.check(_SOURCE.value)
+  manifest.check(startup.given(_SOURCE))
   model = _embedder(_MODEL.value)
-  rows = manifest.read(_SOURCE.value, attributes=_attributes(model), part=shard)
+  rows = manifest.read(startup.given(_SOURCE), attributes=_attributes(model), part=shard)
   with _shown(len(rows)) as shown:
     report = writer.build(
-      _INDEX.value,
+      startup.given(_INDEX),
       rows,
       model,
       engine_name=_ENGINE.value,
@@ -178,13 +182,13 @@ def _build(_):
 def _add(_):
   from tfreid.index import directory, manifest, trust, writer
 
-  state = directory.IndexDirectory(_INDEX.value).read()
-  manifest.check(_SOURCE.value)
-  model = _embedder(_MODEL.value or trust.model_path(state, _INDEX.value))
-  rows = manifest.read(_SOURCE.value, attributes=_attributes(model))
+  state = directory.IndexDirectory(startup.given(_INDEX)).read()
+  manifest.check(startup.given(_SOURCE))
+  model = _embedder(_MODEL.value or trust.model_path(state, startup.given(_INDEX)))
+  rows = manifest.read(startup.given(_SOURCE), attributes=_attributes(model))
   with _shown(len(rows)) as shown:
     report = writer.add(
-      _INDEX.value, rows, model, existing=_EXISTING.value, **_pace(model), **shown
+      startup.given(_INDEX), rows, model, existing=_EXISTING.value, **_pace(model), **shown
     )
   _say(report)
 
@@ -202,14 +206,14 @@ def _remove(ids):
       ids += [line.rstrip('\n') for line in file if line.strip()]
   if not ids:
     raise ValueError('Name the ids to remove, or give --ids=FILE with one per line.')
-  count = writer.remove(_INDEX.value, ids, missing_ok=_MISSING_OK.value)
+  count = writer.remove(startup.given(_INDEX), ids, missing_ok=_MISSING_OK.value)
   _print({'removed': count}, f'{count} crops removed.')
 
 
 def _info(_):
   import tfreid.index
 
-  with tfreid.index.open(_INDEX.value) as index:
+  with tfreid.index.open(startup.given(_INDEX)) as index:
     facts = index.info()
   if _JSON.value:
     print(printable_json(facts))
@@ -237,11 +241,11 @@ def _verify(_):
   from tfreid.index.directory import IndexDirectory
 
   try:
-    with tfreid.index.open(_INDEX.value, check=False) as index:
+    with tfreid.index.open(startup.given(_INDEX), check=False) as index:
       problems, size = index.problems(files=_FILES.value), len(index)
   except (ValueError, OSError):
     # Too damaged to be opened, or no index at all: then this fails, too.
-    problems, size = IndexDirectory(_INDEX.value).damage(), None
+    problems, size = IndexDirectory(startup.given(_INDEX)).damage(), None
     if not problems:
       raise
   if _JSON.value:
@@ -259,7 +263,7 @@ def _verify(_):
 def _compact(_):
   from tfreid.index import writer
 
-  writer.compact(_INDEX.value)
+  writer.compact(startup.given(_INDEX))
   _print({}, 'Compacted: nothing of what was removed is left in the files of the index.')
 
 
@@ -271,7 +275,7 @@ def _merge(parts):
     raise ValueError('Name the indexes to merge: `tfreid index merge --index=all part1 part2`')
   with _shown_stages() as progress:
     size = writer.merge(
-      _INDEX.value, parts, engine_name=_ENGINE.value, uri=_URI.value, progress=progress
+      startup.given(_INDEX), parts, engine_name=_ENGINE.value, uri=_URI.value, progress=progress
     )
   count = f'{len(parts)} index{"es" if len(parts) > 1 else ""}'
   _print({'crops': size}, f'{size} crops of {count} in {_INDEX.value}.')
@@ -280,7 +284,7 @@ def _merge(parts):
 def _trust(_):
   from tfreid.index import directory, trust
 
-  state = directory.IndexDirectory(_INDEX.value).read()
+  state = directory.IndexDirectory(startup.given(_INDEX)).read()
   trust.remember(state)
   named = {'model': state['model']['path'], 'fingerprint': state['model']['fingerprint']}
   if state['engine'].get('uri'):
@@ -356,7 +360,7 @@ def _shown_stages():
     yield _StageLog()
     return
   with _bar() as bar:
-    tasks = {}
+    tasks: dict[str, TaskID] = {}
 
     def show(what, done, total):
       if what not in tasks:

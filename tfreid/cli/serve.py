@@ -287,7 +287,7 @@ def _check_access(tokens):
   """
   try:
     local = all(
-      ipaddress.ip_address(resolved[4][0].partition('%')[0]).is_loopback
+      ipaddress.ip_address(str(resolved[4][0]).partition('%')[0]).is_loopback
       for resolved in socket.getaddrinfo(_HOST.value, None)
     )
   except (OSError, ValueError):

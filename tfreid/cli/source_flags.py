@@ -93,5 +93,4 @@ def opened(*, timeout: float, resident: bool = False, check: bool | None = None)
     )
   from tfreid.search import exported
 
-  assert _MODEL.value is not None  # `check` has seen to it
-  return exported.ExportedModel(_MODEL.value)
+  return exported.ExportedModel(startup.given(_MODEL))

@@ -8,10 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from tfreid.printable import printable
+
+_Value = TypeVar('_Value')
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -61,6 +64,17 @@ def no_arguments(argv: Sequence[str]):
   """Refuses arguments that are not flags: usually a value that lost its '--flag='."""
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected argument: {argv[1]!r}. Everything is a --flag=value here.')
+
+
+def given(flag: flags.FlagHolder[_Value | None]) -> _Value:
+  """The value of a flag that has no default.
+
+  Raises:
+    app.UsageError: it was not given.
+  """
+  if flag.value is None:
+    raise app.UsageError(f'Give --{flag.name}.')
+  return flag.value
 
 
 @contextlib.contextmanager

@@ -13,11 +13,15 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
 from tfreid import storage
 from tfreid.cli import configuration, gin_flags, startup
+
+if TYPE_CHECKING:
+  import PIL.Image
 
 flags.adopt_module_key_flags(gin_flags)
 _OUT = flags.DEFINE_string('out', None, 'Folder to write the data set to.')
@@ -55,13 +59,13 @@ def configured_people():
     allow_imports=gin_flags.allow_imports(),
     root='tfreid.data.synthetic.SyntheticPeople',
   )
-  given = {
+  flags_given: dict[str, Any] = {
     'num_train_people': _TRAIN.value,
     'num_test_people': _TEST.value,
     'seed': _SEED.value,
     'difficulty': _DIFFICULTY.value,
   }
-  given = {name: value for name, value in given.items() if value is not None}
+  given = {name: value for name, value in flags_given.items() if value is not None}
   if (_HEIGHT.value is None) != (_WIDTH.value is None):
     raise ValueError('--image_height and --image_width go together: give both or neither.')
   if _HEIGHT.value is not None:

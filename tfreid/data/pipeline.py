@@ -199,7 +199,7 @@ class Pipeline:
       numbers = augmentation.draws(seed, epoch, stream, (len(order), *width))
       draws[stream] = numbers.numpy()[positions]
 
-    groups = None
+    groups: tuple[int, ...] = ()
     if self.flip:
       draw(Stream.FLIP)
     if self.crop:

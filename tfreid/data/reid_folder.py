@@ -86,9 +86,9 @@ def scan(
   for file_name in names:
     match = pattern.fullmatch(file_name)
     reason = not_a_crop(file_name) if match is None else ignored.get(match['person'])
-    if match is None or reason is not None:
+    if reason is not None:
       dropped[reason] = dropped.get(reason, 0) + 1
-    else:
+    elif match is not None:
       path = os.path.join(folder, file_name)
       camera = int(match['camera']) if 'camera' in pattern.groupindex else 0
       records.append(ImageRecord(path, match['person'], camera))

@@ -250,7 +250,7 @@ class EmbeddedIndex(Engine):
           f"'{error.filename}' vanished while it was merged. Merge again when nobody writes to "
           f"'{self.folder.directory}'."
         ) from error
-      entries.append(part.entry)
+      entries.append(dict(part.entry))
     return entries
 
   def problems(self) -> list[str]:

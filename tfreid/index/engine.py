@@ -264,7 +264,9 @@ class Engine(abc.ABC):
 
     def take(count):
       while count:
-        concepts, rows = rest.pop() if rest else next(parts, (None, []))
+        concepts, rows = (
+          rest.pop() if rest else next(parts, (np.empty((0, self.width), np.float32), []))
+        )
         if not rows:
           raise ValueError(changed)
         if len(rows) > count:

@@ -32,7 +32,7 @@ import re
 import secrets
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -72,6 +72,14 @@ _BATCH_BYTES = 1 << 23
 # How many indexes of this process are open at an address, or in a Milvus Lite file: with the last
 # one the connection ends, and the server of the file.
 _open: collections.Counter[str] = collections.Counter()
+
+
+class _Found(NamedTuple):
+  """A `Match` whose row may still have to be read."""
+
+  row: Row | None
+  score: float
+  concept: np.ndarray
 
 
 class MilvusIndex(Engine):
@@ -182,7 +190,7 @@ class MilvusIndex(Engine):
     asked for; and where Milvus answers no more at once, the halves of the range, one by one.
     """
     ranges, limit = [(0, state['next_position'])], top_k + _SPARE
-    best: dict[int, Match] = {}
+    best: dict[int, _Found] = {}
     while ranges:
       first, last = ranges.pop()
       # Rows take room, and of many results few are answered.
@@ -196,7 +204,7 @@ class MilvusIndex(Engine):
         position = int(positions[i])
         known = best[position].row if position in best else None
         row = Row.from_json(alive[i]['row']) if output else known
-        best[position] = Match(row, float(score), concepts[i])
+        best[position] = _Found(row, float(score), concepts[i])
       order = sorted(best, key=lambda position: (-best[position].score, position))[:top_k]
       best = {position: best[position] for position in order}
       least = best[order[-1]].score if len(order) == top_k else -np.inf
@@ -213,7 +221,11 @@ class MilvusIndex(Engine):
       position = entity['position']
       best[position] = best[position]._replace(row=Row.from_json(entity['row']))
     # One that was removed since has no row.
-    return [match for match in best.values() if match.row is not None]
+    return [
+      Match(match.row, match.score, match.concept)
+      for match in best.values()
+      if match.row is not None
+    ]
 
   def _hits(self, state, query, expression, positions, limit, output):
     """Up to `limit` results with positions in a range, of falling `distance`, which is a(x)."""

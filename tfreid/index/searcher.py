@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -320,7 +320,7 @@ class Searcher:
     try:
       model = self.model
       versions.check(model.directory, variables=True)
-      vectors = model.embed_images(list(crops.values())) if crops else []
+      vectors: Iterable[np.ndarray] = model.embed_images(list(crops.values())) if crops else []
     except (ValueError, OSError) as error:
       return [f'The model: {error}']
     known = self.engine.concepts(list(crops))

@@ -279,8 +279,8 @@ def _write_files(folder, parts, size, width):
   with open(os.path.join(folder, 'columns.json'), 'w', encoding='utf-8') as file:
     values = {key: [value for _, value in known] for key, (known, _) in columns.items()}
     json.dump(values, file, ensure_ascii=False)
-  codes = [codes for _, codes in columns.values()]
-  _save(os.path.join(folder, 'codes.npy'), np.stack(codes) if codes else np.empty((0, size), 'i4'))
+  table = [codes for _, codes in columns.values()]
+  _save(os.path.join(folder, 'codes.npy'), np.stack(table) if table else np.empty((0, size), 'i4'))
   kinds = {key: sorted({kind for kind, _ in known}) for key, (known, _) in columns.items()}
   return {'greatest_norm': norm * (1 + 1e-6), 'fields': kinds}
 

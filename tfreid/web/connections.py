@@ -9,6 +9,7 @@ from being answered.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import dataclasses
 import json
@@ -156,8 +157,10 @@ class LimitedConnection(H11Protocol):
     super().__init__(*arguments, **options)
     self.address = ''
     self.was_answered = False
-    self._deadline = None  # for the headers of a request, or for what comes after an answer
-    self._taking = None  # for the client to take what is sent
+    # For the headers of a request, or for what comes after an answer.
+    self._deadline: asyncio.TimerHandle | None = None
+    # For the client to take what is sent.
+    self._taking: asyncio.TimerHandle | None = None
 
   def connection_made(self, transport):
     """A client has come."""

@@ -129,7 +129,9 @@ class _LimitedReceive:
     self._receive, self._max_bytes, self._seconds = receive, max_bytes, seconds
     self._deadline = time.monotonic() + seconds
     self._received, self._complete = 0, False
-    self._body, self._length, self._begun = None, None, False
+    self._body: Body | None = None
+    self._length: int | None = None
+    self._begun = False
 
   def open(self, intake: Intake, length: int | None) -> None:
     """Says where the bytes are counted, and how many are to come."""
@@ -144,10 +146,12 @@ class _LimitedReceive:
     if self._complete:
       return await self._receive()
     self.is_cut_off = True
+    body = self._body
+    assert body is not None  # `open` comes first
     if not self._begun:
       self._begun = True
-      await self._begin()
-    message = await self._next()
+      await self._begin(body)
+    message = await self._next(body)
     if message['type'] != 'http.request':
       return message
     count = len(message.get('body', b''))
@@ -155,32 +159,32 @@ class _LimitedReceive:
     if self._received > self._max_bytes:
       raise _too_large(self._max_bytes)
     try:
-      self._body.add(count)
+      body.add(count)
     except OverfullError as error:
       raise _overfull() from error
     if not message.get('more_body'):
       self._complete, self.is_cut_off = True, False
-      self._body.complete()
+      body.complete()
     return message
 
-  async def _begin(self):
+  async def _begin(self, body: Body):
     try:
-      await asyncio.wait_for(self._body.begin(self._length), self._seconds)
+      await asyncio.wait_for(body.begin(self._length), self._seconds)
     except (OverfullError, asyncio.TimeoutError) as error:
       raise _overfull() from error
 
-  async def _next(self):
+  async def _next(self, body: Body):
     reading = asyncio.ensure_future(self._receive())
     try:
       done, _ = await asyncio.wait(
-        {reading, self._body.evicted},
+        {reading, body.evicted},
         timeout=max(self._deadline - time.monotonic(), 0.001),
         return_when=asyncio.FIRST_COMPLETED,
       )
     finally:
       if not reading.done():
         reading.cancel()
-    if self._body.evicted in done:
+    if body.evicted in done:
       raise _overfull()
     if reading in done:
       return reading.result()

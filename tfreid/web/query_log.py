@@ -51,13 +51,14 @@ class QueryLog:
     Raises:
       ApiError: it could not be written.
     """
-    if self.audit is None:
+    audit = self.audit
+    if audit is None:
       return
     counted = self._floods.ended()
     if self._floods.admits(entry):
       counted.append(bounded(entry))
     for line in counted:
-      await self._write(line)
+      await self._write(audit, line)
 
   async def write_counts(self) -> None:
     """Writes how many requests were counted in the minutes that are over.
@@ -65,9 +66,10 @@ class QueryLog:
     Raises:
       ApiError: it could not be written.
     """
-    if self.audit is not None:
+    audit = self.audit
+    if audit is not None:
       for line in self._floods.ended():
-        await self._write(line)
+        await self._write(audit, line)
 
   def close(self) -> None:
     """Writes what was counted until now, and closes the audit log."""
@@ -80,9 +82,9 @@ class QueryLog:
       logging.getLogger(__name__).error('%s', error)
     self.audit.close()
 
-  async def _write(self, line):
+  async def _write(self, audit: AuditLog, line: Mapping[str, Any]):
     try:
-      await self._executor.run(self.audit.write, line)
+      await self._executor.run(audit.write, line)
     except UnwritableError as error:
       logging.getLogger(__name__).error('%s', error)
       raise ApiError(503, 'audit', str(error)) from error

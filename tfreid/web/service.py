@@ -383,11 +383,9 @@ def _abilities(source: Source, facts: Mapping[str, Any]) -> dict[str, bool]:
     try:
       function(*arguments, **options)
       return True
-    except ServingError as error:
-      if error.code != _LACKING:
+    except (ServingError, ValueError, KeyError, NotImplementedError) as error:
+      if isinstance(error, ServingError) and error.code != _LACKING:
         raise
-      reason = error
-    except (ValueError, KeyError, NotImplementedError) as error:
       reason = error
     logging.getLogger(__name__).info('%s', reason)
     return False

@@ -58,7 +58,7 @@ class RestClient(Client):
     }
     seconds = max(deadline - time.monotonic(), 0.001)
     answer = self._request('POST', f'{self._path()}:predict', seconds, body)
-    found = answer.get('outputs')
+    found: Any = answer.get('outputs')
     if len(outputs) == 1:
       found = {next(iter(outputs)): found}
     try:
