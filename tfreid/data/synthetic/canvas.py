@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from tfreid.data.synthetic import palette
 
 Point = tuple[float, float]
+# [N, 2], or as many points.
+Points = Union[Sequence[Point], np.ndarray]
 # A plain colour, or a function that draws cloth: (draw, to_pixels) -> None on a filled image.
 Paint = Union[palette.Color, 'Cloth']
 
@@ -30,7 +32,7 @@ class Cloth:
     self.marks = marks
 
 
-def smooth(points: Sequence[Point], rounds: int = 2) -> np.ndarray:
+def smooth(points: Points, rounds: int = 2) -> np.ndarray:
   """Returns the closed polygon with its corners cut (Chaikin), [len(points) * 2**rounds, 2]."""
   polygon = np.asarray(points, np.float64)
   for _ in range(rounds):
@@ -168,7 +170,7 @@ def ellipse(center: Point, radii: tuple[float, float], start=0.0, end=360.0) -> 
   return np.stack([center[0] + radii[0] * np.cos(turn), center[1] + radii[1] * np.sin(turn)], 1)
 
 
-def mirrored(half: Sequence[Point]) -> np.ndarray:
+def mirrored(half: Points) -> np.ndarray:
   """Returns the closed outline of a symmetric shape from its right half, listed downwards."""
-  half = np.asarray(half, np.float64)
-  return np.concatenate([half, half[::-1] * [-1.0, 1.0]])
+  right = np.asarray(half, np.float64)
+  return np.concatenate([right, right[::-1] * [-1.0, 1.0]])

@@ -107,5 +107,5 @@ def draw_junk(
     w, h = size
     left, top = rng.uniform(0, 0.55) * w, rng.uniform(0, 0.6) * h
     picture = picture.crop((int(left), int(top), int(left + 0.45 * w), int(top + 0.4 * h)))
-    picture = picture.resize(size, Image.BILINEAR)
+    picture = picture.resize(size, Image.Resampling.BILINEAR)
   return scene.expose(picture, camera, rng, size=(width, height), difficulty=difficulty)

@@ -32,8 +32,8 @@ GRAY_HAIRS = ((196, 196, 198), (224, 224, 222), (164, 164, 168))
 
 def from_hsv(hue: float, saturation: float, value: float) -> Color:
   """Returns the RGB colour of a hue in degrees, saturation and value in [0, 1]."""
-  rgb = colorsys.hsv_to_rgb((hue % 360) / 360, saturation, value)
-  return tuple(int(round(255 * c)) for c in rgb)
+  red, green, blue = colorsys.hsv_to_rgb((hue % 360) / 360, saturation, value)
+  return int(round(255 * red)), int(round(255 * green)), int(round(255 * blue))
 
 
 def center(name: str) -> Color:
@@ -52,8 +52,10 @@ def shade(name: str, rng: np.random.Generator, spread: float = 1.0) -> Color:
 def scale(color: Color, factor: float) -> Color:
   """Returns the colour made lighter (factor > 1, towards white) or darker (factor < 1)."""
   if factor <= 1.0:
-    return tuple(int(round(c * factor)) for c in color)
-  return tuple(int(round(c + (255 - c) * min(1.0, factor - 1.0))) for c in color)
+    red, green, blue = (int(round(c * factor)) for c in color)
+  else:
+    red, green, blue = (int(round(c + (255 - c) * min(1.0, factor - 1.0))) for c in color)
+  return red, green, blue
 
 
 def distance(first: Color, second: Color) -> float:
@@ -73,7 +75,7 @@ def contrasting(rng: np.random.Generator, others, names=tuple(SHADES), least=110
   Returns:
     Color.
   """
-  best, best_distance = None, -1.0
+  best, best_distance = (0, 0, 0), -1.0  # the first draw is farther
   for _ in range(24):
     color = shade(names[int(rng.integers(len(names)))], rng)
     nearest = min((distance(color, other) for other in others), default=442.0)

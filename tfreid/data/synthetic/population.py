@@ -228,7 +228,8 @@ def sample_population(
   known = set(train)
   known_values = [set(column) for column in zip(*train)]
   test: list[Attributes] = []
-  fresh, old = set(), set()
+  fresh: set[Attributes] = set()
+  old: set[Attributes] = set()
   for _ in range(num_test):
     if len(fresh) < unseen_share * (len(fresh) + len(old) + 1):
       attributes = _sample_unseen(rng, known, known_values, difficulty.tail)

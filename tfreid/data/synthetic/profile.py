@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tfreid.data.synthetic.canvas import limb, smooth, tube
+from tfreid.data.synthetic.canvas import Point, limb, smooth, tube
 
 
 def stride(pose) -> float:
@@ -13,7 +13,7 @@ def stride(pose) -> float:
   return float((0.12 + 0.36 * pose.swing) * np.copysign(0.4 + 0.6 * abs(swing), swing))
 
 
-def arm(figure, swing: float, *, far: bool) -> tuple:
+def arm(figure, swing: float, *, far: bool) -> tuple[Point, Point, Point]:
   """Returns shoulder, elbow and wrist of the near or far arm, `swing` radians ahead."""
   near = figure.identity.bag_side * figure.left > 0
   if figure.attributes.bag == 'handbag' and near != far:

@@ -40,7 +40,7 @@ def contact_sheet(
   draw = ImageDraw.Draw(sheet)
   for i, (image, label) in enumerate(zip(images, labels)):
     x, y = cell_width * (i % columns) + 3, cell_height * (i // columns) + 3
-    sheet.paste(image.resize((width, height), Image.NEAREST), (x, y))
+    sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y))
     if label:
       draw.multiline_text((x, y + height + 1), label, fill='black', font=font, spacing=1)
   return sheet
