@@ -17,6 +17,7 @@ TABLE_WORKERS = $(shell test $(CORES) -ge 2 && echo 2 || echo 1)
 # The same for the tests, a file at a time; 0: all in one process, for a debugger.
 TEST_WORKERS = $(shell test $(CORES) -ge 2 && echo 2 || echo 0)
 SOURCES = setup.py tfreid tools tests benchmarks
+TYPED = tfreid tests/typing
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo tables test test-fast lint format bench lock audit clean
@@ -44,9 +45,10 @@ test: setup  ## all tests
 test-fast: setup  ## the tests that take seconds
 	@$(RUN) -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile -m 'not slow' $(ARGS)
 
-lint: setup  ## formatter and linter, changing nothing
+lint: setup  ## formatter, linter and type checker, changing nothing
 	@$(RUN) -m ruff format --check $(SOURCES)
 	@$(RUN) -m ruff check $(SOURCES)
+	@$(RUN) -m mypy $(TYPED)
 
 format: setup  ## formats the code and mends what the linter can mend
 	@$(RUN) -m ruff check --fix-only --quiet $(SOURCES)
@@ -62,5 +64,5 @@ audit: setup  ## asks a vulnerability service about the locked packages
 	@PYTHON=$(RUN) sh tools/audit.sh $(ARGS)
 
 clean:  ## removes the environment and caches; keeps runs, datasets, saved models and bench
-	rm -rf $(VENV) build dist tfreid.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist tfreid.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find tfreid tools tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

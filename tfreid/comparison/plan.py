@@ -136,7 +136,9 @@ def table_runs(
     runs.append(Run(PRETRAIN, '', seed))
     runs += [Run(TABLE, system, seed) for system in systems]
     if index == 0 and untrained:
-      first_of_kind = {}
+      if recipes is None:
+        raise ValueError('Give `recipes`: what an untrained network is like depends on them.')
+      first_of_kind: dict[str, str] = {}
       for system in systems:
         first_of_kind.setdefault(kind(recipes[system]), system)
       runs += [Run(UNTRAINED, system, seed) for system in first_of_kind.values()]

@@ -71,9 +71,34 @@ class Result(NamedTuple):
 
   def vector(self, metric: str, part: str = 'all') -> np.ndarray:
     """float64 [queries of the part], what `value` is the mean of."""
-    values = _vector(self.per_query, metric)
+    return self.of_part(_vector(self.kept, metric), part)
+
+  @property
+  def kept(self) -> QueryMetrics:
+    """What each query scored.
+
+    Raises:
+      ValueError: the run did not keep it.
+    """
+    if self.per_query is None:
+      raise ValueError(
+        f'{paper.label(self.system)}, seed {self.seed}: the scores of the queries were not kept.'
+      )
+    return self.per_query
+
+  def of_part(self, values: np.ndarray, part: str) -> np.ndarray:
+    """The values [Q] of the queries of a part.
+
+    Raises:
+      ValueError: it is not known which queries were seen in training.
+    """
     if part == 'all':
       return values
+    if self.is_seen is None:
+      raise ValueError(
+        f'{paper.label(self.system)}, seed {self.seed}: it is not known which queries '
+        'were seen in training.'
+      )
     return values[self.is_seen if part == 'seen' else ~self.is_seen]
 
 
@@ -370,7 +395,7 @@ def above_chance(results: Sequence[Result]) -> significance.Interval | None:
     return None
   first = kept[0]
   values = np.stack([result.vector('mAP') for result in kept])  # [S, Q]
-  matches = np.maximum(first.per_query.num_matches, 1)
+  matches = np.maximum(first.kept.num_matches, 1)
   luck = ranking.chance_average_precision(matches, int(first.value('gallery')))
   luck = np.where(np.isnan(values), np.nan, luck)
   comparison = significance.two_way_comparison(values, luck)
@@ -389,7 +414,7 @@ def best(systems: Mapping[str, Sequence[Result]], metric: str = 'rank1', part: s
   """The system of the highest mean; '' if none has any result."""
   means = {name: score(found, metric, part).mean for name, found in systems.items()}
   means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
-  return max(means, key=means.get) if means else ''
+  return max(means, key=lambda name: means[name]) if means else ''
 
 
 def parameter_curves(
@@ -413,6 +438,7 @@ def parameter_curves(
   ]
   points: dict[tuple[float, float], dict[int, Result]] = {}
   for result in swept:
+    assert result.weights is not None  # runs for Figure 3 have them
     points.setdefault(result.weights, {}).setdefault(result.seed, result)
   scores = {weights: score(list(each.values()), metric) for weights, each in points.items()}
   left = {
@@ -488,8 +514,8 @@ def _pooled(
 def _check_same_queries(name: str, own: Sequence[Result], others: Sequence[Result]) -> None:
   first = own[0]
   for other in (*own, *others):
-    same = np.array_equal(first.query_ids, other.query_ids) and np.array_equal(
-      first.per_query.num_matches, other.per_query.num_matches
+    same = _same_ids(first, other) and np.array_equal(
+      first.kept.num_matches, other.kept.num_matches
     )
     if not same:
       raise ValueError(
@@ -497,6 +523,12 @@ def _check_same_queries(name: str, own: Sequence[Result], others: Sequence[Resul
         f'({first.row["run"]}, {other.row["run"]}) were evaluated on different test splits, so '
         'they cannot be compared. Run all systems on one data set.'
       )
+
+
+def _same_ids(first: Result, other: Result) -> bool:
+  if first.query_ids is None or other.query_ids is None:
+    return first.query_ids is other.query_ids
+  return np.array_equal(first.query_ids, other.query_ids)
 
 
 def _short(values: Sequence[Any]) -> list[Any]:

@@ -44,7 +44,7 @@ def _stack(folder: str, path: str):
   if len(names) == 1:
     shutil.copyfile(os.path.join(folder, names[0]), path)
     return
-  pictures = []
+  pictures: list[Image.Image] = []
   for name in names:
     with Image.open(os.path.join(folder, name), formats=('PNG',)) as picture:
       pictures.append(picture.convert('RGB'))
@@ -52,9 +52,9 @@ def _stack(folder: str, path: str):
     'RGB', (max(p.width for p in pictures), sum(p.height for p in pictures)), 'white'
   )
   top = 0
-  for picture in pictures:
-    sheet.paste(picture, (0, top))
-    top += picture.height
+  for part in pictures:
+    sheet.paste(part, (0, top))
+    top += part.height
   partial = f'{path}.partial-{os.getpid()}'
   # 256 colours: a third of the size, and nobody judges a gradient here.
   sheet.quantize(256).save(partial, 'PNG', optimize=True)

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import shutil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from tfreid.data.synthetic.annotation import annotation_file
 from tfreid.data.synthetic.difficulty import Difficulty, as_difficulty
 from tfreid.data.synthetic.figure import VIEWS
 from tfreid.data.synthetic.identity import Identity, sample_identity
+from tfreid.data.synthetic.population import Person
 from tfreid.data.synthetic.workers import shared_out, usable_cores
 
 # Raised whenever the same parameters would give other files than before.
@@ -170,12 +171,12 @@ class SyntheticPeople:
     """The six cameras."""
     return scene.make_cameras(self.seed, self.difficulty)
 
-  def identity(self, person: population.Person) -> Identity:
+  def identity(self, person: Person) -> Identity:
     """Returns a person's looks."""
     rng = np.random.default_rng([self.seed, 303, person.number])
     return sample_identity(person.attributes, rng, self.difficulty)
 
-  def crops(self, person: population.Person, folder: str) -> list[Crop]:
+  def crops(self, person: Person, folder: str) -> list[Crop]:
     """Returns the crops of a person; `folder` is where they go, but for the queries.
 
     A person walks past some of the six cameras and is seen by each mostly from one side. Of a
@@ -200,14 +201,14 @@ class SyntheticPeople:
         found.append(Crop(folder, name, int(camera), view))
         frame += int(rng.integers(5, 60))
     if folder == 'bounding_box_test':
-      queries = set()
+      queries: set[int] = set()
       for i in rng.permutation(total):
         if found[i].camera not in queries and len(queries) < max(1, total // 5):
           queries.add(found[i].camera)
           found[i] = found[i]._replace(folder='query')
     return found
 
-  def draw(self, person: population.Person, number: int, crop: Crop) -> bytes:
+  def draw(self, person: Person, number: int, crop: Crop) -> bytes:
     """Returns the JPEG file of a person's crop; `number` is its place in `crops(person, ...)`."""
     rng = np.random.default_rng([self.seed, 505, person.number, number])
     image = crops.draw_person(
@@ -333,7 +334,7 @@ class SyntheticPeople:
       return self._draw_strangers(part / 'bounding_box_test')
     people = self.population.train if folder == 'bounding_box_train' else self.population.test
     person = people[index]
-    written = {}
+    written: dict[str, int] = {}
     for number, crop in enumerate(self.crops(person, folder)):
       (part / crop.folder / crop.name).write_bytes(self.draw(person, number, crop))
       written[crop.folder] = written.get(crop.folder, 0) + 1
@@ -347,7 +348,7 @@ class SyntheticPeople:
       camera = self.cameras[int(rng.integers(len(self.cameras)))]
       attributes = population.sample_attributes(rng, self.difficulty.tail)
       identity = sample_identity(attributes, rng, self.difficulty)
-      look = {'image_size': self.image_size, 'difficulty': self.difficulty}
+      look: dict[str, Any] = {'image_size': self.image_size, 'difficulty': self.difficulty}
       if kind == '-1':
         person = (attributes, identity) if rng.random() < 0.7 else None
         image = crops.draw_junk(camera, rng, person=person, **look)

@@ -214,7 +214,8 @@ def _vary(build: Build, rng) -> Build:
 
 
 def _jitter(color: Color, rng, amount: float) -> Color:
-  return tuple(int(np.clip(c + amount * rng.standard_normal(), 0, 255)) for c in color)
+  red, green, blue = (int(np.clip(c + amount * rng.standard_normal(), 0, 255)) for c in color)
+  return red, green, blue
 
 
 def _garment(name, patterns, others, rng, difficulty):

@@ -61,7 +61,7 @@ def make_cameras(seed: int, difficulty: Difficulty) -> tuple[Camera, ...]:
   return tuple(
     Camera(
       number=i + 1,
-      gain=tuple(float(g) for g in gains[i]),
+      gain=(float(gains[i, 0]), float(gains[i, 1]), float(gains[i, 2])),
       exposure=float(exposures[i]),
       scene=scene,
       horizon=float(rng.uniform(0.28, 0.55)),
@@ -95,7 +95,7 @@ def background(
     coarse, fine = 0.30 * difficulty.texture, 0.16 * difficulty.texture
     image = _mottle(image, rng, (coarse, (9, 5)), (fine, (48, 24)))
   # Enlarged, since the camera is focused on the person and not on what is behind.
-  return image.resize(full_size, Image.BILINEAR)
+  return image.resize(full_size, Image.Resampling.BILINEAR)
 
 
 def _surface(draw, scene, size, horizon, wall, ground, rng):
@@ -146,13 +146,17 @@ def _surface(draw, scene, size, horizon, wall, ground, rng):
       draw.rectangle((x, 0, x + thick, horizon), fill=(84, 68, 54))
 
 
+def _dulled(color: palette.Color) -> palette.Color:
+  """The colour of something far away, which has less of it than the person."""
+  red, green, blue = (int(0.65 * c + 0.35 * 128) for c in color)
+  return red, green, blue
+
+
 def _thing(draw, size, horizon, rng):
   """One thing of the background, of a random kind and colour."""
   width, height = size
   names = tuple(palette.SHADES)
-  color = palette.shade(names[int(rng.integers(len(names)))], rng)
-  # Dulled, since things far away have less colour than the person.
-  color = tuple(int(0.65 * c + 0.35 * 128) for c in color)
+  color = _dulled(palette.shade(names[int(rng.integers(len(names)))], rng))
   kind = ('pole', 'sign', 'car', 'person', 'bicycle', 'bin')[int(rng.integers(6))]
   x = rng.uniform(0, width)
   base = horizon + rng.uniform(0.0, 0.35) * (height - horizon)
@@ -179,8 +183,7 @@ def _thing(draw, size, horizon, rng):
   elif kind == 'person':
     h = height * rng.uniform(0.25, 0.5)
     w = 0.24 * h
-    lower = palette.shade(names[int(rng.integers(len(names)))], rng)
-    lower = tuple(int(0.65 * c + 0.35 * 128) for c in lower)
+    lower = _dulled(palette.shade(names[int(rng.integers(len(names)))], rng))
     top = base - h
     draw.rectangle((x - 0.3 * w, base - 0.5 * h, x - 0.03 * w, base), fill=lower)
     draw.rectangle((x + 0.03 * w, base - 0.5 * h, x + 0.3 * w, base), fill=lower)
@@ -215,7 +218,7 @@ def _field(size, rng, cells) -> np.ndarray:
   """Returns smooth noise of `size` (w, h), standard deviation about 1, float32 [h, w]."""
   rows, columns = cells
   noise = rng.standard_normal((rows, columns)).astype(np.float32)
-  return np.asarray(Image.fromarray(noise).resize(size, Image.BICUBIC))
+  return np.asarray(Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC))
 
 
 def _mottle(image: Image.Image, rng, *layers) -> Image.Image:
@@ -312,9 +315,9 @@ def expose(
   width, height = size
   resolution = 1.0 - (1.0 - difficulty.min_resolution) * rng.random() ** 1.5
   small = (max(4, round(width * resolution)), max(8, round(height * resolution)))
-  image = image.resize(small, Image.BOX if resolution < 1 else Image.LANCZOS)
+  image = image.resize(small, Image.Resampling.BOX if resolution < 1 else Image.Resampling.LANCZOS)
   if small != size:
-    image = image.resize(size, Image.BILINEAR)
+    image = image.resize(size, Image.Resampling.BILINEAR)
   radius = difficulty.blur * rng.random() * height / 128
   if radius > 0.05:
     image = image.filter(ImageFilter.GaussianBlur(radius))
