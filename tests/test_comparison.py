@@ -4,7 +4,9 @@ import html.parser
 import json
 import math
 import re
+import os
 import statistics
+import subprocess
 import sys
 import xml.etree.ElementTree
 
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tfreid.comparison import accounts, document, figure, paper, plan, report, scores
+from tfreid.comparison.comparison import Comparison, Settings
 from tfreid.comparison.plan import PARAMETER, PRETRAIN, TABLE, UNTRAINED, Clock, Leg, Run
 from tfreid.evaluation import significance
 
@@ -92,6 +95,111 @@ def rows():
     found.append(row('without_adversarial', seed, right(*range(10 + seed))))
   found.append(row('without_adversarial', 0, right(0), role=UNTRAINED))
   return found
+
+
+# The whole, without gin and command line.
+
+
+class PlainRecipe:
+  """A recipe of these legs."""
+
+  def __init__(self, legs, bindings=()):
+    self._legs, self._bindings = legs, tuple(bindings)
+
+  def get(self, name, argument, default=None):
+    return default
+
+  def stages(self):
+    return [f'{leg.name}/stages.Stage' for leg in self._legs]
+
+  def legs(self):
+    return self._legs
+
+  def fingerprint(self):
+    return repr((self._legs, self._bindings))
+
+
+class PlainSurroundings:
+  """Runs a process that writes its bindings down; one that has `failing` among them fails."""
+
+  recipes = {'a': [PRE, JOINT], 'b': [DCCA]}
+  code = (
+    'import sys, pathlib; path, failing, *bindings = sys.argv[1:]; '
+    'pathlib.Path(path, "bindings").write_text("\\n".join(bindings)); '
+    'print("Error: no disk"); sys.exit(3 if failing in bindings else 0)'
+  )
+
+  def __init__(self, failing='nothing'):
+    self.failing = failing
+    self.prepared = 0
+
+  def recipe(self, system, bindings=None):
+    return PlainRecipe(self.recipes[system], bindings or ())
+
+  def check(self, recipes):
+    assert [recipe.legs() for recipe in recipes] == list(self.recipes.values())
+
+  def command(self, system, bindings, directory):
+    return [sys.executable, '-c', self.code, directory, self.failing, *bindings]
+
+  def shown(self, command):
+    return 'a run'
+
+  def prepare(self):
+    self.prepared += 1
+
+  def num_images(self):
+    return 130
+
+
+def plain_comparison(tmp_path, surroundings):
+  out = str(tmp_path / 'out')
+  settings = Settings('Market', out, out, seeds=[1], systems=['a', 'b'], images_per_second=13)
+  return Comparison(settings, surroundings)
+
+
+def test_a_comparison_plans_runs_and_continues_without_gin_and_flags(tmp_path):
+  surroundings = PlainSurroundings()
+  comparison = plain_comparison(tmp_path, surroundings)
+  costs = {cost.run.name: cost for cost in map(comparison.cost, comparison.runs)}
+  assert list(costs) == [
+    'pretrain/seed-1', 'runs/a/seed-1', 'runs/b/seed-1', 'untrained/a/seed-1', 'untrained/b/seed-1',
+  ]  # fmt: skip
+  assert {cost.state for cost in costs.values()} == {plan.NEW}
+  # 130 images: two batches of 64 in each of 10 epochs, one of 130 features in each of 100.
+  assert costs['pretrain/seed-1'].steps == 20 and costs['runs/b/seed-1'].steps == 100
+  assert costs['pretrain/seed-1'].seconds == pytest.approx(10 * 10 + 25)
+  assert comparison.run() == {}
+  assert surroundings.prepared == 1
+  written = tmp_path / 'out' / 'runs' / 'a' / 'seed-1'
+  shared = os.path.join(str(tmp_path / 'out'), 'pretrain', 'seed-1', 'pretrain')
+  assert (written / 'bindings').read_text() == f'SEED = 1\nPRETRAIN_DIRECTORY = {shared!r}'
+  assert json.loads((written / 'compare.json').read_text())['command'] == 'a run'
+  again = plain_comparison(tmp_path, PlainSurroundings())
+  assert {again.state(run) for run in again.runs} == {plan.DONE}
+  assert again.run() == {}
+  assert {again.record(run)['attempts'] for run in again.runs} == {1}
+
+
+def test_what_starts_from_a_failed_pretraining_is_given_up_and_the_rest_is_done(tmp_path):
+  failing = f'STAGES = [@{PRETRAIN}/stages.Stage()]'
+  comparison = plain_comparison(tmp_path, PlainSurroundings(failing))
+  failed = comparison.run()
+  log = os.path.join(str(tmp_path / 'out'), 'pretrain', 'seed-1', 'train.log')
+  assert failed['pre-training, seed 1'] == f'exit status 3: Error: no disk (log: {log})'
+  assert failed['a, seed 1'] == 'pre-training, seed 1 failed, which it starts from'
+  done = [run.name for run in comparison.runs if comparison.state(run) == plan.DONE]
+  assert done == ['runs/b/seed-1', 'untrained/a/seed-1', 'untrained/b/seed-1']
+
+
+def test_planning_imports_nothing_that_takes_time():
+  code = (
+    'import sys, tfreid.comparison.comparison; '
+    'heavy = ("tensorflow", "pandas", "scipy", "gin", "absl", "rich"); '
+    'print([name for name in heavy if name in sys.modules])'
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert done.stdout == '[]\n'
 
 
 # The plan.
