@@ -3,8 +3,8 @@ from __future__ import annotations
 import html.parser
 import json
 import math
-import re
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -17,6 +17,7 @@ from PIL import Image
 from tfreid.comparison import accounts, document, figure, paper, plan, report, scores
 from tfreid.comparison.comparison import Comparison, Settings
 from tfreid.comparison.plan import PARAMETER, PRETRAIN, TABLE, UNTRAINED, Clock, Leg, Run
+from tfreid.comparison.report import findings
 from tfreid.evaluation import significance
 
 QUERIES, GALLERY, MATCHES = 60, 300, 5
@@ -392,7 +393,7 @@ def test_chance_is_the_share_of_matches(rows):
 
 
 def test_a_large_difference_is_real_and_one_query_is_not(rows):
-  found = report._by_system(scores.results(rows), TABLE)
+  found = findings.by_system(scores.results(rows), TABLE)
   verdicts = scores.compare(found, found['a2img'], 'rank1')
   assert set(verdicts) == {'mmd', 'without_adversarial'}
   far, near = verdicts['without_adversarial'], verdicts['mmd']
@@ -404,7 +405,7 @@ def test_a_large_difference_is_real_and_one_query_is_not(rows):
 
 def test_a_column_is_corrected_for_all_its_systems_and_compared_over_all_seeds(rows):
   """Each against an untrained network of its own, by separate calls and by Holm's method here."""
-  found = report._by_system(scores.results(rows), TABLE)
+  found = findings.by_system(scores.results(rows), TABLE)
   near = scores.results([row('without_adversarial', 0, right(*range(34)), role=UNTRAINED)])
   twins = {'a2img': near, 'mmd': near}
   verdicts = scores.compare(found, twins, 'rank1', paired_seeds=False)
@@ -466,7 +467,7 @@ def test_a_run_without_its_queries_is_left_out_of_comparisons(rows):
 
 
 def test_statements_about_the_best_are_corrected_for_all_pairs(rows):
-  systems = report._by_system(scores.results(rows), TABLE)
+  systems = findings.by_system(scores.results(rows), TABLE)
   pairs = scores.all_pairs(systems, 'rank1')
   assert len(pairs) == 6
   alone = {
@@ -494,7 +495,7 @@ def test_statements_about_the_best_are_corrected_for_all_pairs(rows):
 
 def test_the_page_says_how_large_a_difference_it_could_have_seen(rows):
   """Of the standard errors the median; t(0.975) + t(0.8) of them at 5 %, more after correction."""
-  systems = report._by_system(scores.results(rows), TABLE)
+  systems = findings.by_system(scores.results(rows), TABLE)
   pairs = scores.all_pairs(systems, 'rank1')
   alone, corrected = scores.detectable(pairs), scores.detectable(pairs, comparisons=3)
   errors = sorted(verdict.standard_error for verdict in pairs.values())
