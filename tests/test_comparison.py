@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfreid.comparison import accounts, document, figure, paper, plan, report, scores
+from tfreid.comparison import costs, document, figure, paper, plan, provenance, report, scores
 from tfreid.comparison.comparison import Comparison, Settings
 from tfreid.comparison.plan import PARAMETER, PRETRAIN, TABLE, UNTRAINED, Clock, Leg, Run
 from tfreid.comparison.report import findings
@@ -75,27 +75,27 @@ def row(system, seed, first_rank, *, role=TABLE, label='joint', primary=True, we
 
 def ranks(share, seed=0):
   """Ranks of the first match: 1 for so many of the queries, 7 for the others."""
-  found = np.full(QUERIES, 7)
-  found[: round(share * QUERIES)] = 1
-  return np.random.default_rng(seed).permutation(found)
+  first_rank = np.full(QUERIES, 7)
+  first_rank[: round(share * QUERIES)] = 1
+  return np.random.default_rng(seed).permutation(first_rank)
 
 
 def right(*queries_ranked_first):
-  found = np.full(QUERIES, 7)
-  found[list(queries_ranked_first)] = 1
-  return found
+  first_rank = np.full(QUERIES, 7)
+  first_rank[list(queries_ranked_first)] = 1
+  return first_rank
 
 
 @pytest.fixture
 def rows():
   """Ours is far ahead of w/o adv, and one query ahead of mmd."""
-  found = []
+  every = []
   for seed in (0, 1, 2):
-    found.append(row('a2img', seed, right(*range(40 + seed)), weights=[0.001, 0.5]))
-    found.append(row('mmd', seed, right(*range(39 + seed))))
-    found.append(row('without_adversarial', seed, right(*range(10 + seed))))
-  found.append(row('without_adversarial', 0, right(0), role=UNTRAINED))
-  return found
+    every.append(row('a2img', seed, right(*range(40 + seed)), weights=[0.001, 0.5]))
+    every.append(row('mmd', seed, right(*range(39 + seed))))
+    every.append(row('without_adversarial', seed, right(*range(10 + seed))))
+  every.append(row('without_adversarial', 0, right(0), role=UNTRAINED))
+  return every
 
 
 # The whole, without gin and command line.
@@ -812,7 +812,7 @@ def test_the_reading_of_the_tables_is_named_by_what_the_others_are_not():
 
 
 def costs_of(*rows):
-  table, *told = accounts.costs(rows)
+  table, *told = costs.costs(rows)
   return [[cell.text for cell in line.cells] for line in table.rows], ' '.join(told)
 
 
@@ -852,7 +852,7 @@ def test_how_many_ran_at_a_time_is_told_where_it_is_known():
 def test_several_revisions_and_uncommitted_changes_are_told():
   one = row('mmd', 0, right(0), revision='a' * 40, dirty=False)
   other = row('a2img', 0, right(0), revision='b' * 40, dirty=True)
-  assert accounts.missing([one], {}, []) == []
-  (said,) = accounts.missing([one, other], {}, [])
+  assert provenance.missing([one], {}, []) == []
+  (said,) = provenance.missing([one, other], {}, [])
   assert 'made by 2 revisions of the code' in said
   assert '1 of 2 runs were made by code with changes that were not committed' in said

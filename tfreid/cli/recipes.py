@@ -59,10 +59,12 @@ class Recipe:
     Raises:
       ValueError: no file names any.
     """
-    found = self.resolve(Macro(_STAGES))
-    if isinstance(found, (Macro, Reference)) or not isinstance(found, (list, tuple)) or not found:
+    stages = self.resolve(Macro(_STAGES))
+    if (
+      isinstance(stages, (Macro, Reference)) or not isinstance(stages, (list, tuple)) or not stages
+    ):
       raise ValueError('The gin files name no STAGES. Is there a method among them?')
-    return [self.resolve(stage).name for stage in found]
+    return [self.resolve(stage).name for stage in stages]
 
   def legs(self):
     """What each stage costs, a list of `plan.Leg`."""
@@ -117,11 +119,11 @@ class Recipe:
         scope, _, plain = key.rpartition('/')
         in_scope = not scope or set(scope.split('/')) <= scopes
         if key in macros or (plain.rpartition('.')[0] in used and in_scope):
-          for found in _mentioned(value):
-            if isinstance(found, Macro):
-              macros.add(found.name)
+          for mention in _mentioned(value):
+            if isinstance(mention, Macro):
+              macros.add(mention.name)
             else:
-              scope, _, name = found.name.rpartition('/')
+              scope, _, name = mention.name.rpartition('/')
               used.add(name)
               scopes.update(part for part in scope.split('/') if part)
       if len(used) + len(scopes) + len(macros) == before:

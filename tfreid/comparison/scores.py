@@ -198,12 +198,12 @@ def read_rows(path: str) -> list[dict[str, Any]]:
 
 def results(rows: Sequence[Mapping[str, Any]]) -> list[Result]:
   """The evaluations among the rows of a comparison."""
-  found = []
+  evaluations = []
   for row in rows:
     if not row['metrics']:
       continue
     vectors = row.get('per_query')
-    found.append(
+    evaluations.append(
       Result(
         role=row['role'],
         system=row['system'],
@@ -218,7 +218,7 @@ def results(rows: Sequence[Mapping[str, Any]]) -> list[Result]:
         row=row,
       )
     )
-  return found
+  return evaluations
 
 
 def score(results: Sequence[Result], metric: str, part: str = 'all') -> Score:
@@ -240,18 +240,18 @@ def _over_seeds(values: Sequence[float]) -> Score:
   return Score(float(known.mean()), deviation, len(known))
 
 
-def chance(found: Result, part: str = 'all') -> dict[str, float]:
+def chance(result: Result, part: str = 'all') -> dict[str, float]:
   """What a random ranking would score on the same queries and gallery, in percent, by metric."""
-  gallery = int(found.value('gallery'))
-  if found.per_query is None:
+  gallery = int(result.value('gallery'))
+  if result.per_query is None:
     known = {'rank1': 'chance_rank1', 'mAP': 'chance_mAP'}
     return {
-      metric: 100 * found.value(known[metric], part) if metric in known else math.nan
+      metric: 100 * result.value(known[metric], part) if metric in known else math.nan
       for metric in METRICS
     }
-  matches = found.per_query.num_matches
+  matches = result.per_query.num_matches
   if part != 'all':
-    matches = matches[found.is_seen if part == 'seen' else ~found.is_seen]
+    matches = matches[result.is_seen if part == 'seen' else ~result.is_seen]
   matches = matches[matches > 0]
   if not len(matches):
     return dict.fromkeys(METRICS, math.nan)
@@ -387,13 +387,13 @@ def _corrected(verdicts: Mapping[Any, Verdict]) -> dict[Any, Verdict]:
 
 def best(systems: Mapping[str, Sequence[Result]], metric: str = 'rank1', part: str = 'all') -> str:
   """The system of the highest mean; '' if none has any result."""
-  means = {name: score(found, metric, part).mean for name, found in systems.items()}
+  means = {name: score(own, metric, part).mean for name, own in systems.items()}
   means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
   return max(means, key=means.get) if means else ''
 
 
 def parameter_curves(
-  found: Sequence[Result], metric: str = 'rank1'
+  evaluations: Sequence[Result], metric: str = 'rank1'
 ) -> tuple[dict[float, Score], dict[float, Score], float | None]:
   """The two halves of Figure 3.
 
@@ -404,11 +404,11 @@ def parameter_curves(
     lambda_G -> score at lambda_D = 1; lambda_D -> score at the best lambda_G; that lambda_G, None
     while the left half is empty.
   """
-  swept = [result for result in found if result.role == plan.PARAMETER and result.primary]
+  swept = [result for result in evaluations if result.role == plan.PARAMETER and result.primary]
   seeds = {result.seed for result in swept}
   swept += [
     result
-    for result in found
+    for result in evaluations
     if result.role == plan.TABLE and result.primary and result.weights and result.seed in seeds
   ]
   points: dict[tuple[float, float], dict[int, Result]] = {}

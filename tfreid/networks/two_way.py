@@ -180,12 +180,12 @@ def two_way(
     """Activations of one channel in the order of `hidden`, and what it makes of the other view."""
     order = range(len(hidden))
     layers = attribute_layers if transpose else image_layers
-    found, x = {}, inputs
+    activations, x = {}, inputs
     for i in reversed(order) if transpose else order:
       x = dense[i + 1](x, transpose=True) if transpose else dense[i](x)
       x = activate(x, layers[i])
-      x = found[i] = dropout[i]([x, masks[i]]) if masks else x
-    return found, dense[0](x, transpose=True) if transpose else dense[last](x)
+      x = activations[i] = dropout[i]([x, masks[i]]) if masks else x
+    return activations, dense[0](x, transpose=True) if transpose else dense[last](x)
 
   features = tf.keras.Input([num_features], name='features')
   attributes = tf.keras.Input([num_attributes], name='attributes')

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfreid.comparison import accounts, document, plan, scores, sheets
+from tfreid.comparison import costs, document, plan, provenance, ranked_images, scores
 from tfreid.comparison.document import Document, Figure, Section
 from tfreid.comparison.report import (
   alignment,
@@ -47,7 +47,7 @@ def write(
     ValueError: systems that were evaluated on different test splits.
   """
   os.makedirs(directory, exist_ok=True)
-  links = sheets.copy(scores.results(rows), out, directory)
+  links = ranked_images.copy(scores.results(rows), out, directory)
   content = build(rows, about, links=links)
   page = os.path.join(directory, PAGE)
   for section in content.sections:
@@ -86,10 +86,10 @@ def build(
     sections.append(Section('Against an untrained network and chance', against))
     sections += figure3.figure3(findings)
     sections += readings.readings(findings)
-  sections.append(Section('Time and memory', accounts.costs(rows)))
-  missing = accounts.missing(rows, about, findings.results)
+  sections.append(Section('Time and memory', costs.costs(rows)))
+  missing = provenance.missing(rows, about, findings.results)
   if missing:
     sections.append(Section('What is missing', missing))
-  sections.append(Section('How this was made', accounts.made(rows, about, findings.results)))
+  sections.append(Section('How this was made', provenance.made(rows, about, findings.results)))
   title = f'Attribute-based person search: the systems of the paper on {dataset}'
   return Document(title, at_a_glance.lead(findings), sections)

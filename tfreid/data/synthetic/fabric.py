@@ -17,7 +17,7 @@ def _rectangle(draw, to_pixels, x0, y0, x1, y1, color):
   _polygon(draw, to_pixels, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)], color)
 
 
-def cloth(ground, accents, pattern, *, top: float, bottom: float, view: str) -> Cloth:
+def fabric(ground, accents, pattern, *, top: float, bottom: float, view: str) -> Cloth:
   """Returns the paint of a garment that reaches from y = `top` to y = `bottom`.
 
   Args:
