@@ -149,7 +149,7 @@ class PlainSurroundings:
   def prepare(self):
     self.prepared += 1
 
-  def num_images(self):
+  def num_images(self, system):
     return 130
 
 

@@ -157,6 +157,44 @@ def test_a_guessed_speed_gives_a_time(market, tmp_path):
   assert 'not known yet' not in done.stdout
 
 
+def test_a_dry_run_counts_the_training_images_of_peta(shared_data, tmp_path):
+  (tmp_path / 'PETA.mat').symlink_to(shared_data / 'PETA.mat')
+  done = compare(
+    '--dry_run', '--dataset=peta', f'--data_root={tmp_path}', f'--out={tmp_path / "out"}',
+    '--systems=mmd', '--seeds=0', '--nountrained', '--images_per_second=50',
+    '--gin_bindings=SPLIT = "sal"',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  # 1,890 semantic IDs, 11,886 images: 92 whole batches of 128 in each of 100 + 200 epochs.
+  assert f'{92 * 300} steps in the whole plan (11886 training images)' in done.stdout
+  assert 'guessed from 50 images per second' in done.stdout
+  seconds = 11886 * 300 / 50 + 2 * 25
+  assert f'Time left: {seconds // 3600:.0f} h {round(seconds % 3600 / 60):02d} min' in done.stdout
+
+
+def test_a_dry_run_counts_the_rows_of_a_manifest(tmp_path):
+  schema = {'name': 'own', 'attributes': [{'name': 'hat', 'values': ['no', 'yes']}]}
+  (tmp_path / 'schema.json').write_text(json.dumps(schema))
+  rows = [f'{i}.png,{"train" if i < 300 else "test"},yes' for i in range(310)]
+  (tmp_path / 'manifest.csv').write_text('\n'.join(['path,split,hat', *rows]))
+  done = compare(
+    '--dry_run', '--dataset=manifest', f'--data_root={tmp_path}', f'--out={tmp_path / "out"}',
+    '--systems=mmd', '--seeds=0', '--nountrained',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert f'{2 * 300} steps in the whole plan (300 training images)' in done.stdout
+
+
+def test_a_dry_run_that_cannot_count_the_images_says_so_and_names_no_number(tmp_path):
+  done = compare(
+    '--dry_run', '--dataset=peta', f'--data_root={tmp_path}', f'--out={tmp_path / "out"}',
+    '--systems=mmd', '--seeds=0', '--images_per_second=50',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert ' 0 steps' not in done.stdout
+  assert 'the training images cannot be counted yet' in done.stdout
+
+
 def test_a_dry_run_counts_the_second_half_of_figure_3(market, tmp_path):
   done = compare(
     '--dry_run', '--dataset=market1501', f'--data_root={market}', f'--out={tmp_path / "out"}',

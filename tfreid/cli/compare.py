@@ -144,8 +144,8 @@ class _Surroundings:
     if training_runs.is_drawn():
       training_runs.draw_people()
 
-  def num_images(self) -> int:
-    return training_runs.num_images()
+  def num_images(self, system: str) -> int:
+    return training_runs.num_images(self.recipe(system))
 
 
 def _print_plan(comparison: Comparison) -> None:
@@ -174,14 +174,14 @@ def _print_plan(comparison: Comparison) -> None:
   counted = (
     f'{steps} steps in the whole plan ({num_images} training images)'
     if num_images
-    else 'how many steps is not known, for the training images are not counted yet'
+    else 'the training images cannot be counted yet, so neither can the steps'
   )
   note = f' with {len(comparison.cores)} at a time' if len(comparison.cores) > 1 else ''
   if (todo or later) and left is None:
     note = (
       ': no run is finished; --images_per_second gives a guess'
       if num_images
-      else ': without a number of training images there is no guess; the first run counts them'
+      else ': the data are not there, or only a run can count them'
     )
   elif (todo or later) and comparison.clock.is_guess:
     note = f', guessed from {comparison.clock.images_per_second:g} images per second'

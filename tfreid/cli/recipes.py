@@ -13,7 +13,7 @@ from tfreid.cli import gin_reading
 from tfreid.cli.gin_reading import Macro, Reference
 from tfreid.cli.main import did_you_mean
 
-_STAGES = 'STAGES'
+_STAGES, _DATASET = 'STAGES', 'DATASET'
 
 
 class Recipe:
@@ -90,6 +90,19 @@ class Recipe:
         )
       )
     return legs
+
+  def dataset(self) -> tuple[str, dict[str, Any]]:
+    """What reads the data, 'module.function' ('' if nothing names it), and its arguments."""
+    reader = self.resolve(Macro(_DATASET))
+    if not isinstance(reader, Reference):
+      return '', {}
+    arguments = {
+      key.rpartition('.')[2]: self.resolve(value)
+      for key, value in self.values.items()
+      if key.rpartition('.')[0] == reader.name
+    }
+    known = {name: value for name, value in arguments.items() if not isinstance(value, Macro)}
+    return reader.name, known
 
   def fingerprint(self) -> str:
     """A hash of what the run depends on: bindings that nothing it uses refers to do not count."""

@@ -6,6 +6,8 @@ A sub-command that uses them adopts the flags for its --help:
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import shlex
 import signal
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from tfreid.cli import gin_flags, startup
+from tfreid.cli import gin_flags, recipes, startup
 
 _DATASET = flags.DEFINE_string('dataset', 'synthetic', 'Name of a file in gin/datasets/.')
 _DATA_ROOT = flags.DEFINE_string(
@@ -35,6 +37,10 @@ _PEOPLE = os.path.join('datasets', 'tables')
 _TRAIN_PEOPLE, _TEST_PEOPLE, _IMAGES_PER_PERSON = 300, 250, (3, 5)
 _SIZE = (64, 32)
 _NUM_IMAGES = _TRAIN_PEOPLE * sum(_IMAGES_PER_PERSON) // 2  # for training, about
+
+# Data sets whose training images are not just the files of a folder: what reads them -> the module
+# that counts them.
+_COUNTED = {'peta.load': 'peta', 'manifest.load': 'manifest'}
 
 
 def begin(*, needs_data: bool = True) -> None:
@@ -76,10 +82,23 @@ def gin_bindings() -> list[str]:
   return _GIN_BINDINGS.value
 
 
-def num_images() -> int:
-  """The number of training images, 0 where it cannot be told."""
+def num_images(recipe: recipes.Recipe) -> int:
+  """The number of training images, 0 where it cannot be told.
+
+  Args:
+    recipe: of any of the systems; all have the same data.
+  """
   from tfreid.data import image_bytes
 
+  reader, arguments = recipe.dataset()
+  if reader in _COUNTED:
+    # Importing the module of a data set takes pandas, not TensorFlow.
+    count = importlib.import_module(f'tfreid.data.{_COUNTED[reader]}').count_train_images
+    known = inspect.signature(count).parameters
+    try:
+      return count(**{name: value for name, value in arguments.items() if name in known})
+    except FileNotFoundError:
+      return 0
   folder = os.path.join(data_root(), 'bounding_box_train')
   if os.path.isdir(folder):
     return sum(name.lower().endswith(image_bytes.ENDINGS) for name in os.listdir(folder))

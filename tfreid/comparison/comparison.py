@@ -86,8 +86,8 @@ class Surroundings(Protocol):
   def prepare(self) -> None:
     """Makes the data ready, before anything runs."""
 
-  def num_images(self) -> int:
-    """The number of training images, 0 where it cannot be told yet."""
+  def num_images(self, system: str) -> int:
+    """The number of training images of a system's recipe, 0 where it cannot be told yet."""
 
 
 class Cost(NamedTuple):
@@ -409,7 +409,7 @@ class Comparison:
           noted = json.load(file).get('num_images')
         if noted:
           return int(noted)
-    return self._surroundings.num_images()
+    return self._surroundings.num_images(next(iter(self._legs)))
 
 
 def _weights(recipe: Recipe) -> tuple[float, float]:
