@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,7 @@ import numpy as np
 from tfreid.comparison import paper, plan
 from tfreid.evaluation import ranking, significance
 from tfreid.evaluation.ranking import QueryMetrics
-from tfreid.evaluation.results import read_row
-
-_log = logging.getLogger(__name__)
+from tfreid.evaluation.results import read_rows as read_whole_rows
 
 RESULTS_FILE = 'results.jsonl'
 METRICS = ('rank1', 'rank5', 'rank10', 'mAP')
@@ -182,18 +179,7 @@ def write_rows(path: str, rows: Sequence[Mapping[str, Any]]):
 
 def read_rows(path: str) -> list[dict[str, Any]]:
   """The rows of a results file, none where there is no file; torn lines are logged and left out."""
-  if not os.path.isfile(path):
-    return []
-  rows = []
-  with open(path, 'rb') as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      try:
-        rows.append(read_row(line))
-      except ValueError:
-        _log.warning('%s: line %d is torn and left out.', path, number)
-  return rows
+  return read_whole_rows(path)[0] if os.path.isfile(path) else []
 
 
 def results(rows: Sequence[Mapping[str, Any]]) -> list[Result]:
