@@ -62,6 +62,8 @@ _OPERATIONS = (
   *(f'math.reduce_{name}' for name in ('mean', 'sum', 'max', 'min', 'variance')),
   *(f'nn.{name}' for name in ('relu', 'relu6', 'leaky_relu', 'elu', 'gelu', 'silu', 'softmax')),
   *(
+    'nn.avg_pool2d',
+    'nn.max_pool2d',
     'nn.avg_pool',
     'nn.max_pool',
     'nn.softplus',
