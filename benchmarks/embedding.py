@@ -16,8 +16,8 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-import _contest
 import _encoders
+import _interleaved
 
 # TensorFlow and PyTorch are imported by the processes that need them only.
 
@@ -59,7 +59,7 @@ def _torch_variants(encoder: str, batch: int) -> Iterator[tuple[str, Callable[[]
   import _torch_resnet
   import torch
 
-  torch.set_num_threads(_contest.cores())
+  torch.set_num_threads(_interleaved.cores())
   device = _torch_resnet.device()
   model = _encoders.torch(encoder).eval()
   for name in ('float32', 'bfloat16'):
@@ -104,14 +104,14 @@ def run(
     )
     for state in onednn
   }
-  if _encoders.has_torch_rival(encoder) and _contest.has_torch(torch_python):
+  if _encoders.has_torch_rival(encoder) and _interleaved.has_torch(torch_python):
     contestants['torch'] = ('torch', torch_python, {})
-  running: dict[str, _contest.Contestant] = {}
+  running: dict[str, _interleaved.Contestant] = {}
   seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
   try:
     for name, (library, python, environment) in contestants.items():
       arguments = [f'--contestant={library}', f'--encoder={encoder}', f'--batch={batch}']
-      running[name] = _contest.Contestant(python, __file__, arguments, environment)
+      running[name] = _interleaved.Contestant(python, __file__, arguments, environment)
     for _ in range(repeats):
       for name, contestant in running.items():
         for variant in VARIANTS[contestants[name][0]]:
@@ -154,7 +154,7 @@ if __name__ == '__main__':
   given = parser.parse_args()
   if given.contestant:
     make = {'tensorflow': _tensorflow_variants, 'torch': _torch_variants}[given.contestant]
-    _contest.contest(dict(make(given.encoder, given.batch)))
+    _interleaved.serve(dict(make(given.encoder, given.batch)))
   else:
     measured = run(
       encoder=given.encoder,

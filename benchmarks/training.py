@@ -18,8 +18,8 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-import _contest
 import _encoders
+import _interleaved
 
 # TensorFlow and PyTorch are imported by the processes that need them only.
 
@@ -85,7 +85,7 @@ def _torch_step(
   import _torch_resnet
   import torch
 
-  torch.set_num_threads(_contest.cores())
+  torch.set_num_threads(_interleaved.cores())
   device = _torch_resnet.device()
   reduced = {'mixed_float16': torch.float16, 'mixed_bfloat16': torch.bfloat16}.get(policy)
   network = torch.nn.Sequential(_encoders.torch(encoder), torch.nn.Linear(128, NUM_CLASSES))
@@ -145,7 +145,7 @@ def run(
     `float16_over_float32`, and `<precision>_over_torch`, the best of ours over PyTorch's best.
   """
   contestants = {'tensorflow': sys.executable}
-  if _encoders.has_torch_rival(encoder) and _contest.has_torch(torch_python):
+  if _encoders.has_torch_rival(encoder) and _interleaved.has_torch(torch_python):
     contestants['torch'] = torch_python
   options = [
     f'--encoder={encoder}',
@@ -153,11 +153,11 @@ def run(
     f'--policies={",".join(policies)}',
     *['--xla'] * xla,
   ]
-  running: dict[str, _contest.Contestant] = {}
+  running: dict[str, _interleaved.Contestant] = {}
   seconds: dict[str, list[float]] = {}
   try:
     for library, python in contestants.items():
-      running[library] = _contest.Contestant(
+      running[library] = _interleaved.Contestant(
         python,
         __file__,
         [f'--contestant={library}', *options],
@@ -202,7 +202,7 @@ def _main():
       name: make(policy, encoder=given.encoder, compiled=compiled, batch_size=given.batch_size)
       for name, policy, compiled in _names(given.contestant, policies, compiled=given.xla)
     }
-    _contest.contest(steps, warm_up=_WARM_UP)
+    _interleaved.serve(steps, warm_up=_WARM_UP)
     return
   measured = run(
     encoder=given.encoder,

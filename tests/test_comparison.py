@@ -3,8 +3,10 @@ from __future__ import annotations
 import html.parser
 import json
 import math
+import os
 import re
 import statistics
+import subprocess
 import sys
 import xml.etree.ElementTree
 
@@ -12,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfreid.comparison import accounts, document, figure, paper, plan, report, scores
+from tfreid.comparison import costs, document, figure, paper, plan, provenance, report, scores
+from tfreid.comparison.comparison import Comparison, Settings
 from tfreid.comparison.plan import PARAMETER, PRETRAIN, TABLE, UNTRAINED, Clock, Leg, Run
+from tfreid.comparison.report import findings
 from tfreid.evaluation import significance
 
 QUERIES, GALLERY, MATCHES = 60, 300, 5
@@ -71,27 +75,132 @@ def row(system, seed, first_rank, *, role=TABLE, label='joint', primary=True, we
 
 def ranks(share, seed=0):
   """Ranks of the first match: 1 for so many of the queries, 7 for the others."""
-  found = np.full(QUERIES, 7)
-  found[: round(share * QUERIES)] = 1
-  return np.random.default_rng(seed).permutation(found)
+  first_rank = np.full(QUERIES, 7)
+  first_rank[: round(share * QUERIES)] = 1
+  return np.random.default_rng(seed).permutation(first_rank)
 
 
 def right(*queries_ranked_first):
-  found = np.full(QUERIES, 7)
-  found[list(queries_ranked_first)] = 1
-  return found
+  first_rank = np.full(QUERIES, 7)
+  first_rank[list(queries_ranked_first)] = 1
+  return first_rank
 
 
 @pytest.fixture
 def rows():
   """Ours is far ahead of w/o adv, and one query ahead of mmd."""
-  found = []
+  every = []
   for seed in (0, 1, 2):
-    found.append(row('a2img', seed, right(*range(40 + seed)), weights=[0.001, 0.5]))
-    found.append(row('mmd', seed, right(*range(39 + seed))))
-    found.append(row('without_adversarial', seed, right(*range(10 + seed))))
-  found.append(row('without_adversarial', 0, right(0), role=UNTRAINED))
-  return found
+    every.append(row('a2img', seed, right(*range(40 + seed)), weights=[0.001, 0.5]))
+    every.append(row('mmd', seed, right(*range(39 + seed))))
+    every.append(row('without_adversarial', seed, right(*range(10 + seed))))
+  every.append(row('without_adversarial', 0, right(0), role=UNTRAINED))
+  return every
+
+
+# The whole, without gin and command line.
+
+
+class PlainRecipe:
+  """A recipe of these legs."""
+
+  def __init__(self, legs, bindings=()):
+    self._legs, self._bindings = legs, tuple(bindings)
+
+  def get(self, name, argument, default=None):
+    return default
+
+  def stages(self):
+    return [f'{leg.name}/stages.Stage' for leg in self._legs]
+
+  def legs(self):
+    return self._legs
+
+  def fingerprint(self):
+    return repr((self._legs, self._bindings))
+
+
+class PlainSurroundings:
+  """Runs a process that writes its bindings down; one that has `failing` among them fails."""
+
+  recipes = {'a': [PRE, JOINT], 'b': [DCCA]}
+  code = (
+    'import sys, pathlib; path, failing, *bindings = sys.argv[1:]; '
+    'pathlib.Path(path, "bindings").write_text("\\n".join(bindings)); '
+    'print("Error: no disk"); sys.exit(3 if failing in bindings else 0)'
+  )
+
+  def __init__(self, failing='nothing'):
+    self.failing = failing
+    self.prepared = 0
+
+  def recipe(self, system, bindings=None):
+    return PlainRecipe(self.recipes[system], bindings or ())
+
+  def check(self, recipes):
+    assert [recipe.legs() for recipe in recipes] == list(self.recipes.values())
+
+  def command(self, system, bindings, directory):
+    return [sys.executable, '-c', self.code, directory, self.failing, *bindings]
+
+  def shown(self, command):
+    return 'a run'
+
+  def prepare(self):
+    self.prepared += 1
+
+  def num_images(self, system):
+    return 130
+
+
+def plain_comparison(tmp_path, surroundings):
+  out = str(tmp_path / 'out')
+  settings = Settings('Market', out, out, seeds=[1], systems=['a', 'b'], images_per_second=13)
+  return Comparison(settings, surroundings)
+
+
+def test_a_comparison_plans_runs_and_continues_without_gin_and_flags(tmp_path):
+  surroundings = PlainSurroundings()
+  comparison = plain_comparison(tmp_path, surroundings)
+  costs = {cost.run.name: cost for cost in map(comparison.cost, comparison.runs)}
+  assert list(costs) == [
+    'pretrain/seed-1', 'runs/a/seed-1', 'runs/b/seed-1', 'untrained/a/seed-1', 'untrained/b/seed-1',
+  ]  # fmt: skip
+  assert {cost.state for cost in costs.values()} == {plan.NEW}
+  # 130 images: two batches of 64 in each of 10 epochs, one of 130 features in each of 100.
+  assert costs['pretrain/seed-1'].steps == 20 and costs['runs/b/seed-1'].steps == 100
+  assert costs['pretrain/seed-1'].seconds == pytest.approx(10 * 10 + 25)
+  assert comparison.run() == {}
+  assert surroundings.prepared == 1
+  written = tmp_path / 'out' / 'runs' / 'a' / 'seed-1'
+  shared = os.path.join(str(tmp_path / 'out'), 'pretrain', 'seed-1', 'pretrain')
+  assert (written / 'bindings').read_text() == f'SEED = 1\nPRETRAIN_DIRECTORY = {shared!r}'
+  assert json.loads((written / 'compare.json').read_text())['command'] == 'a run'
+  again = plain_comparison(tmp_path, PlainSurroundings())
+  assert {again.state(run) for run in again.runs} == {plan.DONE}
+  assert again.run() == {}
+  assert {again.record(run)['attempts'] for run in again.runs} == {1}
+
+
+def test_what_starts_from_a_failed_pretraining_is_given_up_and_the_rest_is_done(tmp_path):
+  failing = f'STAGES = [@{PRETRAIN}/stages.Stage()]'
+  comparison = plain_comparison(tmp_path, PlainSurroundings(failing))
+  failed = comparison.run()
+  log = os.path.join(str(tmp_path / 'out'), 'pretrain', 'seed-1', 'train.log')
+  assert failed['pre-training, seed 1'] == f'exit status 3: Error: no disk (log: {log})'
+  assert failed['a, seed 1'] == 'pre-training, seed 1 failed, which it starts from'
+  done = [run.name for run in comparison.runs if comparison.state(run) == plan.DONE]
+  assert done == ['runs/b/seed-1', 'untrained/a/seed-1', 'untrained/b/seed-1']
+
+
+def test_planning_imports_nothing_that_takes_time():
+  code = (
+    'import sys, tfreid.comparison.comparison; '
+    'heavy = ("tensorflow", "pandas", "scipy", "gin", "absl", "rich"); '
+    'print([name for name in heavy if name in sys.modules])'
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert done.stdout == '[]\n'
 
 
 # The plan.
@@ -284,7 +393,7 @@ def test_chance_is_the_share_of_matches(rows):
 
 
 def test_a_large_difference_is_real_and_one_query_is_not(rows):
-  found = report._by_system(scores.results(rows), TABLE)
+  found = findings.by_system(scores.results(rows), TABLE)
   verdicts = scores.compare(found, found['a2img'], 'rank1')
   assert set(verdicts) == {'mmd', 'without_adversarial'}
   far, near = verdicts['without_adversarial'], verdicts['mmd']
@@ -296,7 +405,7 @@ def test_a_large_difference_is_real_and_one_query_is_not(rows):
 
 def test_a_column_is_corrected_for_all_its_systems_and_compared_over_all_seeds(rows):
   """Each against an untrained network of its own, by separate calls and by Holm's method here."""
-  found = report._by_system(scores.results(rows), TABLE)
+  found = findings.by_system(scores.results(rows), TABLE)
   near = scores.results([row('without_adversarial', 0, right(*range(34)), role=UNTRAINED)])
   twins = {'a2img': near, 'mmd': near}
   verdicts = scores.compare(found, twins, 'rank1', paired_seeds=False)
@@ -358,7 +467,7 @@ def test_a_run_without_its_queries_is_left_out_of_comparisons(rows):
 
 
 def test_statements_about_the_best_are_corrected_for_all_pairs(rows):
-  systems = report._by_system(scores.results(rows), TABLE)
+  systems = findings.by_system(scores.results(rows), TABLE)
   pairs = scores.all_pairs(systems, 'rank1')
   assert len(pairs) == 6
   alone = {
@@ -386,7 +495,7 @@ def test_statements_about_the_best_are_corrected_for_all_pairs(rows):
 
 def test_the_page_says_how_large_a_difference_it_could_have_seen(rows):
   """Of the standard errors the median; t(0.975) + t(0.8) of them at 5 %, more after correction."""
-  systems = report._by_system(scores.results(rows), TABLE)
+  systems = findings.by_system(scores.results(rows), TABLE)
   pairs = scores.all_pairs(systems, 'rank1')
   alone, corrected = scores.detectable(pairs), scores.detectable(pairs, comparisons=3)
   errors = sorted(verdict.standard_error for verdict in pairs.values())
@@ -703,7 +812,7 @@ def test_the_reading_of_the_tables_is_named_by_what_the_others_are_not():
 
 
 def costs_of(*rows):
-  table, *told = accounts.costs(rows)
+  table, *told = costs.costs(rows)
   return [[cell.text for cell in line.cells] for line in table.rows], ' '.join(told)
 
 
@@ -743,7 +852,7 @@ def test_how_many_ran_at_a_time_is_told_where_it_is_known():
 def test_several_revisions_and_uncommitted_changes_are_told():
   one = row('mmd', 0, right(0), revision='a' * 40, dirty=False)
   other = row('a2img', 0, right(0), revision='b' * 40, dirty=True)
-  assert accounts.missing([one], {}, []) == []
-  (said,) = accounts.missing([one, other], {}, [])
+  assert provenance.missing([one], {}, []) == []
+  (said,) = provenance.missing([one, other], {}, [])
   assert 'made by 2 revisions of the code' in said
   assert '1 of 2 runs were made by code with changes that were not committed' in said

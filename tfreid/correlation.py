@@ -134,22 +134,6 @@ def correlation_norm(whitened: WhitenedCorrelation, *, norm: str = 'nuclear') ->
   return tf.where(whitened.finite, total, tf.constant(float('nan'), tf.float64))
 
 
-def total_correlation(
-  x: tf.Tensor, y: tf.Tensor, *, regularization: float, norm: str = 'nuclear'
-) -> tf.Tensor:
-  """`correlation_norm` of two views; see there and `whitened_correlation`.
-
-  Args:
-    x, y: [m, k1], [m, k2], paired rows. With m <= k1 + k2 unrelated views correlate perfectly.
-    regularization: r > 0.
-    norm: one of `NORMS`.
-
-  Returns:
-    float64 scalar in [0, min(k1, k2)].
-  """
-  return correlation_norm(whitened_correlation(x, y, regularization=regularization), norm=norm)
-
-
 def canonical_projections(whitened: WhitenedCorrelation) -> CanonicalProjections:
   """The linear CCA that two whitened views end in.
 

@@ -21,7 +21,7 @@ from tensorboard.plugins.pr_curve import summary as pr_curve_summary
 
 from tfreid import storage
 from tfreid.data.benchmark import Benchmark
-from tfreid.data.synthetic.sheet import contact_sheet
+from tfreid.data.synthetic import contact_sheet
 from tfreid.evaluation import pictures, projector, retrieval
 from tfreid.evaluation.retrieval import Embeddings, Evaluation
 from tfreid.training import memory, stages, summaries

@@ -16,8 +16,6 @@ class DatasetSpec(NamedTuple):
       'backpack' or 'upper_color=red'.
     num_semantic_ids: number of training semantic IDs, the classes of the classifier.
     attribute_rates: A floats in [0, 1], the share of training images for which the column is on.
-    attribute_groups: A integers; columns of one attribute share a number ('upper_color=red' and
-      'upper_color=blue'), so that a group can be dropped, normalised or explained as one.
     num_images: number of training images.
     encoding: of the attribute vectors, 'binary' (0 / 1) or 'three_state' (-1 / 0 / +1).
   """
@@ -26,7 +24,6 @@ class DatasetSpec(NamedTuple):
   attribute_names: tuple[str, ...]
   num_semantic_ids: int
   attribute_rates: tuple[float, ...] = ()
-  attribute_groups: tuple[int, ...] = ()
   num_images: int = 0
   encoding: str = 'binary'
 

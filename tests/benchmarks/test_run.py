@@ -95,21 +95,21 @@ def test_every_benchmark_of_the_project_says_what_it_measures():
 CONTESTANT = """
 import sys, time
 sys.path.insert(0, 'benchmarks')
-import _contest
+import _interleaved
 if '--fail' in sys.argv:
   sys.exit(3)
 print('a message of some library')
-_contest.contest({'nap': lambda: time.sleep(0.2), 'work': lambda: sum(range(10**6))})
+_interleaved.serve({'nap': lambda: time.sleep(0.2), 'work': lambda: sum(range(10**6))})
 """
 
 
 def test_contestants_are_timed_and_one_that_cannot_start_is_said(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
-  import _contest
+  import _interleaved
 
   script = tmp_path / 'contestant.py'
   script.write_text(CONTESTANT)
-  contestant = _contest.Contestant(sys.executable, str(script), [], {})
+  contestant = _interleaved.Contestant(sys.executable, str(script), [], {})
   try:
     clock, cores = contestant.seconds('nap')
     assert clock >= 0.2 > cores  # sleeping costs no processor
@@ -118,4 +118,4 @@ def test_contestants_are_timed_and_one_that_cannot_start_is_said(tmp_path, monke
   finally:
     contestant.stop()
   with pytest.raises(RuntimeError, match='ended with status 3'):
-    _contest.Contestant(sys.executable, str(script), ['--fail'], {})
+    _interleaved.Contestant(sys.executable, str(script), ['--fail'], {})

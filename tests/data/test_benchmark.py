@@ -113,7 +113,6 @@ def test_spec_has_the_sizes_of_the_training_data():
   assert spec.num_attributes == 4
   assert spec.num_semantic_ids == 2
   assert spec.num_images == 4
-  assert spec.attribute_groups == (0, 1, 1, 1)
   assert spec.attribute_rates == (0.5, 0.5, 0.5, 0.0)
 
 

@@ -99,6 +99,7 @@ def test_the_sal_split_has_sals_counts(peta_folder):
   assert (len(benchmark.train.keys), len(benchmark.train)) == (1890, 11886)
   assert (len(benchmark.test.keys), len(benchmark.test)) == (200, 1435)
   assert benchmark.validation is None
+  assert peta.count_train_images(peta_folder, split='sal') == 11886
   assert not benchmark.seen().any()
   assert benchmark.train.dropped == {'semantic ID with a single image': 5679}
   with pytest.raises(ValueError, match='validation split of its own'):
@@ -127,6 +128,7 @@ def test_the_paper_split_has_the_papers_counts(peta_folder):
     'test': 200,
   }
   assert sum(map(len, splits.values())) == 13321
+  assert peta.count_train_images(peta_folder) == len(benchmark.train)
   keys = [key for split in splits.values() for key in split.keys]
   assert len(set(keys)) == 2090
   assert not benchmark.seen().any()

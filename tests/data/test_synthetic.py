@@ -460,7 +460,10 @@ def test_tool_writes_data_set_and_sheet(tmp_path):
   ('arguments', 'words'),
   [
     (['--gin_bindings=synthetic.Difficulty.blurr = 1'], 'blurr'),
-    (['--gin_bindings=synthetic.Difficulty.blur = "a lot"'], 'Difficulty.blur must be a number'),
+    (
+      ['--gin_bindings=synthetic.Difficulty.blur = "a lot"'],
+      "synthetic.Difficulty.blur is 'a lot'; expected a number",
+    ),
     (['--image_height=64'], '--image_width'),
   ],
 )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tfreid.cli import training_runs
 from tfreid.cli.recipes import Recipe
+from tfreid.comparison import processes
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
@@ -157,6 +157,44 @@ def test_a_guessed_speed_gives_a_time(market, tmp_path):
   assert 'not known yet' not in done.stdout
 
 
+def test_a_dry_run_counts_the_training_images_of_peta(shared_data, tmp_path):
+  (tmp_path / 'PETA.mat').symlink_to(shared_data / 'PETA.mat')
+  done = compare(
+    '--dry_run', '--dataset=peta', f'--data_root={tmp_path}', f'--out={tmp_path / "out"}',
+    '--systems=mmd', '--seeds=0', '--nountrained', '--images_per_second=50',
+    '--gin_bindings=SPLIT = "sal"',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  # 1,890 semantic IDs, 11,886 images: 92 whole batches of 128 in each of 100 + 200 epochs.
+  assert f'{92 * 300} steps in the whole plan (11886 training images)' in done.stdout
+  assert 'guessed from 50 images per second' in done.stdout
+  seconds = 11886 * 300 / 50 + 2 * 25
+  assert f'Time left: {seconds // 3600:.0f} h {round(seconds % 3600 / 60):02d} min' in done.stdout
+
+
+def test_a_dry_run_counts_the_rows_of_a_manifest(tmp_path):
+  schema = {'name': 'own', 'attributes': [{'name': 'hat', 'values': ['no', 'yes']}]}
+  (tmp_path / 'schema.json').write_text(json.dumps(schema))
+  rows = [f'{i}.png,{"train" if i < 300 else "test"},yes' for i in range(310)]
+  (tmp_path / 'manifest.csv').write_text('\n'.join(['path,split,hat', *rows]))
+  done = compare(
+    '--dry_run', '--dataset=manifest', f'--data_root={tmp_path}', f'--out={tmp_path / "out"}',
+    '--systems=mmd', '--seeds=0', '--nountrained',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert f'{2 * 300} steps in the whole plan (300 training images)' in done.stdout
+
+
+def test_a_dry_run_that_cannot_count_the_images_says_so_and_names_no_number(tmp_path):
+  done = compare(
+    '--dry_run', '--dataset=peta', f'--data_root={tmp_path}', f'--out={tmp_path / "out"}',
+    '--systems=mmd', '--seeds=0', '--images_per_second=50',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert ' 0 steps' not in done.stdout
+  assert 'the training images cannot be counted yet' in done.stdout
+
+
 def test_a_dry_run_counts_the_second_half_of_figure_3(market, tmp_path):
   done = compare(
     '--dry_run', '--dataset=market1501', f'--data_root={market}', f'--out={tmp_path / "out"}',
@@ -285,7 +323,7 @@ def test_a_page_of_rows_alone_knows_the_data_by_what_the_loader_calls_them(tmp_p
 
 def test_two_at_one_run_take_turns(tmp_path):
   code = (
-    'import fcntl, sys; from tfreid.cli import training_runs\n'
+    'import fcntl, sys; from tfreid.comparison import processes\n'
     'flock = fcntl.flock\n'
     'def told(file, how):\n'
     '  try:\n'
@@ -294,7 +332,7 @@ def test_two_at_one_run_take_turns(tmp_path):
     '    print("waits", flush=True)\n'
     '    raise\n'
     'fcntl.flock = told\n'
-    'with training_runs.alone(sys.argv[1]) as first:\n'
+    'with processes.alone(sys.argv[1]) as first:\n'
     '  print(first, flush=True); sys.stdin.readline()\n'
   )
 
@@ -321,18 +359,17 @@ def test_two_at_one_run_take_turns(tmp_path):
 
 def test_two_commands_at_one_run_need_not_wait(tmp_path):
   directory = str(tmp_path / 'run')
-  with training_runs.alone(directory) as first:
-    with training_runs.alone(directory, wait=False) as second:
+  with processes.alone(directory) as first:
+    with processes.alone(directory, wait=False) as second:
       assert (first, second) == (True, False)
-  with training_runs.alone(directory, wait=False) as again:
+  with processes.alone(directory, wait=False) as again:
     assert again
 
 
 _QUEUE = """
 import sys, threading
 import rich.console, rich.progress
-from tfreid.cli import compare
-from tfreid.comparison import plan
+from tfreid.comparison import plan, scheduler
 from tfreid.comparison.plan import Run
 
 class Stub:
@@ -370,7 +407,7 @@ runs = [
   for seed in (0, 1)
   for role, system in ((plan.PRETRAIN, ''), (plan.TABLE, 'mmd'), (plan.TABLE, 'alone'))
 ]
-compare.Comparison._do(stub, runs)
+scheduler.do(stub, runs)
 print(sorted(stub.begun))
 print(sorted(stub.failed))
 """
@@ -397,15 +434,15 @@ def test_workers_share_the_runs_and_wait_for_the_pretraining_of_each(tmp_path):
 def test_cores_are_shared_evenly_and_a_run_is_kept_to_its_own(tmp_path):
   every = sorted(os.sched_getaffinity(0))
   for count in range(1, len(every) + 1):
-    shares = training_runs.shares(count)
+    shares = processes.shares(count)
     assert {len(share) for share in shares} == {len(every) // count}
     taken = [core for share in shares for core in share]
     assert len(set(taken)) == len(taken) and set(taken) <= set(every)
   with pytest.raises(ValueError, match=f'there are {len(every)} cores'):
-    training_runs.shares(len(every) + 1)
+    processes.shares(len(every) + 1)
   log = tmp_path / 'log'
   command = [sys.executable, '-c', 'import os; print(os.sched_getaffinity(0)); raise SystemExit(3)']
-  status, peak = training_runs.wait(command, str(log), lambda seconds: None, cores=every[-1:])
+  status, peak = processes.wait(command, str(log), lambda seconds: None, cores=every[-1:])
   assert status == 3 and peak > 1e6
   assert log.read_text() == f'{{{every[-1]}}}\n'
 

@@ -65,14 +65,6 @@ def test_nesterov_looks_ahead():
   np.testing.assert_allclose(found, x, rtol=1e-5)
 
 
-def test_rmsprop_is_the_running_root_mean_square():
-  x, square = np.array([1.0, 2.0]), 0.0
-  for g in GRADIENTS:
-    square = 0.99 * square + 0.01 * g**2
-    x = x - 0.01 * g / np.sqrt(square + 1e-8)
-  np.testing.assert_allclose(trajectory(optimizers.rmsprop(0.01)), x, rtol=1e-4)
-
-
 def test_clip_norm_is_of_all_variables_together():
   a, b = tf.Variable([0.0]), tf.Variable([0.0])
   optimizer = optimizers.sgd(1.0, momentum=0.0, clip_norm=1.0)
@@ -124,7 +116,7 @@ def test_schedule_of_no_epochs_is_refused(schedule, name):
 
 
 @pytest.mark.parametrize('rate', [0.0, -0.001, math.nan, math.inf])
-@pytest.mark.parametrize('name', ['adam', 'sgd', 'rmsprop'])
+@pytest.mark.parametrize('name', ['adam', 'sgd'])
 def test_a_rate_that_cannot_train_is_refused(name, rate):
   with pytest.raises(ValueError, match=f'optimizers.{name}.learning_rate must be a positive'):
     getattr(optimizers, name)(rate)

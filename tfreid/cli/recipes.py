@@ -13,7 +13,7 @@ from tfreid.cli import gin_reading
 from tfreid.cli.gin_reading import Macro, Reference
 from tfreid.cli.main import did_you_mean
 
-_STAGES = 'STAGES'
+_STAGES, _DATASET = 'STAGES', 'DATASET'
 
 
 class Recipe:
@@ -59,10 +59,12 @@ class Recipe:
     Raises:
       ValueError: no file names any.
     """
-    found = self.resolve(Macro(_STAGES))
-    if isinstance(found, (Macro, Reference)) or not isinstance(found, (list, tuple)) or not found:
+    stages = self.resolve(Macro(_STAGES))
+    if (
+      isinstance(stages, (Macro, Reference)) or not isinstance(stages, (list, tuple)) or not stages
+    ):
       raise ValueError('The gin files name no STAGES. Is there a method among them?')
-    return [self.resolve(stage).name for stage in found]
+    return [self.resolve(stage).name for stage in stages]
 
   def legs(self):
     """What each stage costs, a list of `plan.Leg`."""
@@ -88,6 +90,19 @@ class Recipe:
         )
       )
     return legs
+
+  def dataset(self) -> tuple[str, dict[str, Any]]:
+    """What reads the data, 'module.function' ('' if nothing names it), and its arguments."""
+    reader = self.resolve(Macro(_DATASET))
+    if not isinstance(reader, Reference):
+      return '', {}
+    arguments = {
+      key.rpartition('.')[2]: self.resolve(value)
+      for key, value in self.values.items()
+      if key.rpartition('.')[0] == reader.name
+    }
+    known = {name: value for name, value in arguments.items() if not isinstance(value, Macro)}
+    return reader.name, known
 
   def fingerprint(self) -> str:
     """A hash of what the run depends on: bindings that nothing it uses refers to do not count."""
@@ -118,11 +133,11 @@ class Recipe:
         scope, _, plain = key.rpartition('/')
         in_scope = not scope or set(scope.split('/')) <= scopes
         if key in macros or (plain.rpartition('.')[0] in used and in_scope):
-          for found in _mentioned(value):
-            if isinstance(found, Macro):
-              macros.add(found.name)
+          for mention in _mentioned(value):
+            if isinstance(mention, Macro):
+              macros.add(mention.name)
             else:
-              scope, _, name = found.name.rpartition('/')
+              scope, _, name = mention.name.rpartition('/')
               used.add(name)
               scopes.update(part for part in scope.split('/') if part)
       if len(used) + len(scopes) + len(macros) == before:

@@ -1,98 +1,145 @@
-"""What the sub-commands share that run `tfreid train` many times."""
+"""What the sub-commands share that run `tfreid train` many times: flags, data, command lines.
+
+A sub-command that uses them adopts the flags for its --help:
+`flags.adopt_module_key_flags(training_runs)`.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import importlib
+import inspect
 import os
-import platform
-import re
 import shlex
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from tfreid.cli import startup
+from absl import app, flags
 
-_POLL = 0.5  # seconds
+from tfreid.cli import gin_flags, recipes, startup
 
-# Becomes a command that is kept to some cores. In the new process and not by `preexec_fn`: what
-# runs between fork and exec may hang where there are threads.
-_PINNED = (
-  'import os, sys; os.sched_setaffinity(0, map(int, sys.argv[1].split(","))); '
-  'os.execv(sys.argv[2], sys.argv[2:])'
+_DATASET = flags.DEFINE_string('dataset', 'synthetic', 'Name of a file in gin/datasets/.')
+_DATA_ROOT = flags.DEFINE_string(
+  'data_root', None, 'Where the data is. Without it, synthetic people are drawn.'
 )
+_GIN_FILE = flags.DEFINE_multi_string(
+  'gin_file', None, 'Overlay for all systems, repeatable; tables.gin if no --data_root is given.'
+)
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+  'gin_bindings', [], 'One more binding for all systems, repeatable; wins over the files.'
+)
+flags.DEFINE_alias('gin_param', 'gin_bindings')
 
 # What is drawn where no data are given; gin/tables.gin has the recipe that goes with it. Many
 # people of few images each: what systems learn from is different descriptions.
-PEOPLE = os.path.join('datasets', 'tables')
+_PEOPLE = os.path.join('datasets', 'tables')
 _TRAIN_PEOPLE, _TEST_PEOPLE, _IMAGES_PER_PERSON = 300, 250, (3, 5)
 _SIZE = (64, 32)
-NUM_IMAGES = _TRAIN_PEOPLE * sum(_IMAGES_PER_PERSON) // 2  # for training, about
+_NUM_IMAGES = _TRAIN_PEOPLE * sum(_IMAGES_PER_PERSON) // 2  # for training, about
+
+# Data sets whose training images are not just the files of a folder: what reads them -> the module
+# that counts them.
+_COUNTED = {'peta.load': 'peta', 'manifest.load': 'manifest'}
 
 
-def wait(command: Sequence[str], log: str, tell, *, cores: Sequence[int] = ()) -> tuple[int, int]:
-  """Runs a command to its end; returns its exit status and its peak resident size in bytes.
-
-  Args:
-    command: to run.
-    log: file that its output is added to.
-    tell: called with the seconds elapsed, from time to time; what it raises ends the command.
-    cores: to keep it to, where the system can; none for all.
-  """
-  if cores and hasattr(os, 'sched_setaffinity'):
-    command = [sys.executable, '-c', _PINNED, ','.join(map(str, cores)), *command]
-  started = time.time()
-  with open(log, 'ab') as file:
-    process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    try:
-      while True:
-        # wait4 and not wait: it tells what this one child used.
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-          break
-        tell(time.time() - started)
-        time.sleep(_POLL)
-    except BaseException:
-      process.terminate()
-      process.wait()
-      raise
-  process.returncode = os.waitstatus_to_exitcode(status)
-  unit = 1 if sys.platform == 'darwin' else 1024
-  return process.returncode, usage.ru_maxrss * unit
-
-
-@contextlib.contextmanager
-def alone(directory: str, *, wait: bool = True) -> Iterator[bool]:
-  """Keeps a run to one process, so that several may do the runs of one comparison together.
+def begin(*, needs_data: bool = True) -> None:
+  """Refuses a data set without its folder, and lets SIGTERM end a command as Ctrl-C does.
 
   Args:
-    directory: of the run; made if need be.
-    wait: until nobody else is at it.
+    needs_data: whether the command will read the data.
 
-  Yields:
-    Whether nobody else was at it. If somebody was, that is over now: look again what is left to do.
-    Without `wait` it is not over.
+  Raises:
+    app.UsageError: --dataset without --data_root.
   """
-  os.makedirs(directory, exist_ok=True)
-  with open(os.path.join(directory, '.lock'), 'wb') as file:
+  if needs_data and is_drawn() and _DATASET.value != 'synthetic':
+    raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
+  signal.signal(signal.SIGTERM, _interrupt)
+
+
+def dataset() -> str:
+  """The name of a file in gin/datasets."""
+  return _DATASET.value
+
+
+def is_drawn() -> bool:
+  """Whether the data are synthetic people that the sub-command draws."""
+  return _DATA_ROOT.value is None
+
+
+def data_root() -> str:
+  """The folder of the data."""
+  return _PEOPLE if is_drawn() else _DATA_ROOT.value
+
+
+def overlays() -> list[str]:
+  """The gin files that all systems have after their own."""
+  return _GIN_FILE.value or (['tables.gin'] if is_drawn() else [])
+
+
+def gin_bindings() -> list[str]:
+  """The bindings of the command line."""
+  return _GIN_BINDINGS.value
+
+
+def num_images(recipe: recipes.Recipe) -> int:
+  """The number of training images, 0 where it cannot be told.
+
+  Args:
+    recipe: of any of the systems; all have the same data.
+  """
+  from tfreid.data import image_bytes
+
+  reader, arguments = recipe.dataset()
+  if reader in _COUNTED:
+    # Importing the module of a data set takes pandas, not TensorFlow.
+    count = importlib.import_module(f'tfreid.data.{_COUNTED[reader]}').count_train_images
+    known = inspect.signature(count).parameters
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      first = True
-    except BlockingIOError:
-      if wait:
-        fcntl.flock(file, fcntl.LOCK_EX)
-      first = False
-    yield first
+      return count(**{name: value for name, value in arguments.items() if name in known})
+    except FileNotFoundError:
+      return 0
+  folder = os.path.join(data_root(), 'bounding_box_train')
+  if os.path.isdir(folder):
+    return sum(name.lower().endswith(image_bytes.ENDINGS) for name in os.listdir(folder))
+  return _NUM_IMAGES if is_drawn() else 0
 
 
-def last_words(log: str) -> str:
-  """What a failed run said at the end: its error message, or else its last line."""
-  with open(log, encoding='utf-8', errors='replace') as file:
-    lines = [line.strip() for line in file if line.strip()]
-  errors = [line for line in lines if re.match(r'(\w+\.)*\w*Error\b', line)]
-  return (errors or lines or ['it said nothing'])[-1][:300]
+def files(system: str) -> list[str]:
+  """The gin files of a system's runs."""
+  return [f'methods/{system}.gin', f'datasets/{_DATASET.value}.gin', *overlays()]
+
+
+def bindings() -> list[str]:
+  """What all runs are bound to, the command line last."""
+  return [f'DATA_ROOT = {data_root()!r}', *_GIN_BINDINGS.value]
+
+
+def command(files: Sequence[str], bindings: Sequence[str], directory: str) -> list[str]:
+  """The command line of one run of `tfreid train`.
+
+  Args:
+    files: gin files, in order.
+    bindings: 'name = value'.
+    directory: to run in.
+  """
+  return [
+    *startup.program('train'),
+    *(f'--gin_file={name}' for name in files),
+    *(f'--gin_bindings={binding}' for binding in bindings),
+    f'--run_dir={directory}',
+    # Whether it may continue was decided before, by what the run uses and not by every line of an
+    # overlay that serves all systems.
+    '--allow_changed_config',
+    # One overlay serves all systems.
+    '--allow_unused_bindings',
+    *gin_flags.passed_on(),
+  ]
+
+
+def typed(subcommand: str) -> str:
+  """The command line of this process as it was typed."""
+  return f'tfreid {subcommand} {shlex.join(sys.argv[1:])}'.strip()
 
 
 def shown(command: Sequence[str]) -> str:
@@ -100,7 +147,7 @@ def shown(command: Sequence[str]) -> str:
   return shlex.join(['tfreid', *command[2:]])
 
 
-def draw_people():
+def draw_people() -> None:
   """Draws the synthetic people, unless these very ones are there."""
   command = startup.program('synthesize')
   status = subprocess.call([*command, *people_flags()])
@@ -111,7 +158,7 @@ def draw_people():
 def people_flags() -> list[str]:
   """Flags of `tfreid synthesize` that draw them."""
   return [
-    f'--out={PEOPLE}',
+    f'--out={_PEOPLE}',
     '--difficulty=easy',
     f'--num_train_people={_TRAIN_PEOPLE}',
     f'--num_test_people={_TEST_PEOPLE}',
@@ -134,51 +181,6 @@ def seeds(texts: Sequence[str]) -> list[int]:
     raise ValueError(f'--seeds takes whole numbers, not {",".join(texts)!r}.') from error
 
 
-def machine() -> dict[str, str]:
-  """What the runs were made on."""
-  found = {
-    'system': f'{platform.system()} {platform.machine()}',
-    'processor': platform.processor() or platform.machine(),
-  }
-  try:
-    with open('/proc/cpuinfo', encoding='utf-8') as file:
-      names = [line.partition(':')[2].strip() for line in file if line.startswith('model name')]
-    if names:
-      found['processor'] = names[0]
-  except OSError:
-    pass
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  found['cores'] = str(cores)
-  if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
-    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    found['memory'] = f'{memory / 2**30:.1f} GiB'
-  return found
-
-
-def shares(count: int) -> list[list[int]]:
-  """The cores of this process in so many shares of one size, for runs at the same time.
-
-  Raises:
-    ValueError: more shares than cores.
-  """
-  if hasattr(os, 'sched_getaffinity'):
-    cores = sorted(os.sched_getaffinity(0))
-  else:
-    cores = list(range(os.cpu_count() or 1))
-  if not 1 <= count <= len(cores):
-    raise ValueError(
-      f'--workers={count}, but there are {len(cores)} cores: each run at a time needs one of its '
-      'own.'
-    )
-  size = len(cores) // count
-  return [cores[i * size : (i + 1) * size] for i in range(count)]
-
-
-def now() -> str:
-  """The time with its zone."""
-  return time.strftime('%Y-%m-%dT%H:%M:%S%z')
-
-
-def interrupt(*_):
+def _interrupt(*_: object) -> None:
   """Handles SIGTERM as Ctrl-C is handled."""
   raise KeyboardInterrupt

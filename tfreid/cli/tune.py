@@ -16,22 +16,17 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shlex
-import signal
 import statistics
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
 
 from tfreid.cli import gin_flags, gin_reading, recipes, startup, training_runs
 
 flags.adopt_module_key_flags(gin_flags)
+flags.adopt_module_key_flags(training_runs)
 _GRIDS = flags.DEFINE_string('grids', 'tuning/tables.json', 'JSON file; a path, or below gin/.')
-_DATASET = flags.DEFINE_string('dataset', 'synthetic', 'Name of a file in gin/datasets/.')
-_DATA_ROOT = flags.DEFINE_string(
-  'data_root', None, 'Where the data is. Without it, synthetic people are drawn.'
-)
 _SYSTEMS = flags.DEFINE_list('systems', None, 'Which of the grids; default: all.')
 _FOLDS = flags.DEFINE_list('folds', ['0', '1', '2'], 'Seeds of training and of who is held out.')
 _SHARE = flags.DEFINE_float(
@@ -40,12 +35,6 @@ _SHARE = flags.DEFINE_float(
 _METRIC = flags.DEFINE_enum('metric', 'mAP', ['mAP', 'rank1', 'rank5', 'rank10'], 'Decides.')
 _OUT = flags.DEFINE_string('out', os.path.join('runs', 'tuning'), 'Where the runs are written.')
 _REPORT = flags.DEFINE_string('report', None, 'Markdown file; default: <out>/tuning.md.')
-_GIN_FILE = flags.DEFINE_multi_string(
-  'gin_file', None, 'Overlay for all systems, repeatable; tables.gin if no --data_root is given.'
-)
-_GIN_BINDINGS = flags.DEFINE_multi_string(
-  'gin_bindings', [], 'One more binding for all systems, repeatable; wins over the files.'
-)
 _KEEP = flags.DEFINE_bool('keep_weights', False, 'Keep the weights of the runs, not only results.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the runs and do none.')
 
@@ -56,9 +45,7 @@ _PRETRAINED_BY = 'without_adversarial'
 def main(argv):
   """Runs what is not done and writes the report."""
   startup.no_arguments(argv)
-  if _DATA_ROOT.value is None and _DATASET.value != 'synthetic':
-    raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
-  signal.signal(signal.SIGTERM, training_runs.interrupt)
+  training_runs.begin()
   with startup.clear_errors('The same command continues where it stopped.'):
     tuning = Tuning()
     if _DRY_RUN.value:
@@ -80,9 +67,6 @@ class Tuning:
     """
     self.grids = _read_grids(_GRIDS.value, _SYSTEMS.value)
     self.folds = training_runs.seeds(_FOLDS.value)
-    drawn = _DATA_ROOT.value is None
-    self.data_root = training_runs.PEOPLE if drawn else _DATA_ROOT.value
-    self.overlays = _GIN_FILE.value or (['tables.gin'] if drawn else [])
     # A dict per point: binding -> value. The recipe as it is comes first.
     self.points = {system: _points(grids) for system, grids in self.grids.items()}
     self.failed: dict[str, str] = {}
@@ -92,25 +76,21 @@ class Tuning:
     """Refuses a misspelled name, which would train the recipe under another title."""
     fold = self.folds[0] if self.folds else 0
     plain = {
-      system: recipes.Recipe(self.files(system), self.bindings({}, fold)) for system in self.points
+      system: recipes.Recipe(training_runs.files(system), self.bindings({}, fold))
+      for system in self.points
     }
-    recipes.check_use(plain.values(), self.overlays, _GIN_BINDINGS.value)
+    recipes.check_use(plain.values(), training_runs.overlays(), training_runs.gin_bindings())
     for system, points in self.points.items():
       names = sorted({name for point in points for name in point})
       bindings = [f'{name} = None' for name in names]
-      recipe = recipes.Recipe(self.files(system), [*self.bindings({}, fold), *bindings])
+      recipe = recipes.Recipe(training_runs.files(system), [*self.bindings({}, fold), *bindings])
       recipes.check_use([recipe], (), bindings, f"{_GRIDS.value}, '{system}'")
-
-  def files(self, system: str) -> list[str]:
-    """The gin files of a system's runs."""
-    return [f'methods/{system}.gin', f'datasets/{_DATASET.value}.gin', *self.overlays]
 
   def bindings(self, point, fold: int) -> list[str]:
     """The bindings of a run; those of a point win."""
     shared = os.path.join(self._pretraining(fold), 'pretrain')
     return [
-      f'DATA_ROOT = {self.data_root!r}',
-      *_GIN_BINDINGS.value,
+      *training_runs.bindings(),
       f'SEED = {fold}',
       f'VALIDATION_SEED = {fold}',
       f'VALIDATION_SHARE = {_SHARE.value}',
@@ -128,11 +108,13 @@ class Tuning:
     for system, points in self.points.items():
       for point in points:
         done = sum(self._values(system, point, fold) is not None for fold in self.folds)
-        print(f'{system}: {_said(point)}: {done} of {len(self.folds)} folds done')
+        print(f'{system}: {_title(point)}: {done} of {len(self.folds)} folds done')
 
   def run(self) -> dict[str, str]:
     """Does what is not done, the report after each system; returns what failed."""
-    if _DATA_ROOT.value is None:
+    from tfreid.comparison import plan, processes
+
+    if training_runs.is_drawn():
       training_runs.draw_people()
     todo = [
       (system, point, fold)
@@ -143,20 +125,20 @@ class Tuning:
     ]
     started = time.time()
     for number, (system, point, fold) in enumerate(todo, start=1):
-      title = f'{system}, {_said(point)}, fold {fold}'
+      title = f'{system}, {_title(point)}, fold {fold}'
       if self._pretrain(fold):
         status, seconds = self._one(system, point, fold)
         values = self._values(system, point, fold)
         if status or values is None:
-          log = os.path.join(self.directory(system, point, fold), 'train.log')
-          self.failed[title] = f'{training_runs.last_words(log)} (log: {log})'
-          said = 'failed'
+          log = os.path.join(self.directory(system, point, fold), plan.LOG)
+          self.failed[title] = f'{processes.last_words(log)} (log: {log})'
+          outcome = 'failed'
         else:
-          said = f'{_METRIC.value} {100 * values[_METRIC.value]:.2f} in {seconds:.0f} s'
+          outcome = f'{_METRIC.value} {100 * values[_METRIC.value]:.2f} in {seconds:.0f} s'
       else:
-        said = self.failed[title] = 'its pre-training failed'
+        outcome = self.failed[title] = 'its pre-training failed'
       left = (time.time() - started) / number * (len(todo) - number)
-      print(f'[{number}/{len(todo)}] {title}: {said}; left: {left / 60:.0f} min', flush=True)
+      print(f'[{number}/{len(todo)}] {title}: {outcome}; left: {left / 60:.0f} min', flush=True)
       self.write()
     self.write()
     for title, reason in self.failed.items():
@@ -171,23 +153,23 @@ class Tuning:
 
   def write(self):
     """Writes the report of what is known so far."""
-    from tfreid.comparison import plan
+    from tfreid.comparison import plan, processes
 
     parts = [
       _INTRODUCTION.format(
-        command=f'tfreid tune {shlex.join(sys.argv[1:])}'.strip(),
+        command=training_runs.typed('tune'),
         share=_SHARE.value,
         folds=len(self.folds),
         metric=_LABELS[_METRIC.value],
-        machine=', '.join(training_runs.machine().values()),
+        machine=', '.join(processes.machine().values()),
       )
     ]
     for system, points in self.points.items():
       rows = []
       for point in points:
-        found = [self._values(system, point, fold) for fold in self.folds]
-        if all(found):
-          rows.append((point, {name: [100 * one[name] for one in found] for name in _METRICS}))
+        folds = [self._values(system, point, fold) for fold in self.folds]
+        if all(folds):
+          rows.append((point, {name: [100 * fold[name] for fold in folds] for name in _METRICS}))
       if rows:
         parts.append(_table(system, rows))
     plan.write_text(self.report, '\n'.join(parts))
@@ -202,7 +184,7 @@ class Tuning:
     return record.get('values')
 
   def _fingerprint(self, system, point, fold) -> str:
-    return recipes.Recipe(self.files(system), self.bindings(point, fold)).fingerprint()
+    return recipes.Recipe(training_runs.files(system), self.bindings(point, fold)).fingerprint()
 
   def _pretraining(self, fold: int) -> str:
     return os.path.join(_OUT.value, 'pretrain', f'fold-{fold}')
@@ -218,7 +200,7 @@ class Tuning:
       f'STAGES = [@{plan.PRETRAIN}/stages.Stage()]',
     ]
     # From one method's files, whichever system comes first: all share the stage.
-    files = self.files(_PRETRAINED_BY)
+    files = training_runs.files(_PRETRAINED_BY)
     fingerprint = recipes.Recipe(files, bindings).fingerprint()
     record = plan.read_record(directory)
     if record.get('fingerprint') == fingerprint and record.get('status') == 0:
@@ -240,7 +222,9 @@ class Tuning:
     # A run of another configuration, which the page does not know any more, is done anew.
     _remove(directory, '')
     os.makedirs(directory, exist_ok=True)
-    status, seconds = self._train(self.files(system), self.bindings(point, fold), directory)
+    status, seconds = self._train(
+      training_runs.files(system), self.bindings(point, fold), directory
+    )
     if not status:
       rows = [
         row
@@ -262,20 +246,12 @@ class Tuning:
     return status, seconds
 
   def _train(self, files, bindings, directory) -> tuple[int, float]:
-    command = [
-      *startup.program('train'),
-      *(f'--gin_file={name}' for name in files),
-      *(f'--gin_bindings={binding}' for binding in bindings),
-      f'--run_dir={directory}',
-      '--allow_changed_config',
-      # One overlay serves all systems.
-      '--allow_unused_bindings',
-      *gin_flags.passed_on(),
-    ]
+    from tfreid.comparison import plan, processes
+
+    command = training_runs.command(files, bindings, directory)
     started = time.time()
-    status, _ = training_runs.wait(
-      command, os.path.join(directory, 'train.log'), lambda elapsed: None
-    )
+    log = os.path.join(directory, plan.LOG)
+    status, _ = processes.wait(command, log, lambda elapsed: None)
     return status, time.time() - started
 
 
@@ -305,9 +281,11 @@ def _table(system, rows) -> str:
     for name in _METRICS:
       deviation = statistics.stdev(values[name]) if len(values[name]) > 1 else 0.0
       cells.append(f'{statistics.mean(values[name]):.2f} ± {deviation:.2f}')
-    said = f'`{_said(point)}`' if point else '*recipe*'
+    setting = f'`{_title(point)}`' if point else '*recipe*'
     mark = '**' if i == best else ''
-    lines.append(f'| {mark}{said}{mark} | ' + ' | '.join(f'{mark}{c}{mark}' for c in cells) + ' |')
+    lines.append(
+      f'| {mark}{setting}{mark} | ' + ' | '.join(f'{mark}{c}{mark}' for c in cells) + ' |'
+    )
   return '\n'.join(lines) + '\n'
 
 
@@ -360,14 +338,14 @@ def _points(grids) -> list[dict]:
   return points
 
 
-def _said(point) -> str:
+def _title(point) -> str:
   """A point in words: the names without their modules."""
-  said = []
+  words = []
   for name, value in point.items():
     scope, _, rest = name.rpartition('/')
     short = rest.rpartition('.')[2]
-    said.append(f'{scope}/{short} = {value!r}' if scope else f'{short} = {value!r}')
-  return ', '.join(said) or 'recipe'
+    words.append(f'{scope}/{short} = {value!r}' if scope else f'{short} = {value!r}')
+  return ', '.join(words) or 'recipe'
 
 
 def _slug(point) -> str:
@@ -383,9 +361,11 @@ def _remove(directory: str, kept: str):
   """Empties a run directory but for one file and the log."""
   import shutil
 
+  from tfreid.comparison import plan
+
   for name in os.listdir(directory) if os.path.isdir(directory) else ():
     path = os.path.join(directory, name)
     if os.path.isdir(path):
       shutil.rmtree(path)
-    elif not kept or name not in (kept, 'train.log'):
+    elif not kept or name not in (kept, plan.LOG):
       os.remove(path)

@@ -18,6 +18,7 @@ from tfreid.comparison import paper
 
 PRETRAIN, TABLE, UNTRAINED, PARAMETER = 'pretrain', 'table', 'untrained', 'parameter'
 RECORD = 'compare.json'
+LOG = 'train.log'
 
 # Whether a run has to be done.
 NEW, STARTED, FAILED, DONE, CHANGED = 'new', 'started', 'failed', 'done', 'changed'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,7 @@ import numpy as np
 from tfreid.comparison import paper, plan
 from tfreid.evaluation import ranking, significance
 from tfreid.evaluation.ranking import QueryMetrics
-from tfreid.evaluation.results import read_row
-
-_log = logging.getLogger(__name__)
+from tfreid.evaluation.results import read_rows as read_whole_rows
 
 RESULTS_FILE = 'results.jsonl'
 METRICS = ('rank1', 'rank5', 'rank10', 'mAP')
@@ -207,28 +204,17 @@ def write_rows(path: str, rows: Sequence[Mapping[str, Any]]):
 
 def read_rows(path: str) -> list[dict[str, Any]]:
   """The rows of a results file, none where there is no file; torn lines are logged and left out."""
-  if not os.path.isfile(path):
-    return []
-  rows = []
-  with open(path, 'rb') as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      try:
-        rows.append(read_row(line))
-      except ValueError:
-        _log.warning('%s: line %d is torn and left out.', path, number)
-  return rows
+  return read_whole_rows(path)[0] if os.path.isfile(path) else []
 
 
 def results(rows: Sequence[Mapping[str, Any]]) -> list[Result]:
   """The evaluations among the rows of a comparison."""
-  found = []
+  evaluations = []
   for row in rows:
     if not row['metrics']:
       continue
     vectors = row.get('per_query')
-    found.append(
+    evaluations.append(
       Result(
         role=row['role'],
         system=row['system'],
@@ -243,7 +229,7 @@ def results(rows: Sequence[Mapping[str, Any]]) -> list[Result]:
         row=row,
       )
     )
-  return found
+  return evaluations
 
 
 def score(results: Sequence[Result], metric: str, part: str = 'all') -> Score:
@@ -265,18 +251,18 @@ def _over_seeds(values: Sequence[float]) -> Score:
   return Score(float(known.mean()), deviation, len(known))
 
 
-def chance(found: Result, part: str = 'all') -> dict[str, float]:
+def chance(result: Result, part: str = 'all') -> dict[str, float]:
   """What a random ranking would score on the same queries and gallery, in percent, by metric."""
-  gallery = int(found.value('gallery'))
-  if found.per_query is None:
+  gallery = int(result.value('gallery'))
+  if result.per_query is None:
     known = {'rank1': 'chance_rank1', 'mAP': 'chance_mAP'}
     return {
-      metric: 100 * found.value(known[metric], part) if metric in known else math.nan
+      metric: 100 * result.value(known[metric], part) if metric in known else math.nan
       for metric in METRICS
     }
-  matches = found.per_query.num_matches
+  matches = result.per_query.num_matches
   if part != 'all':
-    matches = matches[found.is_seen if part == 'seen' else ~found.is_seen]
+    matches = matches[result.is_seen if part == 'seen' else ~result.is_seen]
   matches = matches[matches > 0]
   if not len(matches):
     return dict.fromkeys(METRICS, math.nan)
@@ -412,13 +398,13 @@ def _corrected(verdicts: Mapping[Any, Verdict]) -> dict[Any, Verdict]:
 
 def best(systems: Mapping[str, Sequence[Result]], metric: str = 'rank1', part: str = 'all') -> str:
   """The system of the highest mean; '' if none has any result."""
-  means = {name: score(found, metric, part).mean for name, found in systems.items()}
+  means = {name: score(own, metric, part).mean for name, own in systems.items()}
   means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
   return max(means, key=lambda name: means[name]) if means else ''
 
 
 def parameter_curves(
-  found: Sequence[Result], metric: str = 'rank1'
+  evaluations: Sequence[Result], metric: str = 'rank1'
 ) -> tuple[dict[float, Score], dict[float, Score], float | None]:
   """The two halves of Figure 3.
 
@@ -429,11 +415,11 @@ def parameter_curves(
     lambda_G -> score at lambda_D = 1; lambda_D -> score at the best lambda_G; that lambda_G, None
     while the left half is empty.
   """
-  swept = [result for result in found if result.role == plan.PARAMETER and result.primary]
+  swept = [result for result in evaluations if result.role == plan.PARAMETER and result.primary]
   seeds = {result.seed for result in swept}
   swept += [
     result
-    for result in found
+    for result in evaluations
     if result.role == plan.TABLE and result.primary and result.weights and result.seed in seeds
   ]
   points: dict[tuple[float, float], dict[int, Result]] = {}

@@ -157,7 +157,6 @@ class Benchmark:
       attribute_names=self.schema.column_names,
       num_semantic_ids=len(self.train.keys),
       attribute_rates=self.schema.rates,
-      attribute_groups=self.schema.groups,
       num_images=len(self.train),
       encoding=self.schema.encoding,
     )

@@ -304,6 +304,30 @@ def load(
   )
 
 
+def count_train_images(
+  root: str | os.PathLike,
+  *,
+  table: str | os.PathLike = 'manifest.csv',
+  schema: str | os.PathLike = 'schema.json',
+) -> int:
+  """The number of training crops that the manifest names; the crops are not looked at.
+
+  Args:
+    root: the folder that `table` and `schema` are relative to.
+    table: the manifest.
+    schema: the schema.
+
+  Raises:
+    FileNotFoundError: a file is missing.
+    ValueError: a file cannot be read, or a row has no split.
+  """
+  folder = Path(root).expanduser()
+  attribute_schema = read_schema(folder / schema)
+  rows = _read_rows(folder / table, attribute_schema)
+  _check_columns(rows, attribute_schema, folder / table)
+  return sum(SPLITS.get(row['split'].lower()) == 'train' for _, row in rows)
+
+
 def _check_columns(
   rows: Sequence[tuple[int, Mapping[str, str]]], schema: AttributeSchema, path: Path
 ) -> None:

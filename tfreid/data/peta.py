@@ -458,6 +458,31 @@ def load(
   )
 
 
+def count_train_images(
+  root: str | os.PathLike,
+  *,
+  annotations: str | os.PathLike | None = None,
+  split: str = 'paper',
+  seed: int = 0,
+) -> int:
+  """The number of training images that are annotated; the images themselves are not looked at.
+
+  Args:
+    root: as `load` takes it.
+    annotations: as `load` takes them.
+    split: 'paper' or 'sal'.
+    seed: of the `paper` split.
+
+  Raises:
+    FileNotFoundError: the annotation file is missing.
+    ValueError: it does not fit, or there is no such split.
+  """
+  source = Path(root).expanduser() / ANNOTATION_FILE if annotations is None else annotations
+  frame = AttributeTable(SCHEMA, read_peta_mat(source), source=str(source)).frame
+  several = [rows for rows in semantic_id_order(frame) if len(rows) > 1]
+  return sum(len(several[i]) for i in draw_split(len(several), split, seed=seed)['train'])
+
+
 def _scan(folder: Path, source: str | os.PathLike) -> tuple[list[ImageRecord], dict[str, int]]:
   """The images in one of the layouts, their number as the person id."""
   if (folder / 'images').is_dir():

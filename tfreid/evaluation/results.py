@@ -21,12 +21,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 import tfreid
 from tfreid import storage
 
 if TYPE_CHECKING:
+  import pandas as pd
+
   from tfreid.evaluation.retrieval import Evaluation
 
 _log = logging.getLogger(__name__)
@@ -121,6 +122,23 @@ def read_results(path: str | os.PathLike) -> pd.DataFrame:
   Raises:
     FileNotFoundError: there is no such file.
   """
+  import pandas as pd  # here, because it takes a second, and only notebooks want tables
+
+  rows, torn = read_rows(path)
+  table = pd.DataFrame([_flat(row) for row in rows])
+  table.attrs['torn_lines'] = torn
+  return table
+
+
+def read_rows(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[int]]:
+  """The whole rows of a results file, and the numbers of the torn lines, which are logged.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+  """
   if not os.path.isfile(path):
     raise FileNotFoundError(
       f"There is no results file '{path}'. A run writes it as results.jsonl into its directory."
@@ -131,7 +149,7 @@ def read_results(path: str | os.PathLike) -> pd.DataFrame:
       if not line.strip():
         continue
       try:
-        rows.append(_flat(read_row(line)))
+        rows.append(read_row(line))
       except ValueError:
         torn.append(number)
   if torn:
@@ -141,9 +159,7 @@ def read_results(path: str | os.PathLike) -> pd.DataFrame:
       ', '.join(map(str, torn)),
       len(rows),
     )
-  table = pd.DataFrame(rows)
-  table.attrs['torn_lines'] = torn
-  return table
+  return rows, torn
 
 
 def read_row(line: bytes) -> dict[str, Any]:

@@ -119,11 +119,13 @@ def discriminator(
     if i < stages - 1:
       x = _leaky_relu(f'{name}_relu')(x)
   x = _bottleneck(x, 'residual', _leaky_relu)
-  said = tf.keras.layers.Dense(description_size, name='description')(attributes)
-  said = _leaky_relu('description_relu')(said)
-  said = tf.keras.layers.RepeatVector(start[0] * start[1], name='everywhere')(said)
-  said = tf.keras.layers.Reshape([*start, description_size], name='description_map')(said)
-  x = tf.keras.layers.Concatenate(name='match')([x, said])
+  description = tf.keras.layers.Dense(description_size, name='description')(attributes)
+  description = _leaky_relu('description_relu')(description)
+  description = tf.keras.layers.RepeatVector(start[0] * start[1], name='everywhere')(description)
+  description = tf.keras.layers.Reshape([*start, description_size], name='description_map')(
+    description
+  )
+  x = tf.keras.layers.Concatenate(name='match')([x, description])
   x = tf.keras.layers.Conv2D(size, 1, **_convolution('match_conv'))(x)
   x = _norm('match_bn')(x)
   x = _leaky_relu('match_relu')(x)

@@ -100,6 +100,75 @@ class TwoWay(NamedTuple):
   attribute_encoder: tf.keras.Model
 
 
+class _Channels:
+  """The layers that both channels share, and those that each has of its own."""
+
+  def __init__(
+    self,
+    sizes: Sequence[int],
+    *,
+    activation_first: bool,
+    leak: float,
+    batch_norm_momentum: float,
+  ):
+    """Makes the layers; sizes are F, n1 ... nL, A, the others as `two_way` takes them."""
+    self._count = len(sizes) - 2  # L
+    self._activation_first = activation_first
+    self._dense = [
+      TiedDense(
+        inputs,
+        outputs,
+        bias=activation_first or i == self._count,
+        transposed_bias=activation_first or i == 0,
+        name=f'fc{i + 1}',
+      )
+      for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:]))
+    ]
+    self._image, self._attribute = (
+      [
+        (
+          tf.keras.layers.BatchNormalization(
+            momentum=batch_norm_momentum,
+            epsilon=1e-3,
+            gamma_initializer=tf.keras.initializers.RandomUniform(0.95, 1.05),
+            synchronized=heads.synchronized(),
+            name=f'{channel}_bn{i}',
+          ),
+          tf.keras.layers.LeakyReLU(leak, name=f'{channel}_relu{i}'),
+        )
+        for i in range(1, self._count + 1)
+      ]
+      for channel in ('image', 'attribute')
+    )
+    self._dropout = [
+      tf.keras.layers.Multiply(name=f'tied_dropout{i + 1}') for i in range(self._count)
+    ]
+
+  def run(
+    self, x: tf.Tensor, masks: Sequence[tf.Tensor] | None, *, transpose: bool
+  ) -> tuple[dict[int, tf.Tensor], tf.Tensor]:
+    """One channel from end to end.
+
+    Args:
+      x: features [B, F], or attributes [B, A] with `transpose`.
+      masks: of the tied dropout, by hidden layer; None for none.
+      transpose: run from the attributes to the features.
+
+    Returns:
+      The activations by position of the hidden layer, seen from the image side, and what the
+      channel makes of the other view.
+    """
+    order = range(self._count)
+    layers = self._attribute if transpose else self._image
+    activations = {}
+    for i in reversed(order) if transpose else order:
+      x = self._dense[i + 1](x, transpose=True) if transpose else self._dense[i](x)
+      batch_norm, relu = layers[i]
+      x = batch_norm(relu(x)) if self._activation_first else relu(batch_norm(x))
+      x = activations[i] = self._dropout[i]([x, masks[i]]) if masks else x
+    return activations, self._dense[0](x, transpose=True) if transpose else self._dense[-1](x)
+
+
 def two_way(
   num_features: int,
   num_attributes: int,
@@ -140,58 +209,17 @@ def two_way(
       f'two_way.representation is a position in hidden {tuple(hidden)}, 0 ... {len(hidden) - 1}, '
       f'not {representation}.'
     )
-  sizes = [num_features, *hidden, num_attributes]
-  last = len(sizes) - 2
-  dense = [
-    TiedDense(
-      inputs,
-      outputs,
-      bias=activation_first or i == last,
-      transposed_bias=activation_first or i == 0,
-      name=f'fc{i + 1}',
-    )
-    for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:]))
-  ]
-
-  def hidden_layers(channel):
-    """Batch norm and activation of each hidden layer of a channel, in the order of `hidden`."""
-    return [
-      (
-        tf.keras.layers.BatchNormalization(
-          momentum=batch_norm_momentum,
-          epsilon=1e-3,
-          gamma_initializer=tf.keras.initializers.RandomUniform(0.95, 1.05),
-          synchronized=heads.synchronized(),
-          name=f'{channel}_bn{i}',
-        ),
-        tf.keras.layers.LeakyReLU(leak, name=f'{channel}_relu{i}'),
-      )
-      for i in range(1, len(hidden) + 1)
-    ]
-
-  image_layers, attribute_layers = hidden_layers('image'), hidden_layers('attribute')
-  dropout = [tf.keras.layers.Multiply(name=f'tied_dropout{i + 1}') for i in range(len(hidden))]
-
-  def activate(x, layers):
-    batch_norm, relu = layers
-    return batch_norm(relu(x)) if activation_first else relu(batch_norm(x))
-
-  def channel(inputs, masks, transpose):
-    """Activations of one channel in the order of `hidden`, and what it makes of the other view."""
-    order = range(len(hidden))
-    layers = attribute_layers if transpose else image_layers
-    found, x = {}, inputs
-    for i in reversed(order) if transpose else order:
-      x = dense[i + 1](x, transpose=True) if transpose else dense[i](x)
-      x = activate(x, layers[i])
-      x = found[i] = dropout[i]([x, masks[i]]) if masks else x
-    return found, dense[0](x, transpose=True) if transpose else dense[last](x)
-
+  channels = _Channels(
+    [num_features, *hidden, num_attributes],
+    activation_first=activation_first,
+    leak=leak,
+    batch_norm_momentum=batch_norm_momentum,
+  )
   features = tf.keras.Input([num_features], name='features')
   attributes = tf.keras.Input([num_attributes], name='attributes')
   masks = [tf.keras.Input([n], name=f'mask{i}') for i, n in enumerate(hidden, start=1)]
-  image_hidden, attribute_reconstruction = channel(features, masks, transpose=False)
-  attribute_hidden, image_reconstruction = channel(attributes, masks, transpose=True)
+  image_hidden, attribute_reconstruction = channels.run(features, masks, transpose=False)
+  attribute_hidden, image_reconstruction = channels.run(attributes, masks, transpose=True)
   outputs = {
     'image_reconstruction': image_reconstruction,
     'attribute_reconstruction': attribute_reconstruction,
@@ -212,8 +240,8 @@ def two_way(
   )
 
   def encoder(name, inputs, transpose):
-    reached, _ = channel(inputs, None, transpose)
-    return tf.keras.Model(inputs, reached[representation], name=name)
+    activations, _ = channels.run(inputs, None, transpose=transpose)
+    return tf.keras.Model(inputs, activations[representation], name=name)
 
   return TwoWay(
     network,

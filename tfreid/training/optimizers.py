@@ -82,16 +82,6 @@ def sgd(
   )
 
 
-def rmsprop(
-  learning_rate: float, *, rho: float = 0.99, epsilon: float = 1e-8
-) -> tf.keras.optimizers.Optimizer:
-  """RMSprop with PyTorch's defaults."""
-  _check_rate('rmsprop', learning_rate, None)
-  return tf.keras.optimizers.RMSprop(
-    learning_rate, rho=rho, epsilon=epsilon, jit_compile=_JIT_COMPILE
-  )
-
-
 def _check_rate(name: str, learning_rate: float, clip_norm: float | None):
   """Refuses what would train backwards, not at all, or into NaN."""
   if not 0.0 < learning_rate < math.inf:

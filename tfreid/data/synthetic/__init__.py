@@ -3,6 +3,8 @@
 `SyntheticPeople(...).write(directory)` makes a data set that the Market-1501 loader reads;
 `draw_person` draws one crop and `contact_sheet` many. Nothing here imports TensorFlow, so that the
 processes that draw start fast.
+
+This file is the package's door: others import what it names, and none of the modules beside it.
 """
 
 from tfreid.data.synthetic.crops import draw_person

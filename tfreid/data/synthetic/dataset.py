@@ -190,7 +190,7 @@ class SyntheticPeople:
     cameras = 1 + rng.permutation(scene.NUM_CAMERAS)[:num_cameras]
     counts = np.ones(num_cameras, np.int64)
     counts += rng.multinomial(total - num_cameras, np.full(num_cameras, 1 / num_cameras))
-    found = []
+    planned = []
     for camera, count in zip(cameras, counts):
       sequence, frame = int(rng.integers(1, 7)), int(rng.integers(1, 100_000))
       first = int(rng.integers(len(VIEWS)))
@@ -198,15 +198,15 @@ class SyntheticPeople:
         turned = rng.random() < 0.3
         view = VIEWS[int(rng.integers(len(VIEWS))) if turned else first]
         name = f'{person.person_id}_c{camera}s{sequence}_{frame:06d}_{rng.integers(1, 5):02d}.jpg'
-        found.append(Crop(folder, name, int(camera), view))
+        planned.append(Crop(folder, name, int(camera), view))
         frame += int(rng.integers(5, 60))
     if folder == 'bounding_box_test':
       queries: set[int] = set()
       for i in rng.permutation(total):
-        if found[i].camera not in queries and len(queries) < max(1, total // 5):
-          queries.add(found[i].camera)
-          found[i] = found[i]._replace(folder='query')
-    return found
+        if planned[i].camera not in queries and len(queries) < max(1, total // 5):
+          queries.add(planned[i].camera)
+          planned[i] = planned[i]._replace(folder='query')
+    return planned
 
   def draw(self, person: Person, number: int, crop: Crop) -> bytes:
     """Returns the JPEG file of a person's crop; `number` is its place in `crops(person, ...)`."""
@@ -288,8 +288,8 @@ class SyntheticPeople:
     if not any(directory.iterdir()):
       return None
     try:
-      found = storage.read_json(directory / MARKER, what='description', required=False)
-      synthetic = found['synthetic'] is True
+      marker = storage.read_json(directory / MARKER, what='description', required=False)
+      synthetic = marker['synthetic'] is True
     except (OSError, ValueError, KeyError, TypeError):
       synthetic = False
     if not synthetic:
@@ -297,16 +297,16 @@ class SyntheticPeople:
         f'{directory} exists and is not a synthetic data set (it has no valid {MARKER}), so it is '
         'never overwritten. Choose another folder, or remove it yourself.'
       )
-    if found.get('parameters') == self.parameters:
+    if marker.get('parameters') == self.parameters:
       # Data sets of earlier releases have no seal.
       if (directory / storage.SEAL).exists() and not overwrite:
         storage.check_seal(directory, what='synthetic data set')
       elif overwrite and _is_damaged(directory):
         return None
-      return Written(directory, found['images'], found['test_ids'], found['unseen_ids'], False)
+      return Written(directory, marker['images'], marker['test_ids'], marker['unseen_ids'], False)
     if overwrite:
       return None
-    theirs = found.get('parameters', {})
+    theirs = marker.get('parameters', {})
     differing = sorted(k for k, v in self.parameters.items() if theirs.get(k) != v)
     raise FileExistsError(
       f'{directory} already holds a synthetic data set with other parameters (differing: '

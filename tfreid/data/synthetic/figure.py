@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfreid.data.synthetic import belongings, head, profile, upright
+from tfreid.data.synthetic import belongings, body_front, body_side, head
 from tfreid.data.synthetic.canvas import Canvas, ellipse, limb, tube
-from tfreid.data.synthetic.cloth import cloth
+from tfreid.data.synthetic.fabric import fabric
 from tfreid.data.synthetic.identity import Identity
 from tfreid.data.synthetic.population import Attributes
 
@@ -57,11 +57,11 @@ class Figure:
     self.hem_y = self.waist_y + identity.hem + 0.02
     self.knee_y = 1.0 - 0.52 * build.leg
     self.ankle_y = 0.965
-    self.upper = self._cloth(
+    self.upper = self._fabric(
       identity.upper, identity.upper_accents, identity.upper_pattern, self.shoulder_y, self.hem_y
     )
     bottom = self.lower_end()
-    self.lower = self._cloth(
+    self.lower = self._fabric(
       identity.lower, identity.lower_accents, identity.lower_pattern, self.waist_y, bottom
     )
 
@@ -79,8 +79,8 @@ class Figure:
 
     return Canvas(size, origin, unit, flip=self.flip, warp=warp if stoop > 0 else None)
 
-  def _cloth(self, ground, accents, pattern, top, bottom):
-    return cloth(ground, accents, pattern, top=top, bottom=bottom, view=self.view)
+  def _fabric(self, ground, accents, pattern, top, bottom):
+    return fabric(ground, accents, pattern, top=top, bottom=bottom, view=self.view)
 
   def lower_end(self) -> float:
     """Returns y of the hem of trousers or skirt."""
@@ -97,17 +97,17 @@ class Figure:
 
   def _draw_upright(self, canvas):
     front = self.view == 'front'
-    arms = upright.arms(self)
+    arms = body_front.arms(self)
     if self.attributes.bag == 'backpack' and front:
       belongings.backpack_behind(self, canvas)
     if front:
       head.long_hair_behind(self, canvas)
-    upright.legs(self, canvas)
+    body_front.legs(self, canvas)
     if not front:
       self._arms(canvas, arms)
-    upright.lower(self, canvas)
+    body_front.lower(self, canvas)
     head.neck(self, canvas, 0.0)
-    upright.torso(self, canvas)
+    body_front.torso(self, canvas)
     if front:
       self._arms(canvas, arms)
     belongings.strap(self, canvas)
@@ -155,22 +155,22 @@ class Figure:
 
   def _draw_side(self, canvas):
     attributes, pose = self.attributes, self.pose
-    swing = profile.stride(pose)
+    swing = body_side.stride(pose)
     carried_near = self.identity.bag_side * self.left > 0
-    far_arm, near_arm = profile.arm(self, swing, far=True), profile.arm(self, -swing, far=False)
-    far_leg, near_leg = profile.leg(self, -swing), profile.leg(self, swing)
+    far_arm, near_arm = body_side.arm(self, swing, far=True), body_side.arm(self, -swing, far=False)
+    far_leg, near_leg = body_side.leg(self, -swing), body_side.leg(self, swing)
     self._arm(canvas, *far_arm, shade=0.5)
     if attributes.bag == 'handbag' and not carried_near:
       belongings.handbag_at(self, canvas, far_arm[2])
     if attributes.bag == 'bag' and not carried_near:
       belongings.bag_box(self, canvas, -0.045, self.waist_y + 0.02, 0.060, 0.110)
-    profile.draw_leg(self, canvas, far_leg, shade=0.55)
+    body_side.draw_leg(self, canvas, far_leg, shade=0.55)
     if attributes.bag == 'backpack':
       belongings.backpack_side(self, canvas)
-    profile.draw_leg(self, canvas, near_leg, shade=0.25)
-    profile.lower(self, canvas)
+    body_side.draw_leg(self, canvas, near_leg, shade=0.25)
+    body_side.lower(self, canvas)
     head.neck(self, canvas, 0.008)
-    profile.torso(self, canvas)
+    body_side.torso(self, canvas)
     head.profile(self, canvas)
     if attributes.hat:
       head.hat(self, canvas, 0.006)

@@ -178,7 +178,7 @@ def profile(figure, canvas):
   """Draws the head in profile, facing right."""
   rx, ry = radii(figure)
   rx *= 1.12
-  identity, style = figure.identity, figure.identity.hair_style
+  identity = figure.identity
   x = 0.012
   canvas.fill(ellipse((x, ry), (rx, ry)), paint=identity.skin, shade=0.2)
   nose = [(x + 0.92 * rx, 0.95 * ry), (x + 1.2 * rx, 1.2 * ry), (x + 0.9 * rx, 1.3 * ry)]
@@ -200,6 +200,12 @@ def profile(figure, canvas):
     if figure.attributes.gender == 'female':
       lips = (176, 62, 70)
     canvas.line([(x + 0.68 * rx, 1.52 * ry), (x + 0.95 * rx, 1.50 * ry)], 0.007, lips)
+  _profile_hair(figure, canvas, x, rx, ry)
+
+
+def _profile_hair(figure, canvas, x, rx, ry):
+  """Draws the hair of a head in profile; its middle is at x, its radii are rx and ry."""
+  identity, style = figure.identity, figure.identity.hair_style
   hair = identity.hair
   if style == 'thin':
     canvas.fill(ellipse((x - 0.35 * rx, 1.1 * ry), (0.62 * rx, 0.45 * ry)), paint=hair)

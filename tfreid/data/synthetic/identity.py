@@ -144,9 +144,41 @@ def sample_identity(
   grown = attributes.age in ('adult', 'old')
   build = _vary(_BUILDS[attributes.age, attributes.gender], rng)
   spread = difficulty.shade_spread
+  clothes = _clothes(attributes, rng, difficulty)
+  hairs = palette.GRAY_HAIRS if attributes.age == 'old' else palette.HAIRS
+  style = _hair_style(attributes, rng)
+  hair_index = int(rng.integers(len(hairs)))
+  skin_index = int(rng.integers(len(palette.SKINS)))
+  hat_away = (hairs[hair_index], palette.SKINS[skin_index])
+  draws = rng.random(8)
+  return Identity(
+    build=build,
+    skin=_jitter(palette.SKINS[skin_index], rng, 10 * spread),
+    hair=_jitter(hairs[hair_index], rng, 10 * spread),
+    hair_style=style,
+    beard=bool(attributes.gender == 'male' and grown and draws[0] < 0.45),
+    glasses=bool(draws[1] < (0.4 if attributes.age == 'old' else 0.15)),
+    **clothes,
+    hem=0.035 + 0.03 * float(draws[2]),
+    shoe=palette.shade((_GROWN_SHOES if grown else _YOUNG_SHOES)[int(8 * draws[3])], rng),
+    sock=bool(draws[4] < (0.15 if grown else 0.5)),
+    hat=('cap', 'beanie', 'brim')[int(3 * draws[5])],
+    hat_color=palette.contrasting(rng, hat_away, ('red', 'blue', 'green', 'yellow', 'white')),
+    bag_color=palette.contrasting(rng, (clothes['upper'], clothes['lower']), least=120.0),
+    bag_accent=palette.contrasting(
+      rng, (clothes['upper'],), ('black', 'white', 'brown', 'beige'), 120.0
+    ),
+    bag_size=0.92 + 0.22 * float(draws[6]),
+    bag_side=1 if draws[7] < 0.5 else -1,
+    cane=bool(attributes.age == 'old' and rng.random() < 0.5),
+  )
+
+
+def _clothes(attributes, rng, difficulty):
+  """Returns the arguments of Identity about top and bottom."""
   upper, upper_accents, upper_pattern = _garment(
     attributes.upper_color,
-    _GROWN_PATTERNS if grown else _YOUNG_PATTERNS,
+    _GROWN_PATTERNS if attributes.age in ('adult', 'old') else _YOUNG_PATTERNS,
     _UPPER_OTHERS,
     rng,
     difficulty,
@@ -167,42 +199,23 @@ def sample_identity(
   if one_piece:
     lower, lower_accents = upper, upper_accents
     lower_pattern = upper_pattern if upper_pattern == 'pinstripes' else None
-  hairs = palette.GRAY_HAIRS if attributes.age == 'old' else palette.HAIRS
+  return {
+    'upper': upper,
+    'upper_accents': upper_accents,
+    'upper_pattern': upper_pattern,
+    'lower': lower,
+    'lower_accents': lower_accents,
+    'lower_pattern': lower_pattern,
+    'one_piece': bool(one_piece),
+  }
+
+
+def _hair_style(attributes, rng) -> str:
   if attributes.hair == 'long':
-    style = 'tail' if rng.random() < 0.25 else 'loose'
-  elif attributes.gender == 'male':
-    style = 'thin' if attributes.age == 'old' and rng.random() < 0.5 else 'crop'
-  else:
-    style = 'bun' if rng.random() < 0.3 else 'bob'
-  hair_index = int(rng.integers(len(hairs)))
-  skin_index = int(rng.integers(len(palette.SKINS)))
-  hat_away = (hairs[hair_index], palette.SKINS[skin_index])
-  draws = rng.random(8)
-  return Identity(
-    build=build,
-    skin=_jitter(palette.SKINS[skin_index], rng, 10 * spread),
-    hair=_jitter(hairs[hair_index], rng, 10 * spread),
-    hair_style=style,
-    beard=bool(attributes.gender == 'male' and grown and draws[0] < 0.45),
-    glasses=bool(draws[1] < (0.4 if attributes.age == 'old' else 0.15)),
-    upper=upper,
-    upper_accents=upper_accents,
-    upper_pattern=upper_pattern,
-    lower=lower,
-    lower_accents=lower_accents,
-    lower_pattern=lower_pattern,
-    one_piece=bool(one_piece),
-    hem=0.035 + 0.03 * float(draws[2]),
-    shoe=palette.shade((_GROWN_SHOES if grown else _YOUNG_SHOES)[int(8 * draws[3])], rng),
-    sock=bool(draws[4] < (0.15 if grown else 0.5)),
-    hat=('cap', 'beanie', 'brim')[int(3 * draws[5])],
-    hat_color=palette.contrasting(rng, hat_away, ('red', 'blue', 'green', 'yellow', 'white')),
-    bag_color=palette.contrasting(rng, (upper, lower), least=120.0),
-    bag_accent=palette.contrasting(rng, (upper,), ('black', 'white', 'brown', 'beige'), 120.0),
-    bag_size=0.92 + 0.22 * float(draws[6]),
-    bag_side=1 if draws[7] < 0.5 else -1,
-    cane=bool(attributes.age == 'old' and rng.random() < 0.5),
-  )
+    return 'tail' if rng.random() < 0.25 else 'loose'
+  if attributes.gender == 'male':
+    return 'thin' if attributes.age == 'old' and rng.random() < 0.5 else 'crop'
+  return 'bun' if rng.random() < 0.3 else 'bob'
 
 
 def _vary(build: Build, rng) -> Build:

@@ -192,26 +192,31 @@ def _thing(draw, size, horizon, rng):
     )
     draw.ellipse((x - 0.2 * w, top, x + 0.2 * w, top + 0.14 * h), fill=(150, 112, 90))
   elif kind == 'bicycle':
-    r, thick = 0.05 * height, max(1, height // 160)
-    for cx in (x - 1.2 * r, x + 1.2 * r):
-      draw.ellipse((cx - r, base - 2 * r, cx + r, base), outline=(40, 40, 44), width=thick)
-    draw.line(
-      (
-        x - 1.2 * r,
-        base - r,
-        x - 0.3 * r,
-        base - 2.4 * r,
-        x + 0.9 * r,
-        base - 2.4 * r,
-        x + 1.2 * r,
-        base - r,
-      ),
-      fill=color,
-      width=thick,
-    )
+    _bicycle(draw, x, base, height, color)
   else:
     w, h = 0.16 * width, 0.12 * height
     draw.rounded_rectangle((x, base - h, x + w, base), radius=0.1 * w, fill=color)
+
+
+def _bicycle(draw, x, base, height, color):
+  """A bicycle around x that stands on y = base, in a picture so high."""
+  r, thick = 0.05 * height, max(1, height // 160)
+  for cx in (x - 1.2 * r, x + 1.2 * r):
+    draw.ellipse((cx - r, base - 2 * r, cx + r, base), outline=(40, 40, 44), width=thick)
+  draw.line(
+    (
+      x - 1.2 * r,
+      base - r,
+      x - 0.3 * r,
+      base - 2.4 * r,
+      x + 0.9 * r,
+      base - 2.4 * r,
+      x + 1.2 * r,
+      base - r,
+    ),
+    fill=color,
+    width=thick,
+  )
 
 
 def _field(size, rng, cells) -> np.ndarray:

@@ -11,7 +11,7 @@ from tfreid.data.synthetic.canvas import ellipse, limb, mirrored, smooth, tube
 def arms(figure) -> dict:
   """Returns for each side (-1 left in the picture, 1 right) shoulder, elbow and wrist."""
   build, pose = figure.build, figure.pose
-  found = {}
+  joints = {}
   for side in (-1, 1):
     swing = pose.swing * np.sin(pose.phase) * side
     shoulder = (side * (build.shoulder - 0.7 * build.arm), figure.shoulder_y + 0.018)
@@ -23,14 +23,14 @@ def arms(figure) -> dict:
     if figure.carries(side):
       # The forearm of a carrying arm hangs straight, so that the bag is beside the leg.
       wrist = (elbow[0] + side * 0.02, elbow[1] + forearm * (1 - 0.25 * pose.carry))
-    found[side] = (shoulder, elbow, wrist)
-  return found
+    joints[side] = (shoulder, elbow, wrist)
+  return joints
 
 
 def joints(figure) -> dict:
   """Returns for each side hip, knee and ankle; one leg is ahead of the other."""
   build, pose = figure.build, figure.pose
-  found = {}
+  joints = {}
   for side in (-1, 1):
     ahead = pose.swing * np.sin(pose.phase) * side * (1 if figure.view == 'front' else -1)
     # Shorts and trousers show a gap between the legs; below a skirt they stand close.
@@ -39,8 +39,8 @@ def joints(figure) -> dict:
     hip = (side * apart, figure.crotch - 0.005)
     knee = (side * (apart + 0.006), figure.knee_y - 0.4 * lift)
     ankle = (side * (apart + 0.002), figure.ankle_y - lift)
-    found[side] = (hip, knee, ankle)
-  return found
+    joints[side] = (hip, knee, ankle)
+  return joints
 
 
 def legs(figure, canvas) -> None:

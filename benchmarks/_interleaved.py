@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def contest(variants: Mapping[str, Callable[[], object]], *, warm_up: int = 1) -> None:
+def serve(variants: Mapping[str, Callable[[], object]], *, warm_up: int = 1) -> None:
   """The process of a contestant: says when it is ready, then times what it is asked for.
 
   Args:
@@ -43,7 +43,7 @@ class Contestant:
 
     Args:
       python: the interpreter.
-      script: path of a program that calls `contest` when it gets the arguments.
+      script: path of a program that calls `serve` when it gets the arguments.
       arguments: of the program.
       environment: variables added to those of this process.
 

@@ -16,13 +16,13 @@ FOLDER = 'ranked'
 _SHOWN_QUERIES = 8
 
 
-def copy(found: Sequence[Result], out: str, directory: str) -> dict[str, str]:
+def copy(results: Sequence[Result], out: str, directory: str) -> dict[str, str]:
   """One picture of ranked results per system, beside the page: system -> relative address.
 
   Of each system the first seed's. Pictures that an earlier call copied stay where the run is gone.
   """
   addresses = {}
-  for result in found:
+  for result in results:
     if result.role != plan.TABLE or not result.primary or result.system in addresses:
       continue
     address = f'{FOLDER}/{result.system}.png'
