@@ -69,7 +69,8 @@ def is_drawn() -> bool:
 
 def data_root() -> str:
   """The folder of the data."""
-  return _PEOPLE if is_drawn() else _DATA_ROOT.value
+  root = _DATA_ROOT.value
+  return _PEOPLE if root is None else root
 
 
 def overlays() -> list[str]:

@@ -167,8 +167,9 @@ class Tuning:
     for system, points in self.points.items():
       rows = []
       for point in points:
-        folds = [self._values(system, point, fold) for fold in self.folds]
-        if all(folds):
+        finished = [self._values(system, point, fold) for fold in self.folds]
+        folds = [metrics for metrics in finished if metrics]
+        if len(folds) == len(self.folds):
           rows.append((point, {name: [100 * fold[name] for fold in folds] for name in _METRICS}))
       if rows:
         parts.append(_table(system, rows))

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from tfreid.comparison import paper, plan, processes, scheduler
 from tfreid.comparison.plan import Leg, Run
@@ -33,6 +33,9 @@ class Recipe(Protocol):
 
   def fingerprint(self) -> str:
     """A hash of what a run of the recipe depends on."""
+
+
+_RecipeT = TypeVar('_RecipeT', bound=Recipe)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +71,13 @@ class Settings:
   texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Surroundings(Protocol):
+class Surroundings(Protocol[_RecipeT]):
   """How recipes are read and runs are started."""
 
-  def recipe(self, system: str, bindings: Sequence[str] | None = None) -> Recipe:
+  def recipe(self, system: str, bindings: Sequence[str] | None = None) -> _RecipeT:
     """A system's recipe, with these bindings after those of the command."""
 
-  def check(self, recipes: Sequence[Recipe]) -> None:
+  def check(self, recipes: Sequence[_RecipeT], /) -> None:
     """Raises ValueError if the user configured something that none of the recipes uses."""
 
   def command(self, system: str, bindings: Sequence[str], directory: str) -> list[str]:
@@ -121,7 +124,7 @@ class Comparison:
     clock: how long runs take.
   """
 
-  def __init__(self, settings: Settings, surroundings: Surroundings):
+  def __init__(self, settings: Settings, surroundings: Surroundings[_RecipeT]):
     """Reads the recipes and what is on disk; runs and writes nothing.
 
     Args:
@@ -134,7 +137,7 @@ class Comparison:
     self.settings = settings
     self.out = settings.out
     self.cores = processes.shares(settings.workers)
-    self._surroundings = surroundings
+    self._surroundings: Surroundings[Any] = surroundings
     self._fingerprints: dict[Run, str] = {}
     systems = list(settings.systems) or [system.name for system in paper.SYSTEMS]
     recipes = {system: surroundings.recipe(system) for system in systems}

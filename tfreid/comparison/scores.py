@@ -260,9 +260,7 @@ def chance(result: Result, part: str = 'all') -> dict[str, float]:
       metric: 100 * result.value(known[metric], part) if metric in known else math.nan
       for metric in METRICS
     }
-  matches = result.per_query.num_matches
-  if part != 'all':
-    matches = matches[result.is_seen if part == 'seen' else ~result.is_seen]
+  matches = result.of_part(result.per_query.num_matches, part)
   matches = matches[matches > 0]
   if not len(matches):
     return dict.fromkeys(METRICS, math.nan)

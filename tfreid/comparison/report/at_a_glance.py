@@ -48,12 +48,15 @@ def lead(findings: Findings) -> list[str]:
 
 def _order(findings: Findings) -> str:
   """Both orders by rank-1, where the paper's table has at least two of the systems."""
-  printed = {name: cells.printed(name, findings.column) for name in findings.systems}
-  shared = [name for name in findings.systems if printed[name] is not None]
-  if len(shared) < 2:
+  printed = {
+    name: value
+    for name in findings.systems
+    if (value := cells.printed(name, findings.column)) is not None
+  }
+  if len(printed) < 2:
     return ''
-  here = sorted(shared, key=lambda name: -scores.score(findings.systems[name], 'rank1').mean)
-  there = sorted(shared, key=lambda name: -printed[name])
+  here = sorted(printed, key=lambda name: -scores.score(findings.systems[name], 'rank1').mean)
+  there = sorted(printed, key=lambda name: -printed[name])
   return (
     f'Order by rank-1 here: {" > ".join(map(paper.label, here))}. '
     f"The paper's on {findings.column}: {' > '.join(map(paper.label, there))}."

@@ -22,9 +22,9 @@ def references(findings: Findings) -> list[Part]:
   }
   twins: dict[str, Sequence[Result]] = {}
   for name in findings.ordered():
-    for other, fresh in findings.untrained.items():
+    for other, untrained in findings.untrained.items():
       if method.get(other) == method.get(name):
-        twins.setdefault(name, fresh)
+        twins.setdefault(name, untrained)
   # One call for the column, so that the correction counts all its systems. The untrained network
   # has a seed of its own: the mean over all of the system's seeds is compared with it.
   verdicts = scores.compare(findings.systems, twins, 'mAP', paired_seeds=False)
