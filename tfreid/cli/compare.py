@@ -104,7 +104,7 @@ class Comparison:
     self.cores = training_runs.shares(_WORKERS.value)
     self.seeds = training_runs.seeds(_SEEDS.value)
     drawn = _DATA_ROOT.value is None
-    self.data_root = training_runs.PEOPLE if drawn else _DATA_ROOT.value
+    self.data_root = training_runs.PEOPLE if drawn else startup.given(_DATA_ROOT)
     self.overlays = _GIN_FILE.value or (['tables.gin'] if drawn else [])
     configured = {system: self._recipe(system) for system in self.systems}
     recipes.check_use(configured.values(), self.overlays, _GIN_BINDINGS.value)
@@ -205,9 +205,12 @@ class Comparison:
     """Seconds that runs will take, None where nothing is known."""
     from tfreid.comparison import plan
 
-    each = [self.clock.seconds(plan.legs_of(run, self.recipes)) for run in runs]
-    if None in each:
-      return None
+    each: list[float] = []
+    for run in runs:
+      seconds = self.clock.seconds(plan.legs_of(run, self.recipes))
+      if seconds is None:
+        return None
+      each.append(seconds)
     # A guessed speed is that of the whole machine; a measured one is that of a worker's share.
     return sum(each) / (1 if self.clock.is_guess else len(self.cores))
 
@@ -493,10 +496,11 @@ class Comparison:
     from tfreid.comparison import paper, plan
 
     recipe = self._recipe(paper.OURS)
-    return tuple(
+    generator, discriminator = (
       float(recipe.get('alignment.Adversarial', name, 1.0))
       for name in (plan.GENERATOR, plan.DISCRIMINATOR)
     )
+    return generator, discriminator
 
   def _num_images(self) -> int:
     """Number of training images: as a pre-training noted it, as the folder shows, or 0."""

@@ -185,8 +185,9 @@ class Tuning:
     for system, points in self.points.items():
       rows = []
       for point in points:
-        found = [self._values(system, point, fold) for fold in self.folds]
-        if all(found):
+        finished = [self._values(system, point, fold) for fold in self.folds]
+        found = [metrics for metrics in finished if metrics]
+        if len(found) == len(self.folds):
           rows.append((point, {name: [100 * one[name] for one in found] for name in _METRICS}))
       if rows:
         parts.append(_table(system, rows))

@@ -185,7 +185,8 @@ def made(
   seeds = sorted({r.seed for r in found if r.role == plan.TABLE})
   facts.append(('seeds', ', '.join(map(str, seeds)) or '–'))
   facts += [(name, str(value)) for name, value in (about.get('machine') or {}).items()]
-  versions, revisions = {}, set()
+  versions: dict[str, Any] = {}
+  revisions: set[str] = set()
   for row in rows:
     versions.update(row.get('versions') or {})
     if row.get('revision'):

@@ -144,12 +144,13 @@ class _Report:
 
   def _order(self) -> str:
     """Both orders by rank-1, where the paper's table has at least two of the systems."""
-    printed = {name: _printed(name, self.column) for name in self.systems}
-    shared = [name for name in self.systems if printed[name] is not None]
-    if len(shared) < 2:
+    printed = {
+      name: value for name in self.systems if (value := _printed(name, self.column)) is not None
+    }
+    if len(printed) < 2:
       return ''
-    here = sorted(shared, key=lambda name: -scores.score(self.systems[name], 'rank1').mean)
-    there = sorted(shared, key=lambda name: -printed[name])
+    here = sorted(printed, key=lambda name: -scores.score(self.systems[name], 'rank1').mean)
+    there = sorted(printed, key=lambda name: -printed[name])
     return (
       f'Order by rank-1 here: {" > ".join(map(paper.label, here))}. '
       f"The paper's on {self.column}: {' > '.join(map(paper.label, there))}."
@@ -393,11 +394,11 @@ class _Report:
       for result in self.found
       if result.role in (plan.TABLE, plan.UNTRAINED)
     }
-    twins = {}
+    twins: dict[str, Sequence[Result]] = {}
     for name in self._ordered():
-      for other, fresh in self.untrained.items():
+      for other, untrained in self.untrained.items():
         if method.get(other) == method.get(name):
-          twins.setdefault(name, fresh)
+          twins.setdefault(name, untrained)
     # One call for the column, so that the correction counts all its systems. The untrained network
     # has a seed of its own: the mean over all of the system's seeds is compared with it.
     verdicts = scores.compare(self.systems, twins, 'mAP', paired_seeds=False)

@@ -274,9 +274,7 @@ def chance(found: Result, part: str = 'all') -> dict[str, float]:
       metric: 100 * found.value(known[metric], part) if metric in known else math.nan
       for metric in METRICS
     }
-  matches = found.per_query.num_matches
-  if part != 'all':
-    matches = matches[found.is_seen if part == 'seen' else ~found.is_seen]
+  matches = found.of_part(found.per_query.num_matches, part)
   matches = matches[matches > 0]
   if not len(matches):
     return dict.fromkeys(METRICS, math.nan)
