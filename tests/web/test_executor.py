@@ -135,3 +135,35 @@ def test_filters_look_whether_somebody_waits():
     filters.evaluate(condition, read, 3)
   assert looked == ['camera']
   cancellation.check()  # outside of the scope nothing is cancelled
+
+
+def test_an_error_after_the_client_has_gone_is_not_printed():
+  """The work ignores that it is cancelled, and fails: asyncio would call it never retrieved."""
+  import gc
+
+  from starlette.requests import ClientDisconnect
+
+  from tfreid.web import api
+
+  printed = []
+
+  class Request:
+    async def receive(self):
+      return {'type': 'http.disconnect'}
+
+  async def work():
+    try:
+      await asyncio.sleep(60)
+    except asyncio.CancelledError:
+      pass
+    raise ValueError('too late')
+
+  async def ask():
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: printed.append(context))
+    with pytest.raises(ClientDisconnect):
+      await api._while_connected(Request(), work())
+    await asyncio.sleep(0.01)
+    gc.collect()
+
+  asyncio.run(ask())
+  assert printed == []

@@ -380,6 +380,8 @@ async def _while_connected(request: fastapi.Request, coroutine) -> Any:
       raise ClientDisconnect
     return work.result()
   finally:
+    # What the work ends with after its client has gone is nobody's error: asyncio would print it.
+    work.add_done_callback(lambda task: task.cancelled() or task.exception())
     work.cancel()
     gone.cancel()
 
