@@ -148,7 +148,7 @@ def test_a_model_is_asked_through_the_attributes_that_two_data_sets_share(run, d
   assert (row['through'], row['through_columns']) == (['peta', 'market1501'], 29)
   assert row['images'] == len(labels)
   assert 'seen' not in row['metrics']
-  assert 'through 29 columns that peta and market1501 share' in done.stdout
+  assert 'through 29 columns that peta and market1501 share' in ' '.join(done.stdout.split())
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ SUBCOMMANDS = {
   'serve': 'Serve the search page and its JSON API',
   'compare': "Run the paper's comparison of methods and write its tables",
   'tune': 'Try settings on held-out training people',
+  'photographs': 'Run the comparison on PETA and Market-1501, from each start',
   'synthesize': 'Draw a data set of synthetic people',
   'check-data': 'Look a data set over before training on it',
   'demo': 'Draw people, train, evaluate, export and search, in one go',
