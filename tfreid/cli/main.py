@@ -17,6 +17,7 @@ SUBCOMMANDS = {
   'train': 'Train and evaluate a system as gin files describe it',
   'evaluate': 'Evaluate a trained joint space on a data set',
   'export': 'Write a SavedModel that answers queries, or check one',
+  'model-card': 'Measure an exported model on people that it has not seen',
   'index': 'Build an index of person crops and keep it up to date',
   'search': 'Find the crops that fit a description',
   'serve': 'Serve the search page and its JSON API',
