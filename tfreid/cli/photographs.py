@@ -133,6 +133,7 @@ class Plan:
     self.seeds = list(range(seeds))
     self.speed = speed
     self.workers = workers
+    self._costs: dict[tuple, float] = {}
     makers: dict[str, Callable[[], list[Step]]] = {
       'person_ids': self._person_ids,
       'choose': self._choose,
@@ -195,10 +196,9 @@ class Plan:
       *(self._start() if start is None else start),
       f'--workers={self.workers}',
       '--nountrained',
+      '--nofigure3',
       *more,
     ]
-    if not any('figure3' in flag for flag in more):
-      command.append('--nofigure3')
     seconds = len(seeds) * self._cost(systems, [*files], images, speed)
     return Step(part, title, tuple(command), seconds)
 
@@ -207,13 +207,16 @@ class Plan:
     from tfreid.cli import recipes
     from tfreid.comparison import plan
 
-    clock = plan.Clock(images, images_per_second=self.speed * speed)
-    total = 0.0
-    for number, system in enumerate(systems):
-      recipe = recipes.Recipe([f'methods/{system}.gin', 'datasets/peta.gin', *files])
-      legs = [leg for leg in recipe.legs() if number == 0 or leg.name != plan.PRETRAIN]
-      total += clock.seconds(legs) or 0.0
-    return total
+    key = (*systems, *files, images, speed)
+    if key not in self._costs:
+      clock = plan.Clock(images, images_per_second=self.speed * speed)
+      total = 0.0
+      for number, system in enumerate(systems):
+        recipe = recipes.Recipe([f'methods/{system}.gin', 'datasets/peta.gin', *files])
+        legs = [leg for leg in recipe.legs() if number == 0 or leg.name != plan.PRETRAIN]
+        total += clock.seconds(legs) or 0.0
+      self._costs[key] = total
+    return self._costs[key]
 
   # The parts.
 
@@ -235,33 +238,36 @@ class Plan:
     return [Step('person_ids', 'Person ids', tuple(command), 60 * _CROPS / self.speed)]
 
   def _choose(self) -> list[Step]:
+    return [self._tune('choose', "Settings on PETA's validation part", 'photographs', '0')]
+
+  def _figure3(self) -> list[Step]:
+    return [self._tune('figure3', "Figure 3 on PETA's validation part", 'figure3', '0,1')]
+
+  def _tune(self, part: str, title: str, grids: str, folds: str) -> Step:
+    """A step that is `tfreid tune`; without a share it evaluates on the validation part."""
     from tfreid.cli import gin_reading
 
-    grids = 'tuning/photographs.json'
-    with open(gin_reading.gin_path(grids), encoding='utf-8') as file:
+    name = f'tuning/{grids}.json'
+    with open(gin_reading.gin_path(name), encoding='utf-8') as file:
       content = json.load(file)
     command = [
       'tune',
-      f'--grids={grids}',
+      f'--grids={name}',
       '--dataset=peta',
       f'--data_root={self.peta}',
       '--share=0',
-      '--folds=0',
+      f'--folds={folds}',
       '--gin_file=photographs/peta.gin',
       *self._start(),
-      f'--out={os.path.join(self.out, "choose")}',
+      f'--out={os.path.join(self.out, part)}',
     ]
-    seconds = self._cost(['without_adversarial'], ['photographs/peta.gin'], _PAPER, 1.0)
-    for system, dicts in content.items():
-      points = 1 + sum(_product(grid) for grid in dicts)
-      whole = self._cost([system], ['photographs/peta.gin'], _PAPER, 1.0)
-      own = (
-        whole
-        - self._cost(['without_adversarial'], ['photographs/peta.gin'], _PAPER, 1.0)
-        + (self._joint())
-      )
-      seconds += points * max(own, 60.0)
-    return [Step('choose', "Settings on PETA's validation part", tuple(command), seconds)]
+    alone = ['without_adversarial']
+    files = ['photographs/peta.gin']
+    seconds = pretrained = self._cost(alone, files, _PAPER, 1.0) - self._joint()
+    for system, grid in content.items():
+      points = 1 + sum(_product(values) for values in grid)
+      seconds += points * max(60.0, self._cost([system], files, _PAPER, 1.0) - pretrained)
+    return Step(part, title, tuple(command), len(folds.split(',')) * seconds)
 
   def _joint(self) -> float:
     """Seconds of w/o adv behind its pre-training."""
@@ -295,17 +301,6 @@ class Plan:
     return [
       self._compare('market', title, 'market', systems, self.seeds, data='market1501', images=_HALF)
     ]
-
-  def _figure3(self) -> list[Step]:
-    more = [
-      '--figure3',
-      '--figure3_seeds=1',
-      '--gin_bindings=experiment.train.final_split = "validation"',
-    ]
-    step = self._compare(
-      'figure3', 'Figure 3 on the validation part', 'figure3', ['a2img'], [0], more=more
-    )
-    return [dataclasses.replace(step, seconds=step.seconds + 12 * self._joint())]
 
   def _starts(self) -> list[Step]:
     systems, seeds = ['without_adversarial', 'a2img'], self.seeds[:3]
