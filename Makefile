@@ -9,6 +9,10 @@ PYTHON =
 VENV = .venv
 EXTRAS =
 ARGS =
+# Folders of photographs, of the goal of that name.
+PETA =
+MARKET =
+IDS =
 
 RUN = $(VENV)/bin/python
 # Two runs at a time, where there are two cores.
@@ -20,7 +24,7 @@ SOURCES = setup.py tfreid tools tests benchmarks
 TYPED = tfreid tests/typing
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tables test test-fast lint format bench lock audit clean
+.PHONY: help setup demo tables photographs test test-fast lint format bench lock audit clean
 
 help:  ## this list
 	@echo 'tfreid: a description in words, a ranked list of person crops'
@@ -38,6 +42,9 @@ demo: setup  ## the main job on synthetic people: draw, train, evaluate, export,
 
 tables: setup  ## the paper's comparison of methods, on synthetic people
 	@$(RUN) -m tfreid compare --workers=$(TABLE_WORKERS) $(ARGS)
+
+photographs: setup  ## the comparison on photographs; PETA=folder MARKET=folder IDS=folder,folder
+	@$(RUN) -m tfreid photographs --peta='$(PETA)' --market='$(MARKET)' --ids='$(IDS)' $(ARGS)
 
 test: setup  ## all tests
 	@$(RUN) -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile $(ARGS)

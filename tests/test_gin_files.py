@@ -42,6 +42,17 @@ def _combinations():
     'person_ids',
     ['methods/dcca.gin', 'datasets/peta.gin', 'encoders/osnet.gin', 'stages/person_ids.gin'],
   )
+  photographs = 'photographs/peta.gin'
+  for method in METHODS:
+    yield f'photographs {method}', [f'methods/{method}.gin', 'datasets/peta.gin', photographs]
+  for name in ('from_ids', 'from_osnet', 'resnet50', 'shared'):
+    files = ['methods/a2img.gin', 'datasets/peta.gin', photographs, f'photographs/{name}.gin']
+    yield f'photographs {name}', files
+  yield (
+    'photographs market',
+    ['methods/a2img.gin', 'datasets/market1501.gin', 'photographs/market.gin'],
+  )
+  yield 'photographs model', ['photographs/model.gin']
   yield 'demo', ['demo.gin']
   yield 'full_size', ['full_size.gin']
   yield 'tables', ['methods/a2img.gin', 'datasets/synthetic.gin', 'tables.gin']
@@ -165,6 +176,23 @@ def test_a_rivals_published_numbers_are_in_its_recipe(name, parsed):
 def test_three_state_overlay_changes_encoding_and_drops_attributes(parsed):
   assert "ENCODING = 'three_state'" in parsed['three_state']
   assert "ENCODING = 'binary'" in parsed['a2img']
+
+
+def test_every_gin_file_of_the_photographs_is_among_these():
+  named = {Path(file).name for files in COMBINATIONS.values() for file in files}
+  assert {path.name for path in (ROOT / 'gin' / 'photographs').glob('*.gin')} <= named
+
+
+def test_the_shipped_model_is_trained_on_what_is_said_alone(parsed):
+  text = parsed['photographs model']
+  for line in (
+    "ENCODING = 'three_state'",
+    'pipeline.Pipeline.attribute_dropout = 0.0',
+    'STAGES = [@deepmar/stages.Stage()]',
+    "deepmar/stages.Stage.carry = {'person_ids': ('image_encoder',)}",
+    'OSNET_WEIGHTS = None',
+  ):
+    assert line in text, line
 
 
 def test_every_gin_file_says_how_it_is_used():

@@ -262,6 +262,7 @@ def _evaluate_spaces(run_directory, benchmark, part, pipeline, stages, method, s
           'per_query': evaluation.to_json(per_query=True)['per_query'],
           'images': len(getattr(benchmark, part)),
           'unreadable_images_left_out': getattr(benchmark, part).dropped.get('unreadable', 0),
+          **subset_results(embeddings, getattr(benchmark, part)),
         },
       )
       evaluations[label] = evaluation
@@ -298,6 +299,24 @@ def evaluate_split(
   except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
     raise pipeline.explain(error, split) from error
   return retrieval.evaluate_embeddings(embeddings, seen=benchmark.seen(split)), embeddings
+
+
+def subset_results(embeddings: retrieval.Embeddings, split: Split) -> dict[str, Any]:
+  """{'subsets': name -> metrics} for a results row, or {} where a split has one subset or none.
+
+  Args:
+    embeddings: of the split.
+    split: with `subsets`, or None.
+  """
+  if split.subsets is None or len(set(split.subsets)) < 2:
+    return {}
+  found = retrieval.by_subset(embeddings, split.subsets)
+  return {
+    'subsets': {
+      name: {field: float(value) for field, value in summary._asdict().items()}
+      for name, summary in found.items()
+    }
+  }
 
 
 class Validation(Hooks):

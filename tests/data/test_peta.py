@@ -13,6 +13,10 @@ import scipy.io
 from tfreid.data import peta
 from tfreid.data.attributes import AttributeTable
 
+# Of the split by person with seed 0; train: images and semantic IDs.
+PEOPLE_IMAGES = {'validation': 1332, 'test': 3785}
+PEOPLE_TRAIN = (9667, 1478)
+
 
 @pytest.fixture(scope='session')
 def by_hand(shared_data):
@@ -151,6 +155,55 @@ def test_images_carry_their_person_and_their_subset(peta_folder, shared_data):
   assert set(benchmark.train.person_ids).isdisjoint(benchmark.test.person_ids)
 
 
+def test_the_people_split_divides_people_by_their_own_number(peta_folder):
+  benchmark = peta.load(peta_folder, split='people')
+  parts = (benchmark.train, benchmark.validation, benchmark.test)
+  people = [set(part.person_ids) for part in parts]
+  assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
+  # All images of the people for test, and of the others what is seen twice.
+  assert [len(part) for part in parts[1:]] == [PEOPLE_IMAGES['validation'], PEOPLE_IMAGES['test']]
+  assert (len(benchmark.train), len(benchmark.train.keys)) == PEOPLE_TRAIN
+  assert min(np.bincount(benchmark.train.semantic_ids)) == 2
+  assert sum(map(len, parts)) + benchmark.train.dropped['semantic ID with a single image'] == 19000
+  assert 0 < benchmark.seen().sum() < len(benchmark.test.keys)
+
+
+def test_the_people_split_belongs_to_the_person_and_the_seed(shared_data):
+  people = peta.read_peta_people(shared_data / peta.ANNOTATION_FILE)
+  whole = peta.divide(people, 'people', seed=0)
+  assert (whole['train'] + 0 + whole['validation'] + whole['test'] == 1).all()
+  half = peta.divide(people.iloc[::2], 'people', seed=0)
+  np.testing.assert_array_equal(half['test'], whole['test'][::2])
+  other = peta.divide(people, 'people', seed=1)
+  assert 0.2 < (other['test'] != whole['test']).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+  ('subset', 'images', 'people'), [('VIPeR', 1264, 632), ('CUHK', 4563, 4563), ('SARC3D', 200, 50)]
+)
+def test_a_subset_is_left_out_whole(peta_folder, subset, images, people):
+  benchmark = peta.load(peta_folder, split=f'without:{subset.lower()}')
+  assert set(benchmark.test.subsets) == {subset}
+  assert set(benchmark.train.subsets) == set(peta.SUBSETS) - {subset}
+  assert (len(benchmark.test), len(set(benchmark.test.person_ids))) == (images, people)
+  assert benchmark.validation is None
+  lost = benchmark.train.dropped['semantic ID with a single image']
+  assert len(benchmark.train) + lost == 19000 - images
+
+
+def test_rare_semantic_ids_can_be_kept_in_training(peta_folder):
+  benchmark = peta.load(peta_folder, split='without:GRID', least_images=1, validation_share=0.1)
+  assert benchmark.validation is not None
+  assert len(benchmark.train) + len(benchmark.validation) == 19000 - 1275
+  assert not benchmark.train.dropped
+
+
+def test_all_images_can_be_had_in_one_split(peta_folder):
+  split = peta.load_all(peta_folder, encoding='three_state')
+  assert (len(split), len(split.keys), len(set(split.person_ids))) == (19000, 7769, 8699)
+  assert set(np.unique(split.attributes)) == {-1.0, 1.0}
+
+
 @pytest.fixture(scope='session')
 def as_published(shared_photographs):
   """(number, subset, file, path here) of each image, from the list of the authors' file names."""
@@ -214,6 +267,8 @@ def test_the_split_is_the_same_when_images_are_missing(
 def test_an_unknown_split_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="no split 'random'; choose from paper, sal"):
     peta.load(tmp_path, split='random')
+  with pytest.raises(ValueError, match="'without:' and one of 3DPeS, .*VIPeR"):
+    peta.load(tmp_path, split='without:Viper City')
 
 
 def test_a_missing_root_is_an_error(tmp_path):

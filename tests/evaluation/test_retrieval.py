@@ -137,6 +137,33 @@ def test_seen_and_unseen_queries_are_the_parts_of_all():
   assert together / result.overall.queries == pytest.approx(result.overall.rank5)
 
 
+def test_a_subset_is_evaluated_as_a_data_set_of_its_own():
+  rng = np.random.default_rng(0)
+  split, _ = make_split(rng)
+  _, ids = split.queries()
+  embeddings = retrieval.Embeddings(
+    rng.normal(size=(len(ids), 4)).astype(np.float32),
+    rng.normal(size=(len(split), 4)).astype(np.float32),
+    ids,
+    split.semantic_ids,
+  )
+  subsets = np.where(np.arange(len(split)) % 3 == 0, 'third', 'others')
+  found = retrieval.by_subset(embeddings, subsets)
+  assert list(found) == ['others', 'third']
+  similarity = embeddings.queries @ embeddings.gallery.T
+  for name, summary in found.items():
+    inside = subsets == name
+    asked = np.flatnonzero(np.isin(ids, split.semantic_ids[inside]))
+    precisions = [
+      average_precision_score(split.semantic_ids[inside] == ids[q], similarity[q, inside])
+      for q in asked
+    ]
+    assert (summary.queries, summary.gallery) == (len(asked), inside.sum())
+    assert summary.mAP == pytest.approx(np.mean(precisions))
+  with pytest.raises(ValueError, match=r'shape \[3\] for 50 images'):
+    retrieval.by_subset(embeddings, subsets[:3])
+
+
 def test_batches_may_be_plain_arrays_of_any_sizes(space):
   split, pixels = make_split(np.random.default_rng(5))
   want = retrieval.embed_images(space, batches_of(pixels), count=50)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfreid.data import market1501, synthetic
+from tfreid.data import market1501, shared_attributes, synthetic
 from tfreid.data.pipeline import Pipeline
 from tfreid.evaluation import partial, results, retrieval
 from tfreid.joint_space import JointSpace
@@ -124,6 +124,34 @@ def test_the_data_may_be_named_and_the_row_be_left_out(run, data, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_model_is_asked_through_the_attributes_that_two_data_sets_share(run, data, tmp_path):
+  """Its own people in the words of PETA: as `shared_attributes.asked` puts the queries."""
+  done = evaluate(
+    f'--space={run}/joint/space',
+    '--dataset=synthetic',
+    f'--data_root={data}',
+    '--through=peta,market1501',
+    '--resamples=0',
+    f'--results={tmp_path}/results.jsonl',
+  )
+  assert done.returncode == 0, done.stderr
+  benchmark = market1501.load(data, name='Synthetic people')
+  shared = shared_attributes.schema(['peta', 'market1501'])
+  split, labels = shared_attributes.asked(
+    benchmark.test, benchmark.schema, shared, market1501.load(data).schema
+  )
+  want = retrieval.evaluate(
+    JointSpace.load(str(run / 'joint' / 'space')), split, Pipeline(IMAGE[:2], 8).evaluation(split)
+  )
+  row = results.read_row((tmp_path / 'results.jsonl').read_bytes())
+  assert row['metrics']['all']['mAP'] == pytest.approx(want.overall.mAP)
+  assert (row['through'], row['through_columns']) == (['peta', 'market1501'], 29)
+  assert row['images'] == len(labels)
+  assert 'seen' not in row['metrics']
+  assert 'through 29 columns that peta and market1501 share' in ' '.join(done.stdout.split())
+
+
+@pytest.mark.slow
 def test_the_curve_over_the_number_of_attributes_is_printed_and_written(run, benchmark, tmp_path):
   pytest.importorskip('matplotlib', reason="needs the extra 'report'")
   done = evaluate(
@@ -161,6 +189,7 @@ def test_the_curve_over_the_number_of_attributes_is_printed_and_written(run, ben
   [
     (['--space={space}', '--attribute_counts=1,99'], "'99' is no number of attributes"),
     (['--space={run}/joint'], 'holds no joint space'),
+    (['--space={space}', '--through=peta,cuhk'], "'cuhk' is not in the table"),
     (['--space={space}', '--split=validation'], 'VALIDATION_SHARE'),
     (['--space={space}', "--gin_bindings=market1501.load.encoding='three_state'"], 'other ones'),
   ],

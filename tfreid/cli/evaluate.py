@@ -3,6 +3,12 @@
   tfreid evaluate --space=runs/a2img/joint/space
   tfreid evaluate --space=runs/a2img/joint/space --dataset=market1501 --data_root=/data/market1501
   tfreid evaluate --space=runs/a2img/joint/space --attribute_counts=1,2,4,8,all
+  tfreid evaluate --space=runs/peta/joint/space --dataset=market1501 --data_root=/data/market1501 \
+    --through=peta,market1501
+
+With --through a model that was trained on one data set is asked for the people of another, in the
+attributes that the named data sets share (tfreid/data/correspondence.py). Name the same data sets
+when you ask it for its own people, to see what the change of data set costs.
 
 Without --dataset the data are those of the run's config.gin. The space alone is loaded, not the
 method that trained it.
@@ -66,6 +72,11 @@ _CURVE = flags.DEFINE_string(
   'curve',
   None,
   "Files of the curve, without ending; default: attribute_counts in the run's folder.",
+)
+_THROUGH = flags.DEFINE_list(
+  'through',
+  [],
+  'Ask in the attributes that these data sets share: of peta, market1501, dukemtmc.',
 )
 _APPEND = flags.DEFINE_bool('append', True, 'Add a row to the results file.')
 
@@ -131,18 +142,37 @@ def check_schema(about, schema):
     )
 
 
+def asked_through(about, benchmark, split):
+  """The split as the space's model can be asked for it, see `shared_attributes.asked`.
+
+  Returns:
+    The split to search, the same images with the shared attributes, and the schema of these.
+  """
+  from tfreid.data import shared_attributes
+  from tfreid.data.attributes import AttributeSchema
+
+  if _COUNTS.value:
+    raise ValueError('--through and --attribute_counts cannot be given together.')
+  if not about.get('schema'):
+    raise ValueError(f"'{_SPACE.value}' does not say what attributes it was trained on.")
+  shared = shared_attributes.schema(_THROUGH.value)
+  model = AttributeSchema.from_json(about['schema'])
+  return *shared_attributes.asked(split, benchmark.schema, shared, model), shared
+
+
 def evaluate_space(about, benchmark):
   """Embeds the split and evaluates it, with a progress bar.
 
   Returns:
-    The Evaluation, the GradedMetrics of the first --top results, and the Curve over
-    --attribute_counts or None.
+    The Evaluation, further facts for the results row (the means of the GradedMetrics of the first
+    --top results, results by subset), and the Curve over --attribute_counts or None.
   """
   import numpy as np
   import rich.console
   import rich.progress
   import tensorflow as tf
 
+  from tfreid import experiment
   from tfreid.data.attributes import AttributeSchema
   from tfreid.data.pipeline import Pipeline
   from tfreid.evaluation import partial, retrieval
@@ -154,7 +184,13 @@ def evaluate_space(about, benchmark):
       f'{benchmark.name} has no validation split here. Bind VALIDATION_SHARE as in training, e.g. '
       "--gin_bindings='VALIDATION_SHARE = 0.1'."
     )
-  check_schema(about, benchmark.schema)
+  labels, groups, seen = split, benchmark.schema.groups, None
+  if _THROUGH.value:
+    split, labels, shared = asked_through(about, benchmark, split)
+    groups = shared.groups
+  else:
+    check_schema(about, benchmark.schema)
+    seen = benchmark.seen(split)
   # What is not said is the rate of the data that the space was trained on.
   saved = about.get('schema')
   schema = AttributeSchema.from_json(saved) if saved else benchmark.schema
@@ -196,12 +232,18 @@ def evaluate_space(about, benchmark):
         resamples=_RESAMPLES.value or 1,
         progress=lambda done, count: bar.update(task, completed=done, total=count),
       )
-  evaluation = retrieval.evaluate_embeddings(embeddings, seen=benchmark.seen(split))
-  graded = retrieval.graded(embeddings, split, groups=benchmark.schema.groups, k=_TOP.value)
+  evaluation = retrieval.evaluate_embeddings(embeddings, seen=seen)
+  graded = retrieval.graded(embeddings, labels, groups=groups, k=_TOP.value)
   means = {
     f'violations{_TOP.value}': float(np.mean(graded.violations)),
     f'nDCG{_TOP.value}': float(np.mean(graded.ndcg)),
+    **experiment.subset_results(embeddings, labels),
   }
+  if _THROUGH.value:
+    means['through'] = [*_THROUGH.value]
+    means['through_columns'] = len(groups)
+    means['images'] = len(labels)
+    means['images_left_out'] = dict(labels.dropped)
   return evaluation, means, curve
 
 
@@ -250,6 +292,8 @@ def main(argv):
     from tfreid.evaluation import results
 
     title = f'{about.get("method") or "joint space"} on {benchmark.name}, {_SPLIT.value} split'
+    if _THROUGH.value:
+      title += f', through {graded["through_columns"]} columns that {_and(_THROUGH.value)} share'
     title = printable(title, lines=False)
     console = rich.console.Console()
     if not console.is_terminal:
@@ -289,6 +333,10 @@ def main(argv):
       path = _RESULTS.value or os.path.join(beside, 'results.jsonl')
       results.append_result(path, evaluation=evaluation, config=config, more=graded, **facts)
       console.print(f'Added to {path}', highlight=False, soft_wrap=True)
+
+
+def _and(names) -> str:
+  return ' and '.join(names)
 
 
 def _encoding(about) -> str:

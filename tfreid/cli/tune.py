@@ -30,7 +30,11 @@ _GRIDS = flags.DEFINE_string('grids', 'tuning/tables.json', 'JSON file; a path, 
 _SYSTEMS = flags.DEFINE_list('systems', None, 'Which of the grids; default: all.')
 _FOLDS = flags.DEFINE_list('folds', ['0', '1', '2'], 'Seeds of training and of who is held out.')
 _SHARE = flags.DEFINE_float(
-  'share', 0.25, 'Share of the training semantic IDs to hold out.', 0.01, 0.9
+  'share',
+  0.25,
+  'Share of the training semantic IDs to hold out; 0: a validation part of its own.',
+  0,
+  0.9,
 )
 _METRIC = flags.DEFINE_enum('metric', 'mAP', ['mAP', 'rank1', 'rank5', 'rank10'], 'Decides.')
 _OUT = flags.DEFINE_string('out', os.path.join('runs', 'tuning'), 'Where the runs are written.')

@@ -168,6 +168,23 @@ class Benchmark:
     return np.asarray([split.keys[i] in train for i in split.queries()[1]], dtype=bool)
 
 
+def training_rates(schema: AttributeSchema, attributes: np.ndarray) -> tuple[float, ...]:
+  """How often each column is on among the images of which it is said, A floats.
+
+  Args:
+    schema: of the vectors; in the three-state encoding 0 means "not said".
+    attributes: float32 [N, A].
+
+  Returns:
+    The rates; 0 where a column is said of nobody.
+  """
+  if schema.encoding != 'three_state':
+    return tuple(float(rate) for rate in schema.to_bits(attributes).mean(axis=0))
+  said = np.count_nonzero(attributes, axis=0)
+  on = schema.to_bits(attributes).sum(axis=0)
+  return tuple(float(rate) for rate in on / np.maximum(said, 1))
+
+
 def assemble(
   name: str,
   schema: AttributeSchema,
@@ -209,8 +226,7 @@ def assemble(
     ids = np.random.default_rng(seed).permutation(count)[:held]
     mask = np.isin(train.semantic_ids, ids)
     validation, train = train.subset(np.flatnonzero(mask)), train.subset(np.flatnonzero(~mask))
-  rates = schema.to_bits(train.attributes).mean(axis=0)
-  schema = dataclasses.replace(schema, rates=tuple(float(rate) for rate in rates))
+  schema = dataclasses.replace(schema, rates=training_rates(schema, train.attributes))
   _log.info(
     '%s: %d training images with %d semantic IDs; %s; gallery of %d images with %d queries.',
     name,

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tfreid.data import held_out
 from tfreid.data.attributes import Attribute, AttributeSchema, AttributeTable
-from tfreid.data.benchmark import Benchmark, ImageRecord, assemble, join
+from tfreid.data.benchmark import Benchmark, ImageRecord, Split, assemble, join
 from tfreid.data.image_bytes import ENDING_PATTERN
 from tfreid.data.reid_folder import not_a_crop, read_mat, scan
 from tfreid.data.words import color_words
@@ -31,6 +32,10 @@ ANNOTATION_FILE = 'PETA.mat'
 VARIABLE = 'peta'
 PATTERN = re.compile(r'(?P<person>\d{5})' + ENDING_PATTERN, re.IGNORECASE)
 SPLITS = ('paper', 'sal')
+PEOPLE = 'people'
+WITHOUT = 'without:'
+# Of the people of `PEOPLE`: for test and, of the others, for validation.
+_TEST_SHARE, _VALIDATION_SHARE = 0.2, 0.1
 _TRAIN_OF_PAPER, _TEST = 1500, 200
 
 # `peta.data` begins with four columns of numbers: image, person, subset, person in the subset.
@@ -354,7 +359,7 @@ def draw_split(count: int, split: str, *, seed: int) -> dict[str, np.ndarray]:
     ValueError: another name, or too few semantic IDs.
   """
   if split not in SPLITS:
-    raise ValueError(f"PETA has no split '{split}'; choose from {', '.join(SPLITS)}.")
+    raise ValueError(f"PETA has no split '{split}' of its semantic IDs.")
   needed = _TEST + 1 + (_TRAIN_OF_PAPER if split == 'paper' else 0)
   if count < needed:
     raise ValueError(
@@ -372,6 +377,56 @@ def draw_split(count: int, split: str, *, seed: int) -> dict[str, np.ndarray]:
   }
 
 
+def divide(people: pd.DataFrame, split: str, *, seed: int) -> dict[str, np.ndarray]:
+  """Which images go where, in the splits by person and by subset.
+
+  Args:
+    people: from `read_peta_people`, N rows.
+    split: 'people', or 'without:' and the name of a subset.
+    seed: of the draw of 'people'.
+
+  Returns:
+    'train', 'test' and, of 'people', 'validation': bool [N], each image in one of them.
+
+  Raises:
+    ValueError: another name, or there is nobody of that subset or nobody else.
+  """
+  if split == PEOPLE:
+    share = _shares(people['person'], seed)
+    test = share < _TEST_SHARE
+    validation = ~test & (share < _TEST_SHARE + (1 - _TEST_SHARE) * _VALIDATION_SHARE)
+    return {'train': ~test & ~validation, 'validation': validation, 'test': test}
+  subset = _subset(split)
+  if subset is None:
+    raise ValueError(_no_such_split(split))
+  test = (people['subset'] == subset).to_numpy()
+  if test.all() or not test.any():
+    raise ValueError(
+      f"PETA's split '{split}' needs images of {subset} and of other subsets; the annotations have "
+      f'{int(test.sum())} and {int((~test).sum())}.'
+    )
+  return {'train': ~test, 'test': test}
+
+
+def _subset(split: str) -> str | None:
+  """The subset that a split leaves out, as it is spelled here; None if it names none."""
+  named = split[len(WITHOUT) :].lower() if split.startswith(WITHOUT) else ''
+  return next((subset for subset in SUBSETS if subset.lower() == named), None)
+
+
+def _no_such_split(split: str) -> str:
+  return (
+    f"PETA has no split '{split}'; choose from {', '.join((*SPLITS, PEOPLE))}, or "
+    f"'{WITHOUT}' and one of {', '.join(SUBSETS)}."
+  )
+
+
+def _shares(people: pd.Series, seed: int) -> np.ndarray:
+  """For each image a number in [0, 1) that is its person's own, whoever else is in the file."""
+  of_person = {person: held_out.draw(NAME, person, seed=seed) for person in people.unique()}
+  return people.map(of_person).to_numpy(float)
+
+
 def load(
   root: str | os.PathLike,
   *,
@@ -379,74 +434,71 @@ def load(
   split: str = 'paper',
   encoding: str = 'binary',
   validation_share: float = 0.0,
+  least_images: int = 2,
   seed: int = 0,
 ) -> Benchmark:
-  """PETA with its semantic IDs split at random; every test ID is unseen in training.
+  """PETA, with its semantic IDs, its people or its subsets split.
 
-  Of the 7,769 attribute combinations 5,679 belong to a single image; they are left out, as the
-  paper's "13000 images in total" implies. The remaining 2,090 (13,321 images) are split
+  Of the 7,769 attribute combinations 5,679 belong to a single image; the two published splits leave
+  them out, as the paper's "13000 images in total" implies. The remaining 2,090 (13,321 images) are
+  split at random, so that every test ID is unseen in training:
 
   * `paper`: 1,500 for training, 200 for test, as in the paper, and 390 for validation, which the
     paper does not account for. Which ones is not known: `seed` draws them.
   * `sal`: 1,890 (11,886 images) for training and 200 (1,435 images) for test, exactly the draw of
     Cao et al., "Symbiotic adversarial learning for attribute-based person search", ECCV 2020.
 
+  Two more ask other questions. Their test parts hold every image, and a test ID may be one that was
+  seen in training:
+
+  * `people`: about a fifth of the people for test and a tenth of the others for validation, by a
+    hash of `seed` and the person's number.
+  * `without:VIPeR`, or another of `SUBSETS`: that subset is the test part, the nine others are
+    trained on; nothing of its place, cameras and people is. What one's own photographs are like.
+
   The split is drawn on the annotations, so it is the same if some images are missing.
 
   Args:
     root: the folder with the images, with `images`, or with the authors' folders.
     annotations: the attribute file; default `<root>/PETA.mat`.
-    split: 'paper' or 'sal'.
+    split: 'paper', 'sal', 'people' or 'without:<subset>'.
     encoding: of the attribute vectors, 'binary' (as in the paper) or 'three_state'.
-    validation_share: share of the training semantic IDs of `sal` to hold out.
-    seed: of the `paper` split, or of the draw for `validation_share`.
+    validation_share: share of the training semantic IDs to hold out, of `sal` and `without:…`.
+    least_images: of 'people' and 'without:…', images that a semantic ID must have in training to be
+      trained on; 2 leaves out those of a single image, as the published splits do. 1 keeps all.
+    seed: of the `paper` and `people` splits, or of the draw for `validation_share`.
 
   Raises:
     FileNotFoundError: the folder or the annotation file is missing.
     ValueError: a folder without crops, or annotations that do not fit.
   """
   schema = dataclasses.replace(SCHEMA, encoding=encoding)
-  if split not in SPLITS:
-    raise ValueError(f"PETA has no split '{split}'; choose from {', '.join(SPLITS)}.")
-  folder = Path(root).expanduser()
-  if not folder.is_dir():
-    raise FileNotFoundError(
-      f"PETA: there is no folder '{folder}'. Set DATA_ROOT to the folder that holds 'images'."
-    )
-  source = folder / ANNOTATION_FILE if annotations is None else annotations
-  records, dropped = _scan(folder, source)
-  people = read_peta_people(source)
-  frame = AttributeTable(schema, read_peta_mat(source), source=str(source)).frame
-
-  groups = semantic_id_order(frame)
-  several = [rows for rows in groups if len(rows) > 1]
-  single = set(frame.index[[rows[0] for rows in groups if len(rows) == 1]])
-  found = {record.person_id: record for record in records}
-  if len(found) < len(records):
-    dropped['second file of an image'] = len(records) - len(found)
-  lost = sum(person in single for person in found)
+  if split not in (*SPLITS, PEOPLE) and _subset(split) is None:
+    raise ValueError(_no_such_split(split))
+  source = _Source(root, annotations, schema)
+  dropped = source.dropped
+  if split in SPLITS:
+    groups = semantic_id_order(source.frame)
+    several = [rows for rows in groups if len(rows) > 1]
+    single = set(source.frame.index[[rows[0] for rows in groups if len(rows) == 1]])
+    lost = sum(number in single for number in source.found)
+    parts = {
+      part: np.sort(np.concatenate([several[i] for i in ids]))
+      for part, ids in draw_split(len(several), split, seed=seed).items()
+    }
+  else:
+    masks = divide(source.people, split, seed=seed)
+    parts = {part: np.flatnonzero(mask) for part, mask in masks.items()}
+    kept = _repeated(source.frame.iloc[parts['train']], least_images)
+    gone = set(source.frame.index[parts['train'][~kept]])
+    lost = sum(number in gone for number in source.found)
+    parts['train'] = parts['train'][kept]
   if lost:
-    dropped['semantic ID with a single image'] = lost
-  strangers = len(set(found) - set(frame.index))
-  if strangers:
-    dropped['not annotated'] = strangers
-
-  splits = {}
-  for part, ids in draw_split(len(several), split, seed=seed).items():
-    rows = np.sort(np.concatenate([several[i] for i in ids]))
-    images = frame.iloc[rows]
-    joined = join(
-      [found[number] for number in images.index if number in found],
-      AttributeTable(schema, images, source=str(source)),
-      source=f'{NAME} {part}',
-      dropped=dropped if part == 'train' else None,
-    )
-    who = people.loc[joined.person_ids]
-    splits[part] = dataclasses.replace(
-      joined,
-      person_ids=who['person'].to_numpy(str),
-      subsets=who['subset'].to_numpy(str),
-    )
+    dropped['semantic ID with a single image' if least_images == 2 else 'rare semantic ID'] = lost
+  splits = {
+    part: source.split(rows, part, dropped if part == 'train' else None)
+    for part, rows in parts.items()
+  }
   return assemble(
     NAME,
     schema,
@@ -481,6 +533,78 @@ def count_train_images(
   frame = AttributeTable(SCHEMA, read_peta_mat(source), source=str(source)).frame
   several = [rows for rows in semantic_id_order(frame) if len(rows) > 1]
   return sum(len(several[i]) for i in draw_split(len(several), split, seed=seed)['train'])
+
+
+def load_all(
+  root: str | os.PathLike,
+  *,
+  annotations: str | os.PathLike | None = None,
+  encoding: str = 'binary',
+) -> Split:
+  """All images of PETA as one Split, for whoever divides it in another way.
+
+  Args:
+    root, annotations, encoding: as of `load`.
+
+  Raises:
+    FileNotFoundError, ValueError: as `load`.
+  """
+  source = _Source(root, annotations, dataclasses.replace(SCHEMA, encoding=encoding))
+  return source.split(np.arange(len(source.frame)), 'images', source.dropped)
+
+
+def _repeated(frame: pd.DataFrame, least: int) -> np.ndarray:
+  """Which rows, bool, have an attribute combination of at least so many rows."""
+  kept = np.zeros(len(frame), bool)
+  for rows in semantic_id_order(frame):
+    kept[rows] = len(rows) >= least
+  return kept
+
+
+class _Source:
+  """The annotations and the images that were found.
+
+  Attributes:
+    frame: raw values, a row per annotated image.
+    people: as `read_peta_people` gives them.
+    found: the image of each number.
+    dropped: how many files were left out, by reason.
+  """
+
+  def __init__(self, root, annotations, schema: AttributeSchema):
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+      raise FileNotFoundError(
+        f"PETA: there is no folder '{folder}'. Set DATA_ROOT to the folder that holds 'images'."
+      )
+    self._schema = schema
+    self._path = folder / ANNOTATION_FILE if annotations is None else annotations
+    records, self.dropped = _scan(folder, self._path)
+    self.people = read_peta_people(self._path)
+    table = AttributeTable(schema, read_peta_mat(self._path), source=str(self._path))
+    self.frame = table.frame
+    self.found = {record.person_id: record for record in records}
+    if len(self.found) < len(records):
+      self.dropped['second file of an image'] = len(records) - len(self.found)
+    strangers = len(set(self.found) - set(self.frame.index))
+    if strangers:
+      self.dropped['not annotated'] = strangers
+
+  def split(self, rows: np.ndarray, part: str, dropped: dict[str, int] | None) -> Split:
+    """The images at these rows of the frame."""
+    images = self.frame.iloc[rows]
+    joined = join(
+      [self.found[number] for number in images.index if number in self.found],
+      AttributeTable(self._schema, images, source=str(self._path)),
+      source=f'{NAME} {part}',
+      dropped=dropped,
+    )
+    who = self.people.loc[joined.person_ids]
+    return dataclasses.replace(
+      joined,
+      person_ids=who['person'].to_numpy(str),
+      subsets=who['subset'].to_numpy(str),
+    )
 
 
 def _scan(folder: Path, source: str | os.PathLike) -> tuple[list[ImageRecord], dict[str, int]]:

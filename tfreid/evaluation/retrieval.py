@@ -348,6 +348,48 @@ def evaluate_embeddings(
   )
 
 
+def by_subset(embeddings: Embeddings, subsets: np.ndarray) -> dict[str, ranking.Summary]:
+  """The protocol on each part of a collection, as if it were a data set of its own.
+
+  The gallery of a part is its images alone, and its queries are their semantic IDs: a description
+  that fits people of two parts is asked of each. Parts are as hard as they are large, so that the
+  levels of chance stand beside the numbers (`chance_rank1`, `chance_mAP`).
+
+  Args:
+    embeddings: of the whole split.
+    subsets: str [N], the part of each gallery image (`Split.subsets`).
+
+  Returns:
+    A summary for each part, in order of their names.
+
+  Raises:
+    ValueError: another number of images.
+  """
+  subsets = np.asarray(subsets)
+  if subsets.shape != (len(embeddings.gallery),):
+    raise ValueError(
+      f'`subsets` has the shape {list(subsets.shape)} for {len(embeddings.gallery)} images; one '
+      'name per image is needed.'
+    )
+  summaries = {}
+  for name in np.unique(subsets):
+    images = subsets == name
+    asked = np.isin(embeddings.query_ids, embeddings.gallery_ids[images])
+    part = Embeddings(
+      embeddings.queries[asked],
+      embeddings.gallery[images],
+      embeddings.query_ids[asked],
+      embeddings.gallery_ids[images],
+    )
+    matches = ranking.matches_by_id(part.query_ids, part.gallery_ids)
+    blocks = [
+      ranking.query_metrics(block, matches.block(rows.start, rows.stop))
+      for rows, block in similarity_blocks(part)
+    ]
+    summaries[str(name)] = ranking.summary(QueryMetrics.concatenate(blocks), len(part.gallery))
+  return summaries
+
+
 def similarity_blocks(
   embeddings: Embeddings, *, block_size: int | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfreid.cli import photographs, recipes
+from tfreid.comparison import paper
+from tfreid.data import peta
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def plan(tmp_path_factory):
+  return photographs.Plan(
+    peta='/data/peta',
+    market='/data/market',
+    ids=['/data/cuhk01', '/data/pku'],
+    osnet='/data/osnet.onnx',
+    out=str(tmp_path_factory.mktemp('out')),
+  )
+
+
+def flag(step, name):
+  return [value.split('=', 1)[1] for value in step.command if value.startswith(f'--{name}=')]
+
+
+def test_every_system_and_seed_of_the_tables_is_planned(plan):
+  (main,), (real,), (market,) = plan.parts['peta'], plan.parts['real'], plan.parts['market']
+  systems = set(flag(main, 'systems')[0].split(','))
+  assert systems | set(flag(real, 'systems')) == {
+    *('without_adversarial', 'mmd', 'deep_coral', 'a2img', 'img2a', 'both', 'dcca', 'dccae'),
+    *('two_way_net', 'deepmar', 'image_gan'),
+  }
+  assert flag(main, 'seeds') == flag(market, 'seeds') == ['0,1,2,3,4']
+  assert flag(real, 'seeds') == ['0,1,2']
+  # The image GAN goes on from the pre-training of the other systems.
+  assert flag(real, 'out') == flag(main, 'out')
+
+
+def test_the_test_split_chooses_nothing(plan):
+  for part in ('choose', 'figure3'):
+    (step,) = plan.parts[part]
+    assert step.command[0] == 'tune'
+    assert flag(step, 'share') == ['0'] and flag(step, 'dataset') == ['peta']
+  assert all(step.part != 'choose' for step in plan.steps())
+
+
+def test_figure_3_has_the_papers_weights():
+  (first, second) = json.loads((ROOT / 'gin' / 'tuning' / 'figure3.json').read_text())['a2img']
+  generator, discriminator = first
+  assert tuple(first[generator]) == paper.GENERATOR_WEIGHTS
+  assert first[discriminator] == [paper.FIXED_DISCRIMINATOR_WEIGHT]
+  assert {*second[discriminator], 1.0} == {*paper.DISCRIMINATOR_WEIGHTS, 1.0}
+
+
+def test_each_subset_is_left_out_once_and_each_model_is_asked_for_both(plan):
+  assert photographs.SUBSETS == peta.SUBSETS
+  left_out = [flag(step, 'gin_bindings')[-1] for step in plan.parts['subsets']]
+  assert left_out == [f'SPLIT = "without:{subset}"' for subset in peta.SUBSETS]
+  pairs = {(flag(step, 'space')[0], flag(step, 'dataset')[0]) for step in plan.parts['across']}
+  assert len(pairs) == len(plan.parts['across']) == 3 * 5 * 2 * 2
+
+
+@pytest.mark.parametrize('part', ['peta', 'market', 'sal', 'starts', 'subsets', 'real', 'resnet50'])
+def test_the_bindings_of_the_steps_are_used_by_their_recipes(plan, part):
+  for step in plan.parts[part][-1:]:
+    for system in flag(step, 'systems')[0].split(',')[-3:]:
+      files = [f'methods/{system}.gin', f'datasets/{flag(step, "dataset")[0]}.gin']
+      recipe = recipes.Recipe([*files, *flag(step, 'gin_file')], flag(step, 'gin_bindings'))
+      recipes.check_use([recipe], (), flag(step, 'gin_bindings'))
+      assert recipe.legs()
+
+
+def test_without_data_a_part_is_not_planned_and_says_so(tmp_path):
+  bare = photographs.Plan(peta='p', market=None, ids=[], osnet=None, out=str(tmp_path))
+  assert {step.part for step in bare.steps()} == {
+    *('peta', 'real', 'sal', 'figure3', 'resnet50', 'subsets'),
+  }
+  assert not any('from_ids' in part for step in bare.steps() for part in step.command)
+  with pytest.raises(ValueError, match="'across' needs --market"):
+    bare.steps(['across'])
+  with pytest.raises(ValueError, match="no part 'tables'; choose from person_ids"):
+    bare.steps(['tables'])
+
+
+def test_what_is_done_is_not_done_again_and_a_changed_step_is(tmp_path):
+  done = []
+
+  def run(step):
+    done.append(step.title)
+    return int(step.title == 'bad')
+
+  def step(part, title, command=('x',)):
+    return photographs.Step(part, title, (title, *command), 90.0)
+
+  steps = [step('a', 'first'), step('a', 'bad'), step('a', 'behind'), step('b', 'other')]
+  out = str(tmp_path)
+  assert photographs.execute(steps, out, run) == [steps[1]]
+  assert done == ['first', 'bad', 'other']
+  assert photographs.execute(steps, out, run) == [steps[1]]
+  assert done[3:] == ['bad']
+  text = photographs.describe(steps, out)
+  assert 'a           1 of 3 steps done, 3 min left' in text and 'b           1 of 1' in text
+  photographs.execute([step('a', 'first', ('y',))], out, run)
+  assert done[4:] == ['first']
+  records = [json.loads(path.read_text()) for path in (tmp_path / 'steps').iterdir()]
+  assert sorted(record['command'] for record in records) == [
+    *('tfreid first x', 'tfreid first y', 'tfreid other x'),
+  ]
+
+
+def test_the_plan_and_the_estimate_are_printed_without_tensorflow(tmp_path):
+  code = (
+    'import sys\nfrom tfreid.cli import main\n'
+    'try:\n  main.main(sys.argv[1:])\nfinally:\n  assert "tensorflow" not in sys.modules\n'
+  )
+
+  def tfreid(*arguments):
+    return subprocess.run(
+      [sys.executable, '-c', code, 'photographs', *arguments],
+      capture_output=True,
+      text=True,
+      cwd=ROOT,
+      check=False,
+    )
+
+  done = tfreid('--peta=/data/peta', f'--out={tmp_path}/out', '--dry_run')
+  assert done.returncode == 0, done.stderr
+  assert 'Time left: about' in done.stdout and 'tfreid compare --dataset=peta' in done.stdout
+  assert not (tmp_path / 'out').exists()
+  done = tfreid('--dry_run')
+  assert done.returncode == 1 and 'Give --peta' in done.stderr
