@@ -120,7 +120,8 @@ DISTRIBUTIONS = {
 # The parts of the package that need an extra; the first that fits counts.
 EXTRAS = {
   'tfreid/index/milvus.py': 'milvus',
-  'tfreid/search/client.py': 'client',
+  'tfreid/search/client': 'client',
+  'tfreid/networks/osnet_weights.py': 'onnx',
   'tfreid/web/': 'serve',
   'tfreid/cli/serve.py': 'serve',
   'tfreid/comparison/figure.py': 'report',
@@ -398,3 +399,11 @@ def test_make_without_a_goal_lists_the_goals():
   goals = 'demo tables test test-fast lint format bench lock audit clean'.split()
   for goal in goals:
     assert f'  make {goal} ' in said
+
+
+def test_a_lock_is_made_of_every_extra():
+  config = configparser.ConfigParser()
+  config.read(ROOT / 'setup.cfg')
+  script = (ROOT / 'tools' / 'lock.sh').read_text()
+  locked = set(re.findall(r'--extra (\w+)', script))
+  assert locked == set(config['options.extras_require']) - {'gpu'}

@@ -44,7 +44,7 @@ def test_encoder_with_keras_file_computes_keras_features(name, pixels, tmp_path)
   np.testing.assert_allclose(found, expected(), rtol=1e-4, atol=1e-4 * np.abs(found).max())
   # Only Keras's own layers, and registered ones: that is what an archive may hold.
   foreign = {type(layer).__name__ for layer in model.layers} - set(dir(tf.keras.layers))
-  assert foreign <= {'AffinePixels', 'Arithmetic', 'ChannelScale', 'Functional'}
+  assert foreign <= {'AffinePixels', 'Arithmetic', 'ChannelScale', 'Functional', 'Sequential'}
 
 
 @pytest.mark.slow

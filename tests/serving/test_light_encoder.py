@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tfreid.index
-from tfreid.index import building, embedder
+from tfreid.index import embedder, writer
 from tfreid.index.segment import Row
 from tfreid.networks import attribute, attribute_scores, heads, two_way, views
 from tfreid.serving import folding, light_encoder
@@ -132,7 +132,7 @@ def test_an_index_is_asked_in_words_without_tensorflow_and_answers_the_same(
     directory=exported, fingerprint=eager.fingerprint, size=12, embed_images=embed
   )
   directory = str(tmp_path / 'index')
-  building.build(directory, rows, maker, batch_size=16)
+  writer.build(directory, rows, maker, batch_size=16)
   code = """
     import json, sys
     import tfreid.index

@@ -162,9 +162,10 @@ def _is_functional(layer) -> bool:
 def _is_reducible(layer) -> bool:
   if type(layer) not in _REDUCIBLE and not getattr(layer, 'reducible', False):
     return False
-  # The gates of channels compute with one position: that costs nothing, and much depends on it.
+  # Maps only. What comes behind a global pooling, the features or a gate of the channels, costs
+  # next to nothing, and much depends on it.
   shapes = [node.output_shapes for node in layer.inbound_nodes]
-  return any(len(shape) < 3 or set(shape[1:-1]) != {1} for shape in shapes)
+  return any(len(shape) > 2 and set(shape[1:-1]) != {1} for shape in shapes)
 
 
 def _is_batch_norm(layer) -> bool:
@@ -186,13 +187,16 @@ def _layers(model) -> Iterator[tf.keras.layers.Layer]:
 
 def _folded(model: tf.keras.Model, precision: str) -> tf.keras.Model:
   """A copy of the model in which foldable pairs are one layer and an identity."""
-  folding = {producer.name: norm for producer, norm in _pairs(model)}
-  identities = {norm.name for norm in folding.values()}
+  pairs = list(_pairs(model))
+  folding = {producer.name: norm for producer, norm in pairs}
+  identities = {norm.name: producer for producer, norm in pairs}
   kernels = {}
 
   def clone(layer):
     if layer.name in identities:
-      return tf.keras.layers.Activation('linear', name=layer.name, dtype=precision)
+      # Of the type that comes in, so that nothing is converted.
+      kind = precision if _is_reducible(identities[layer.name]) else 'float32'
+      return tf.keras.layers.Activation('linear', name=layer.name, dtype=kind)
     if _is_functional(layer):
       return _folded(layer, precision)
     reduced = precision == 'bfloat16' and _is_reducible(layer)
