@@ -15,6 +15,9 @@ from tfreid import storage
 from tfreid.index import writer
 from tfreid.index.directory import IndexDirectory
 
+# Of each file. With 45 it is a thousand, which takes minutes; none of them has been silent.
+HARMS = 4
+
 
 def harmed(content: bytes, draw: random.Random) -> bytes:
   """Some bytes, with a byte changed, cut off somewhere, or made longer."""
@@ -64,7 +67,7 @@ def test_no_damaged_file_is_answered_from_or_a_traceback(whole, tmp_path, digest
   copy = tmp_path / 'copy'
   for name in names:
     is_used = name.name != 'lock' and not unused.intersection(name.parts)
-    for _ in range(12):
+    for _ in range(HARMS):
       shutil.rmtree(copy, ignore_errors=True)
       shutil.copytree(whole, copy)
       content = (whole / name).read_bytes()
@@ -85,7 +88,7 @@ def test_no_damaged_file_is_answered_from_or_a_traceback(whole, tmp_path, digest
       else:
         assert is_told, f'{name} was answered from'
       counts['told' if is_told else 'harmless'] += 1
-  assert counts['told'] > 150
+  assert counts['told'] > 10 * HARMS
   assert IndexDirectory(whole).read() == state
 
 

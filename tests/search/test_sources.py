@@ -117,7 +117,7 @@ def test_crops_like_a_crop_by_id_by_file_and_by_bytes(people, sources, crops):
     assert [hit.id for hit in by_id.hits] == others[:5]
     with pytest.raises(ValueError, match='neither an id of the .* nor an image file'):
       source.like('nowhere.png')
-    with pytest.raises(ValueError, match='neither a JPEG nor a PNG'):
+    with pytest.raises(ValueError, match='is not an image|neither a JPEG'):
       source.like(b'no image')
 
 
@@ -177,7 +177,8 @@ def test_a_concept_has_no_reasons(people, sources):
     assert len(answer.hits) == 20 and not any(hit.reasons for hit in answer.hits)
 
 
-def test_an_older_export_answers_and_says_what_it_cannot_do(people, tmp_path):
+def test_an_older_export_answers_and_says_what_it_cannot_do(people, crops, tmp_path):
+  picture = crops / '000.png'
   directory = shutil.copytree(f'{people.model}/1', tmp_path / 'model' / '1')
   loaded = tf.saved_model.load(str(directory))
   kept = {name: loaded.signatures[name] for name in ('serving_default', 'embed_images')}
@@ -193,7 +194,7 @@ def test_an_older_export_answers_and_says_what_it_cannot_do(people, tmp_path):
       lambda: older.search('hat', explain=True),
       lambda: older.suggest('hat'),
       lambda: older.like('000.png'),
-      lambda: older.like(b'...'),
+      lambda: older.like(picture.read_bytes()),
     ):
       with pytest.raises(ValueError, match=r'earlier version .*Export it again'):
         ask()
@@ -227,7 +228,7 @@ def test_a_damaged_model_is_refused_in_one_sentence(people, tmp_path):
   shutil.copytree(people.model, tmp_path / 'model')
   (variables,) = (tmp_path / 'model').glob('*/variables/variables.index')
   variables.write_bytes(variables.read_bytes()[:10])
-  with pytest.raises(ValueError, match='cannot be loaded: .*export it again'):
+  with pytest.raises(ValueError, match='is damaged: .*variables.index.* make it again'):
     ExportedModel(str(tmp_path / 'model'))
 
 

@@ -148,7 +148,7 @@ def test_graph_holds_stock_operations_only(exported):
   for function in meta.graph_def.library.function:
     nodes += function.node_def
   used = {node.op for node in nodes} - {f.signature.name for f in meta.graph_def.library.function}
-  assert {'ReadVariableOp', 'TopKV2', 'MatMul', 'DecodeImage'} <= used
+  assert {'ReadVariableOp', 'TopKV2', 'MatMul', 'DecodeJpeg'} <= used
   assert not [
     op for op in used if 'Py' in op or 'Random' in op or 'Hash' in op.replace('ToHash', '')
   ]

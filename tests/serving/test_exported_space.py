@@ -171,7 +171,7 @@ def test_damaged_files_are_named(copy):
   for name in ('encoders.json', 'model.json'):
     (extra / name).write_text('{"half')
     seal_again(copy)
-    with pytest.raises(ValueError, match=rf'is damaged \({name}: '):
+    with pytest.raises(ValueError, match=rf'is damaged \(assets.extra/{name}: '):
       ExportedSpace(str(copy))
   with pytest.raises(FileNotFoundError, match='holds no exported model'):
     ExportedSpace(str(extra))

@@ -135,6 +135,8 @@ def test_what_cannot_be_served_is_refused_with_advice(tmp_path):
   policy = tmp_path / 'policy.json'
   policy.write_text('{"max_result": 5}')
   assert "no rule 'max_result'" in refused('--model=x', f'--policy={policy}')
+  assert 'such as https://depot.example' in refused('--model=x', '--public_url=depot.example')
+  assert 'expected IP addresses' in refused('--model=x', '--trusted_proxies=10.0.0.0/8')
   assert 'No such file' in refused('--model=x', f'--policy={tmp_path / "missing"}')
   with socket.socket() as taken:
     taken.bind(('127.0.0.1', 0))
@@ -185,11 +187,31 @@ def test_others_must_say_who_they_are_and_are_warned_about(start, depot, tmp_pat
   tokens = tmp_path / 'tokens'
   tokens.write_text('ann:0123456789abcdef\n')
   tokens.chmod(0o600)
-  server = start(f'--model={depot.model}', '--host=0.0.0.0', f'--token_file={tokens}')
+  log = tmp_path / 'audit.jsonl'
+  log.touch(0o644)
+  server = start(
+    f'--model={depot.model}',
+    '--host=0.0.0.0',
+    f'--token_file={tokens}',
+    f'--audit_log={log}',
+    '--public_url=https://depot.example',
+    '--trusted_proxies=127.0.0.1',
+  )
   assert 'Warning: others than this machine can reach 0.0.0.0' in server.said
+  assert 'Others than its owner can read or change the audit log' in server.said
   assert server.search({'hat': 'yes'})[0] == 401
   assert server.search({'hat': 'yes'}, Authorization='Bearer 0123456789abcdef')[0] == 200
   assert '0123456789abcdef' not in server.said
+  # A proxy that encrypts stands in front: the log has whom it speaks for.
+  proxied = {'Host': 'depot.example', 'X-Forwarded-For': '10.1.2.3', 'X-Forwarded-Proto': 'https'}
+  assert server.search({'hat': 'yes'}, **proxied)[0] == 401
+  connection = http.client.HTTPConnection('127.0.0.1', server.port, timeout=60)
+  body, kind = json.dumps({'token': '0123456789abcdef'}), 'application/json'
+  connection.request('POST', '/api/v1/session', body, {**proxied, 'Content-Type': kind})
+  assert 'Secure' in connection.getresponse().headers['Set-Cookie']
+  connection.close()
+  addresses = [json.loads(line)['who']['address'] for line in log.read_text().splitlines()]
+  assert addresses == ['127.0.0.1', '127.0.0.1', '10.1.2.3', '10.1.2.3']
 
 
 def test_an_index_that_grows_is_taken_over(start, depot, tmp_path):

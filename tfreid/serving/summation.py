@@ -7,8 +7,9 @@ whose order is known: those of TensorFlow 2.15 for x86-64, as released. A test c
 bit; for other builds TensorFlow is asked.
 
 The order is Eigen's for a reduction of the innermost dimension (InnerMostDimReducer): vectors of 8
-numbers are added alternately to two accumulators, which are added up; the 8 sums are halved twice
-and added crosswise; what is left over at the end of a row is added one by one, and that sum last.
+numbers are added in turn to four accumulators, which are added up; then come the vectors that were
+too few for another turn; the 8 sums are halved, and added crosswise; what is left over at the end
+of a row is added one by one, and that sum last.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import platform
 import numpy as np
 
 _LANES = 8
+_ACCUMULATORS = 4
 # Longer rows are divided first.
 MAX_WIDTH = _LANES * 1024
 _MACHINES = ('x86_64', 'AMD64')
@@ -48,14 +50,16 @@ def row_sums(values: np.ndarray) -> np.ndarray:
   count, width = values.shape
   if width > MAX_WIDTH:
     raise ValueError(f'Rows of {width} numbers; their order of summation is known to {MAX_WIDTH}.')
-  pairs, vectors = width // (2 * _LANES) * 2 * _LANES, width // _LANES * _LANES
-  sums = np.zeros((2, count, _LANES), np.float32)
-  for start in range(0, pairs, 2 * _LANES):
-    sums[0] += values[:, start : start + _LANES]
-    sums[1] += values[:, start + _LANES : start + 2 * _LANES]
-  if vectors > pairs:
-    sums[0] += values[:, pairs:vectors]
-  lanes = sums[0] + sums[1]
+  turn = _ACCUMULATORS * _LANES
+  turns, vectors = width // turn * turn, width // _LANES * _LANES
+  sums = np.zeros((count, turn), np.float32)
+  for start in range(0, turns, turn):
+    sums += values[:, start : start + turn]
+  lanes = sums[:, :_LANES]
+  for start in range(_LANES, turn, _LANES):
+    lanes = lanes + sums[:, start : start + _LANES]
+  for start in range(turns, vectors, _LANES):
+    lanes = lanes + values[:, start : start + _LANES]
   lanes = lanes[:, :4] + lanes[:, 4:]
   total = (lanes[:, 0] + lanes[:, 2]) + (lanes[:, 1] + lanes[:, 3])
   rest = np.zeros(count, np.float32)
