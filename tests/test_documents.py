@@ -30,6 +30,7 @@ DOCUMENTS = sorted(
   for path in ROOT.glob(pattern)
   if path.relative_to(ROOT).as_posix() not in GENERATED
 )
+NOTEBOOK = 'examples/search_a_folder.ipynb'
 LANGUAGES = ('', 'sh', 'python', 'json', 'yaml', 'gin')
 # Programs that the documents may use besides those whose options are checked.
 OTHERS = (
@@ -110,12 +111,12 @@ def _split(tokens: list[str]) -> Iterator[list[str]]:
 
 def shell_commands() -> list[tuple[str, list[str]]]:
   """(where, words) of every command in the documents' blocks of shell that can be run."""
-  return [
-    (str(block), words)
-    for block in BLOCKS
-    if block.language == 'sh' and not block.not_run
-    for words in commands_of(block.text)
-  ]
+  texts = [(str(b), b.text) for b in BLOCKS if b.language == 'sh' and not b.not_run]
+  for cell in json.loads((ROOT / NOTEBOOK).read_text(encoding='utf-8'))['cells']:
+    source = ''.join(cell['source'])
+    texts += [(NOTEBOOK, text) for text in re.findall(r'```sh\n(.*?)```', source, re.DOTALL)]
+    texts += [(NOTEBOOK, text) for text in re.findall(r'(?m)^!(.*)$', source)]
+  return [(where, words) for where, text in texts for words in commands_of(text)]
 
 
 def inline_commands() -> Iterator[tuple[str, list[str]]]:
@@ -319,6 +320,17 @@ def test_python_blocks_run(block, world, monkeypatch):
 
 def test_enough_of_the_python_blocks_run():
   assert sum(not block.not_run for block in PYTHON) >= 4
+
+
+def test_the_notebook_was_executed_whole_and_is_small():
+  content = (ROOT / NOTEBOOK).read_text(encoding='utf-8')
+  assert len(content) < 400_000
+  cells = json.loads(content)['cells']
+  code = [cell for cell in cells if cell['cell_type'] == 'code']
+  assert [cell['execution_count'] for cell in code] == list(range(1, len(code) + 1))
+  outputs = [output for cell in code for output in cell['outputs']]
+  assert len(outputs) > 8 and not any(output['output_type'] == 'error' for output in outputs)
+  assert not re.search(r'"[^"]*(/home/|/root/|/tmp/|/Users/)', content)
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)
