@@ -203,7 +203,9 @@ for where, words in lines:
       print(f'{where}: {name} {arguments[0]} is no action')
     options = module.options_of(arguments[0])
     for argument in arguments[1:]:
-      if argument.startswith('--') and argument[2:].split('=')[0] not in options:
+      option = argument[2:].split('=')[0]
+      known = option in options or option[:2] == 'no' and option[2:] in options
+      if argument.startswith('--') and not known:
         print(f'{where}: {name} {arguments[0]} has no {argument}')
   for argument in arguments:
     if argument.endswith('=…') and argument[2:-2] not in flags.FLAGS:
