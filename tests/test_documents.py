@@ -262,11 +262,16 @@ def test_every_gin_file_and_data_set_of_the_commands_exists():
 
 
 @pytest.mark.parametrize(
-  'block', [block for block in BLOCKS if block.language in ('json', 'yaml')], ids=str
+  'block', [block for block in BLOCKS if block.language in ('json', 'yaml', 'gin')], ids=str
 )
-def test_data_blocks_are_read(block):
+def test_data_blocks_are_read(block, tmp_path):
   if block.language == 'json':
     json.loads(block.text)
+  elif block.language == 'gin':
+    from tfreid.cli import gin_reading
+
+    (tmp_path / 'a.gin').write_text(block.text)
+    assert list(gin_reading.read([str(tmp_path / 'a.gin')]))
   else:
     import yaml
 
