@@ -24,7 +24,7 @@ SOURCES = setup.py tfreid tools tests benchmarks
 TYPED = tfreid tests/typing
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tables photographs test test-fast lint format bench lock audit clean
+.PHONY: help setup demo tables photographs test test-fast lint format docs bench lock audit clean
 
 help:  ## this list
 	@echo 'tfreid: a description in words, a ranked list of person crops'
@@ -61,6 +61,9 @@ format: setup  ## formats the code and mends what the linter can mend
 	@$(RUN) -m ruff check --fix-only --quiet $(SOURCES)
 	@$(RUN) -m ruff format $(SOURCES)
 
+docs: setup  ## the documents with an API reference, into site/
+	@PYTHON=$(RUN) FOLDER=$(VENV)/documents sh tools/documents.sh $(ARGS)
+
 bench: setup  ## speed of training, input, evaluation and retrieval, into bench/
 	@$(RUN) benchmarks/run.py $(ARGS)
 
@@ -71,5 +74,5 @@ audit: setup  ## asks a vulnerability service about the locked packages
 	@PYTHON=$(RUN) sh tools/audit.sh $(ARGS)
 
 clean:  ## removes the environment and caches; keeps runs, datasets, saved models and bench
-	rm -rf $(VENV) build dist tfreid.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist site tfreid.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find tfreid tools tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -88,7 +88,7 @@ def test_the_pins_name_every_python_that_the_metadata_allows():
   assert [f'3.{minor}' for minor in range(20) if f'3.{minor}' in allowed] == list(PYTHONS)
   files = sorted(path.name for path in (ROOT / 'constraints').iterdir())
   locks = [f'python{python}.txt' for python in PYTHONS]
-  assert files == sorted([*locks, 'gpu.txt', 'audit.txt', 'uv.txt'])
+  assert files == sorted([*locks, 'gpu.txt', 'audit.txt', 'docs.txt', 'uv.txt'])
 
 
 @pytest.mark.parametrize('lock', sorted((ROOT / 'constraints').iterdir()), ids=lambda p: p.stem)
@@ -396,7 +396,7 @@ def test_make_without_a_goal_lists_the_goals():
   if not shutil.which('make'):
     pytest.skip('no make here')
   said = subprocess.run(['make'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-  goals = 'demo tables test test-fast lint format bench lock audit clean'.split()
+  goals = 'demo tables test test-fast lint format docs bench lock audit clean'.split()
   for goal in goals:
     assert f'  make {goal} ' in said
 

@@ -55,4 +55,6 @@ awk '/^#/ || /^$/ { print; next } /^[^ ]/ { keep = /^nvidia-/ } keep' constraint
   >"$folder/gpu.txt"
 mv "$folder/gpu.txt" constraints/gpu.txt
 echo 'pip-audit>=2.7' | compile audit.txt 3.9 'What `make audit` runs, on Python 3.9 to 3.11.' -
+printf 'mkdocs>=1.6,<2\nmkdocstrings[python]>=0.26\n' \
+  | compile docs.txt 3.9 'What `make docs` runs, on Python 3.9 to 3.11.' -
 echo 'uv>=0.8' | compile uv.txt 3.9 'What `make lock` runs, and what fetches a Python if there is none.' -

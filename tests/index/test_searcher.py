@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from tfreid.index.embedder import Embedder
 from tfreid.index.segment import Row
 from tfreid.search import SearchOptions, ask
 from tfreid.search.exported import ExportedModel
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='session')
@@ -209,24 +206,6 @@ def test_folders_that_are_no_model_of_ours_are_refused(tmp_path, models):
   shutil.copytree(models / 'people' / '1' / 'assets.extra', plain / 'assets.extra')
   with pytest.raises(ValueError, match='has no signature embed_images and embed_attributes'):
     Embedder(str(plain.parent))
-
-
-def test_the_examples_of_the_documentation_run(models, crops, tmp_path, monkeypatch, embedder):
-  text = (ROOT / 'docs' / 'search.md').read_text(encoding='utf-8')
-  examples = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-  assert len(examples) == 2
-  lines = ['path,camera,time,upper_color']
-  for i, path in enumerate(sorted(crops.rglob('*.png'))):
-    lines.append(f'{path},{i % 3},2024-02-{i % 28 + 1:02d},red')
-  (tmp_path / 'crops.csv').write_text('\n'.join(lines) + '\n')
-  attributes = {attribute.name: attribute.values for attribute in embedder.schema.attributes}
-  rows = manifest.read(str(tmp_path / 'crops.csv'), attributes=attributes)
-  monkeypatch.chdir(tmp_path)
-  writer.build('indexes/depot', rows, embedder)
-  (tmp_path / 'saved_models').mkdir()
-  (tmp_path / 'saved_models' / 'demo').symlink_to(models / 'people')
-  for example in examples:
-    exec(compile(example, 'docs/search.md', 'exec'), {})
 
 
 def test_reasons_and_suggestions_come_with_the_answer(depot):

@@ -134,7 +134,9 @@ def _overview() -> str:
       *(f'  {name:<{width}}  {purpose}' for name, purpose in SUBCOMMANDS.items()),
       '',
       '`tfreid SUBCOMMAND --help` shows the options of one, `tfreid --version` the version,',
-      '`tfreid --files` where the gin files and the files for TF Serving lie.',
+      '`tfreid --files` where the gin files and the files for TF Serving are.',
+      '',
+      'Models, joint spaces, indexes and gin files are code: do not open those of strangers.',
     ]
   )
 

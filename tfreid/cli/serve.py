@@ -5,8 +5,8 @@
   tfreid serve --index=indexes/depot --host=0.0.0.0 --token_file=tokens.txt
   tfreid serve --server=grpc://localhost:8500 --model_name=people
 
-Only this machine can reach it unless --host says otherwise, and then it asks who is there. There is
-no encryption: for other machines, put it behind a proxy that encrypts (docs/web.md).
+Only this machine can reach it unless --host is given; then users need tokens. There is no
+encryption: for other machines, put it behind a proxy that encrypts (docs/web.md).
 """
 
 import ipaddress

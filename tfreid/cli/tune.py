@@ -1,7 +1,7 @@
 """Tries settings of systems on held-out training people and writes down what came out.
 
   tfreid tune --dry_run                         which runs there will be
-  tfreid tune --report=docs/results/tuning.md   the grids behind gin/tables.gin
+  tfreid tune --report=docs/notes/tuning.md   the grids behind gin/tables.gin
   tfreid tune --systems=mmd,deep_coral --dataset=market1501 --data_root=/data/market1501 \\
     --gin_bindings='PRETRAIN_EPOCHS = 60' --out=runs/tuning_market
 
