@@ -261,7 +261,9 @@ def append_line(path: str | os.PathLike, line: bytes) -> None:
           os.fspath(path),
         )
       os.fsync(descriptor)
-    except OSError:
+    except OSError as error:
+      if error.filename is None:
+        error.filename = os.fspath(path)
       # Only what stands at the end is ours to take back: somebody else may have appended since.
       if os.fstat(descriptor).st_size - size < len(content):
         os.ftruncate(descriptor, size)

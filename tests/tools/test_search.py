@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,13 @@ def search(*arguments):
     capture_output=True,
     text=True,
     check=False,
-    env={'PATH': '', 'COLUMNS': '120', 'CUDA_VISIBLE_DEVICES': '-1'},
+    env={
+      'PATH': '',
+      'COLUMNS': '120',
+      'CUDA_VISIBLE_DEVICES': '-1',
+      # Which models this user has named: the index was built by this process.
+      'TFREID_TRUST_FILE': os.environ['TFREID_TRUST_FILE'],
+    },
   )
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Rates of error and power of the comparison of systems, by simulation.
 
-  python benchmarks/error_rates.py
+  python tools/error_rates.py
 
 Values are drawn from the two-way model that `significance.two_way_comparison` assumes, with the
 spreads that the tables of drawn people have (printed first, from docs/results/results.jsonl) and
