@@ -54,7 +54,7 @@ def begin(*, needs_data: bool = True) -> None:
   """
   if needs_data and is_drawn() and _DATASET.value != 'synthetic':
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
-  signal.signal(signal.SIGTERM, _interrupt)
+  signal.signal(signal.SIGTERM, interrupt)
 
 
 def dataset() -> str:
@@ -182,6 +182,6 @@ def seeds(texts: Sequence[str]) -> list[int]:
     raise ValueError(f'--seeds takes whole numbers, not {",".join(texts)!r}.') from error
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
   """Handles SIGTERM as Ctrl-C is handled."""
   raise KeyboardInterrupt
