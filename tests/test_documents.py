@@ -24,6 +24,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Written by programs: the results of a run, and the diary of `tfreid tune`.
 GENERATED = ('docs/results/tables.md',)
+# What was going to be compared, put down before it was run: its text is not touched afterwards.
+AS_WRITTEN = ('docs/results/photographs/README.md',)
 DOCUMENTS = sorted(
   path.relative_to(ROOT).as_posix()
   for pattern in ('*.md', 'docs/**/*.md', 'serving/*.md', 'saved_models/README.md')
@@ -340,7 +342,7 @@ def test_the_notebook_was_executed_whole_and_is_small():
   assert not re.search(r'"[^"]*(/home/|/root/|/tmp/|/Users/)', content)
 
 
-@pytest.mark.parametrize('document', DOCUMENTS)
+@pytest.mark.parametrize('document', [name for name in DOCUMENTS if name not in AS_WRITTEN])
 def test_lines_wrap_at_100_columns(document):
   """But for tables, links that cannot be broken, and what a program printed."""
   printed = {
