@@ -125,9 +125,10 @@ def main():
     print(f'{metric}: seeds {of_seeds:.4f}, queries {of_queries:.3f}, remainder {remainder:.3f}')
   rng = np.random.default_rng(0)
   print(
-    '| metric | spread over seeds | seeds | queries | paired | unpaired | one seed | power | best |'
+    '| metric | spread over seeds | seeds | queries | paired | unpaired | one seed | power | best '
+    '| unequal |'
   )
-  print('|---|---|---|---|---|---|---|---|---|')
+  print('|---|---|---|---|---|---|---|---|---|---|')
   for metric, (of_queries, remainder) in SPREADS.items():
     for of_seeds, (seeds, queries) in itertools.product(
       (0.0, 0.013, 0.03), ((3, 200), (5, 200), (3, 500), (5, 500))
