@@ -12,9 +12,10 @@ disk, and after each step the power is cut, in several ways:
 
   strict   only names and contents that were synced are there
   names    all names are there, but files hold what they held when they were last synced
-  empty    as `names`, but files that were never synced to the end are empty
+  torn     as `names`, with the first half of what was appended to a file since
   kill     everything is there, as after a kill
-  mixed    some of the names since the last sync, and of each file the old, the new or no content
+  mixed    some of the names since the last sync, and of each file the old content, the new, or
+           the old with a part of what was appended
 
 Each state is written out, and must have: every stage that was finished and every checkpoint and row
 of results that was acknowledged by a sync, whole; nothing that carries a name and is not whole but
@@ -50,7 +51,7 @@ _KEEP = flags.DEFINE_bool('keep', False, 'Leave the folder for inspection.')
 _TRAIN = flags.DEFINE_string('train', None, 'The folder; starts the process that is recorded.')
 
 _FINAL = ('first/final.json', 'second/final.json')
-WAYS = ('strict', 'names', 'empty', 'kill', 'mixed')
+WAYS = ('strict', 'names', 'torn', 'kill', 'mixed')
 _CALLS = (
   'openat,open,creat,write,pwrite64,writev,lseek,fsync,fdatasync,sync_file_range,rename,renameat,'
   'renameat2,unlink,unlinkat,rmdir,truncate,ftruncate,mkdir,mkdirat,link,linkat,symlink,symlinkat,'
@@ -182,10 +183,13 @@ class Disk:
     synced, now = file.synced or b'', bytes(file.content)
     if way == 'kill':
       return now
+    # What was synced once stays: a file that was appended to since does not lose its beginning.
+    appended = len(now) - len(synced) if now.startswith(synced) else 0
+    if way == 'torn':
+      return now[: len(synced) + appended // 2] if appended else synced
     if way == 'mixed':
-      return draw.choice([synced, now, b'' if file.synced is None else synced])
-    if way == 'empty':
-      return now if synced == now else b''
+      part = now[: len(synced) + draw.randint(0, appended)] if appended else synced
+      return draw.choice([synced, now, part])
     return synced
 
 

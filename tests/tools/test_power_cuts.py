@@ -31,6 +31,15 @@ def test_what_was_not_synced_is_lost_or_empty_or_there():
   assert state(events, 'kill') == {'': None, 'a': b'new'}
 
 
+def test_of_what_was_appended_since_the_last_sync_a_half_may_be_there():
+  more = Event('write', 'a', offset=3, content=b'more')
+  events = [*written('a'), Event('sync', 'a'), Event('sync folder', ''), more]
+  assert state(events, 'strict') == state(events, 'names') == {'': None, 'a': b'new'}
+  assert state(events, 'torn') == {'': None, 'a': b'newmo'}
+  assert state(events, 'kill') == {'': None, 'a': b'newmore'}
+  assert state(written('a'), 'torn') == {'': None, 'a': b'n'}
+
+
 def test_name_needs_its_folder_to_be_synced_and_content_the_file():
   events = [*written('a'), Event('sync', 'a')]
   assert state(events, 'strict') == {'': None}
