@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import ast
+import concurrent.futures
 import itertools
 import operator
 import random
+import time
 
 import numpy as np
 import pytest
@@ -364,3 +367,27 @@ def test_a_value_that_no_crop_of_a_part_has_is_had_by_none_of_them(negated):
   for value, has in (('yes', [False] * 3), ('blue', [False, False, True])):
     mask = filters.evaluate(Has('hat', value, negated), lambda _: column, 3)
     assert mask.tolist() == [answer != negated for answer in has]
+
+
+def test_filters_are_read_while_other_threads_parse_python(monkeypatch):
+  """Python 3.11 counts the depth of its parser once for all threads, and then says SystemError."""
+  inside, together, calls = [0], [], itertools.count()
+  parse = ast.parse
+
+  def disturbed(*arguments, **options):
+    inside[0] += 1
+    together.append(inside[0])
+    time.sleep(0.001)
+    try:
+      if next(calls) % 3:  # code elsewhere may parse at the same moment, and takes no lock of ours
+        raise SystemError('AST constructor recursion depth mismatch (before=24, after=23)')
+      return parse(*arguments, **options)
+    finally:
+      inside[0] -= 1
+
+  texts = [f'camera == {i} and not (time != "2024-01-05" or site in ["a", "b"])' for i in range(40)]
+  expected = [filters.parse(text) for text in texts]
+  monkeypatch.setattr(ast, 'parse', disturbed)
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    assert list(pool.map(filters.parse, texts)) == expected
+  assert max(together) == 1 and len(together) > 100

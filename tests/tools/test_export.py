@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tfreid import storage
-from tfreid.data import market1501
+from tfreid.data import image_files, market1501
 from tfreid.data.pipeline import Pipeline
 from tfreid.joint_space import JointSpace
 from tfreid.serving import versions
@@ -382,3 +383,54 @@ def test_usage_errors_and_missing_folders_are_one_sentence(tmp_path):
   missing = export(f'--space={tmp_path}/none', f'--out={tmp_path}/m', f'--images={tmp_path}')
   assert missing.returncode == 1 and 'holds no joint space' in missing.stderr
   assert 'Traceback' not in missing.stderr
+
+
+@pytest.mark.slow
+def test_without_a_gallery_it_is_a_model_for_indexes(space, tmp_path):
+  import tfreid.index
+  from tfreid.search import exported
+
+  flags = [f'--space={space}', f'--out={tmp_path}/model']
+  done = export(*flags, '--empty_gallery')
+  assert done.returncode == 0, done.stderr
+  assert 'no gallery' in done.stdout and 'tfreid index build --model=' in done.stdout
+  version = tmp_path / 'model' / '1'
+  assert (version / 'assets.extra' / 'gallery.jsonl').read_text() == ''
+  model = json.loads((version / 'assets.extra' / 'model.json').read_text())
+  assert (model['gallery_size'], model['num_results'], model['gallery_bytes']) == (0, 0, 0)
+  names = set(tf.saved_model.load(str(version)).signatures)
+  assert names == {'embed_images', 'embed_attributes', 'describe'}
+  checked = export(f'--check={version}')
+  assert checked.returncode == 0 and 'as they were written' in checked.stdout
+  with exported.ExportedModel(str(version)) as loaded:
+    assert not any(dataclasses.astuple(loaded.capabilities()))
+    assert loaded.embed_query({'gender': 'female'}).shape == (6,)
+    for ask in (
+      lambda: loaded.search({'gender': 'female'}),
+      lambda: loaded.suggest({}),
+      lambda: loaded.like((version / 'saved_model.pb').read_bytes()),
+    ):
+      with pytest.raises(ValueError, match='tfreid index build|not an image|cannot be read'):
+        ask()
+  command = [sys.executable, ROOT / 'tools' / 'search.py', f'--model={version}', 'woman']
+  refused = subprocess.run(command, capture_output=True, text=True)
+  assert refused.returncode == 1 and 'without a gallery' in refused.stderr
+  assert 'Traceback' not in refused.stderr
+  # An index is made with it, and a model with that index as its gallery.
+  crops = tmp_path / 'crops'
+  crops.mkdir()
+  rng = np.random.default_rng(0)
+  for i in range(4):
+    picture = tf.io.encode_png(rng.integers(0, 256, (20, 10, 3), dtype=np.uint8))
+    tf.io.write_file(str(crops / f'{i}.png'), picture)
+  with tfreid.index.build(str(tmp_path / 'index'), str(crops), str(version)) as index:
+    concepts = index.embed([str(crops / '2.png')])
+    assert len(index) == 4 and index.search({'gender': 'male'}, top_k=4).hits
+  made = export(f'--model={version}', f'--out={tmp_path}/other', f'--index={tmp_path}/index')
+  assert made.returncode == 0, made.stderr
+  trained = JointSpace.load(str(space))
+  pixels = tf.cast(image_files.decode((crops / '2.png').read_bytes(), (32, 16)), tf.float32)
+  exact = trained.encode_images(pixels[tf.newaxis]).numpy()
+  np.testing.assert_allclose(concepts, exact, atol=1e-5)
+  both = export(*flags, '--empty_gallery', f'--images={crops}')
+  assert both.returncode == 1 and 'Give the gallery' in both.stderr

@@ -4,12 +4,14 @@
     --dataset=market1501 --data_root=/data/market1501
   tfreid export --model=saved_models/demo --index=indexes/depot --out=saved_models/depot
   tfreid export --model=saved_models/demo --images=/data/my_crops --out=saved_models/mine
+  tfreid export --space=runs/a2img/joint/space --out=saved_models/people --empty_gallery
   tfreid export --check=saved_models/depot
   tfreid export --check=saved_models/depot --server=grpc://localhost:8500
 
 The encoders come from a training run (--space) or from a model that was exported before (--model);
 the gallery is the test split of a data set, a folder of crops (JPEG or PNG, subfolders too), or
-what an index holds that was made with these encoders. The version is written whole or not at all,
+what an index holds that was made with these encoders. With --empty_gallery there is none: such a
+model is for indexes, which keep the concepts of the crops themselves. The version is written whole or not at all,
 after it was checked against the encoders it was made from. The same command writes the next version
 when the gallery has changed, and a server takes it over.
 
@@ -52,6 +54,11 @@ flags.DEFINE_alias('gin_param', 'gin_bindings')
 _IMAGES = flags.DEFINE_string('images', None, 'Gallery: a folder of crops.')
 _INDEX = flags.DEFINE_string(
   'index', None, 'Gallery: an index of `tfreid index`; its crops are not embedded again.'
+)
+_EMPTY = flags.DEFINE_bool(
+  'empty_gallery',
+  False,
+  'No gallery: the encoders alone, for `tfreid index`. What is checked are crops of drawn people.',
 )
 _VERSION = flags.DEFINE_integer(
   'version', None, 'Number of the version; the next free one if not given.', lower_bound=1
@@ -249,7 +256,7 @@ def main(argv):
   """Checks a version, or gets encoders and gallery together and writes one."""
   startup.no_arguments(argv)
   if _CHECK.value:
-    for flag in (_SPACE, _MODEL, _OUT, _DATASET, _DATA_ROOT, _IMAGES, _INDEX, _VERSION):
+    for flag in (_SPACE, _MODEL, _OUT, _DATASET, _DATA_ROOT, _IMAGES, _INDEX, _EMPTY, _VERSION):
       if flag.present:
         raise app.UsageError(f'--check writes nothing: there is no use for --{flag.name}.')
     for other in (_MODEL_NAME, _CERTIFICATE, _TIMEOUT):
@@ -265,9 +272,11 @@ def main(argv):
     raise app.UsageError(
       'Give the encoders: --space of a training run, or --model, a model exported before.'
     )
-  if bool(_DATASET.value) + bool(_IMAGES.value) + bool(_INDEX.value) != 1:
+  galleries = (_DATASET.value, _IMAGES.value, _INDEX.value, _EMPTY.value)
+  if sum(map(bool, galleries)) != 1:
     raise app.UsageError(
-      'Give the gallery: either --dataset and --data_root, or --images, or --index.'
+      'Give the gallery: either --dataset and --data_root, or --images, or --index; or '
+      '--empty_gallery for none.'
     )
   if _DATASET.value and _DATA_ROOT.value is None:
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
@@ -298,6 +307,8 @@ def _export():
       # Open until the end: what is known of its crops is read while it is written.
       index = stack.enter_context(tfreid.index.open(_INDEX.value))
       gallery = _from_index(export, index)
+    elif _EMPTY.value:
+      gallery = _without_gallery(export)
     else:
       gallery = _from_files(export, console)
     stack.enter_context(console.status('Writing the model and checking it'))
@@ -385,6 +396,28 @@ def _from_files(export, console):
   }
 
 
+def _without_gallery(export):
+  """What to export for indexes: no crop, and drawn people to check the encoders on."""
+  import itertools
+
+  import numpy as np
+
+  from tfreid.data import synthetic
+
+  space, make_encoders, origin, schema = _original()
+  encoders = make_encoders()
+  drawn = itertools.islice(synthetic.SyntheticPeople().pictures(), export.NUM_PARITY_CROPS)
+  return {
+    'space': space,
+    'encoders': encoders,
+    'gallery': np.zeros((0, encoders.image.size), np.float32),
+    'ids': [],
+    'crops': [export.Crop(f'drawn crop {i}', picture) for i, picture in enumerate(drawn)],
+    'schema': schema,
+    'about': origin,
+  }
+
+
 def _from_index(export, index):
   """What to export of an index, whose concepts are taken as they are."""
   import types
@@ -458,6 +491,15 @@ def _say(console, where):
   )
   parity = facts['parity']
   original = facts.get('exported_from', 'the trained encoder')
+  if not facts['gallery_size']:
+    console.print(
+      f'Exported {where} ({size / 2**20:.1f} MiB): no gallery, {facts["embedding_size"]} dimensions, '
+      f'{facts["folded_batch_norms"]} batch norms folded. Checked on {parity["crops"]} drawn crops: '
+      f'the concepts differ from those of {original} by {parity["image_error"]:.1g} of their length '
+      f'(tolerance {parity["image_tolerance"]:g}).'
+    )
+    console.print(f'Use it: tfreid index build --model={where} --source=FOLDER --index=INDEX')
+    return
   console.print(
     f'Exported {where} ({size / 2**20:.1f} MiB): {facts["gallery_size"]} crops in '
     f'{facts["embedding_size"]} dimensions, {facts["num_results"]} results per query, '

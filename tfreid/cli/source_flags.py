@@ -93,4 +93,6 @@ def opened(*, timeout: float, resident: bool = False, check: bool | None = None)
     )
   from tfreid.search import exported
 
-  return exported.ExportedModel(startup.given(_MODEL))
+  model = exported.ExportedModel(startup.given(_MODEL))
+  model.check_gallery()
+  return model

@@ -27,6 +27,7 @@ import functools
 import json
 import keyword
 import re
+import threading
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Union
@@ -57,6 +58,11 @@ _OPERATORS = {
 }
 _OPPOSITES = {'==': '!=', '!=': '==', '<': '>=', '>=': '<', '>': '<=', '<=': '>'}
 _MIRRORED = {'==': '==', '!=': '!=', '<': '>', '>': '<', '<=': '>=', '>=': '<='}
+# Python 3.11 counts the depth of what it parses once for all threads (SystemError, 'recursion depth
+# mismatch'). The lock keeps filters apart; other code that parses at that moment calls for another try.
+_PARSING = threading.Lock()
+_ATTEMPTS = 20
+
 _TOO_DEEP = f'The filter is nested too deeply; at most {MAX_DEPTH} levels are read.'
 _HINT = 'Example: camera in [1, 2] and time >= "2024-01-01".'
 
@@ -226,7 +232,7 @@ def parse(text: str) -> Condition:
   _check_depth(text)
   quoted = f"'{shortened(text, 300)}'"
   try:
-    condition = _condition(ast.parse(text.strip(), mode='eval').body)
+    condition = _condition(_parsed(text.strip()))
   except SyntaxError as error:
     # Python's message speaks of Python; only where nothing is known to be foreign is it the best.
     said = _foreign(text) or f'{error.msg}. {_HINT}'
@@ -250,6 +256,18 @@ def parse(text: str) -> Condition:
       'ranges (camera >= 1 and camera <= 9), or ask several times.'
     )
   return condition
+
+
+def _parsed(text: str) -> ast.expr:
+  """The text as Python's parser reads an expression, whatever other threads parse meanwhile."""
+  for attempt in range(1, _ATTEMPTS + 1):
+    try:
+      with _PARSING:
+        return ast.parse(text, mode='eval').body
+    except SystemError:
+      if attempt == _ATTEMPTS:
+        raise
+  raise AssertionError('unreachable')
 
 
 def _straightened(text: str) -> str:

@@ -209,6 +209,24 @@ class ExportedModel:
     """This model: a version that was exported does not change."""
     return self
 
+  @property
+  def has_gallery(self) -> bool:
+    """Whether there is anything to search; without, the model is one for indexes."""
+    return self._size > 0
+
+  def check_gallery(self) -> None:
+    """Refuses a model that was exported without a gallery.
+
+    Raises:
+      ValueError: the message says how to search one's own pictures with it.
+    """
+    if not self.has_gallery:
+      raise ValueError(
+        f"The model '{self.directory}' was exported without a gallery, so there is nothing in it to "
+        'search. Make an index of your pictures and search that: tfreid index build '
+        f'--model={self.directory} --source=FOLDER --index=INDEX'
+      )
+
   def newer(self) -> None:
     """None: what was loaded stays."""
     return None
@@ -264,6 +282,7 @@ class ExportedModel:
     forks.check()
     signatures = self._signatures()
     if signature not in signatures:
+      self.check_gallery()
       raise ValueError(
         f"The model '{self.directory}' has no signature {signature}: it was exported by an earlier "
         f'version (it has: {", ".join(sorted(signatures)) or "none"}). Export it again with '

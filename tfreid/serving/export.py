@@ -97,7 +97,8 @@ def export(
     space: as trained, or of an exported model; what the export is compared with.
     directory: of the model, for example saved_models/demo; the version becomes a folder in it.
     encoders: of that space, from `encoders(space)` or `space.encoders()`.
-    gallery: float32 [N, E], image concepts, from `embed_files(encoders.image, ...)`.
+    gallery: float32 [N, E], image concepts, from `embed_files(encoders.image, ...)`; of no row for
+      a model that searches nothing itself and embeds what an index holds.
     ids: N different strings, what an answer calls the rows.
     crops: real crops, at least one; the first NUM_PARITY_CROPS are compared.
     schema: of the attributes.
@@ -141,7 +142,8 @@ def export(
     )
     written = loading.load(partial)
     facts['parity'] = parity.check_encoders(written.signatures, expected, crops, attributes, limit)
-    parity.check_ranking(written.signatures, gallery, norm, ids, attributes)
+    if ids:
+      parity.check_ranking(written.signatures, gallery, norm, ids, attributes)
     contents = [crop.contents for crop in crops[:_GOLDEN_CROPS]]
     examples = golden.examples(contents, attributes, gallery, ids, schema)
     recorded = golden.record(written.signatures, examples, tolerance=limit, greatest_norm=norm)
@@ -202,14 +204,18 @@ def _write_model(
   )
   with _quiet(), _disk_errors(directory):
     tf.saved_model.save(retriever, directory, signatures=retriever.signatures())
+  norm, gallery_bytes = 0.0, 0
+  if len(ids):
+    norm = float(retriever.gallery.greatest_norm.numpy())
+    gallery_bytes = retriever.gallery.memory_bytes
   facts = {
     **identity,
     **retriever.sizes,
-    'gallery_bytes': retriever.gallery.memory_bytes,
+    'gallery_bytes': gallery_bytes,
     'folded_batch_norms': encoders.image.num_folded,
     'kept_batch_norms': encoders.image.num_kept,
   }
-  return facts, float(retriever.gallery.greatest_norm.numpy())
+  return facts, norm
 
 
 def _write_light_encoder(

@@ -61,7 +61,7 @@ def examples(
   Args:
     contents: of one or two crops.
     attributes: float32 [8, A].
-    gallery: float32 [N, E].
+    gallery: float32 [N, E]; without a row there is nothing that searches.
     ids: of its rows.
     schema: of the attributes.
   """
@@ -70,17 +70,20 @@ def examples(
     'attributes': list(attributes[:2]),
     'variants': [attributes[2:4], attributes[4:6]],
     'image_bytes': [contents[0], contents[-1]],
-    'concepts': [np.asarray(gallery[row], np.float32) for row in (0, -1)],
-    'crop_ids': [ids[0], 'no such crop'],
     'any': ['', ''],
   }
+  if len(ids):
+    values['concepts'] = [np.asarray(gallery[row], np.float32) for row in (0, -1)]
+    values['crop_ids'] = [ids[0], 'no such crop']
   if schema is not None:
     first, last = schema.attributes[0], schema.attributes[-1]
     texts = [f'{first.name}={first.values[-1]}', f'{last.name}!={last.values[0]}, zebra']
     values['words'] = texts
   return {
     signature.name: {tensor.name: values[tensor.name] for tensor in signature.inputs}
-    for signature in signatures.available(has_schema=schema is not None)
+    for signature in signatures.available(
+      has_schema=schema is not None, has_gallery=bool(len(ids))
+    )
   }
 
 

@@ -42,6 +42,7 @@ class Retriever(tf.Module):
     image_shape: (height, width, 3) to which crops are resized.
     num_attributes: A.
     size: E.
+    gallery_size: N.
     num_results: K.
   """
 
@@ -62,7 +63,8 @@ class Retriever(tf.Module):
     Args:
       image_encoder: pixels -> concepts.
       attribute_encoder: attribute vectors -> concepts.
-      gallery: float32 [N, E], the image concepts to search.
+      gallery: float32 [N, E], the image concepts to search. With no row the model has no
+        signature that searches: it is for an index, which holds the concepts.
       ids: N strings, all different, what an answer calls the rows of the gallery.
       top_k: number of results at most.
       schema: of the attributes; without it there is no search by words.
@@ -71,7 +73,7 @@ class Retriever(tf.Module):
 
     Raises:
       ValueError: the sizes do not fit, an id occurs twice or is empty, or the gallery is not
-        finite or empty.
+        finite.
     """
     super().__init__(name='retriever')
     names = [str(name) for name in ids]
@@ -104,8 +106,10 @@ class Retriever(tf.Module):
     self.image_shape = image_encoder.input_shape
     self.num_attributes = int(attribute_encoder.input_shape[-1])
     self.size = image_encoder.size
-    self.gallery = ExactSearch(gallery, precision=gallery_precision)
-    self.num_results = min(top_k, self.gallery.size)
+    self.gallery_size = len(names)
+    self.num_results = min(top_k, self.gallery_size)
+    if names:
+      self.gallery = ExactSearch(gallery, precision=gallery_precision)
     self.ids = tf.Variable(names, trainable=False, dtype=tf.string, name='ids')
     # A schema is no tensor: it is tracked as little as the tables that are made of it.
     reader = None if schema is None else descriptions.DescriptionReader(schema)
@@ -121,6 +125,8 @@ class Retriever(tf.Module):
     # Traced once each, whatever the number of signatures that call them.
     self._specs = {name: self._spec(tensor) for name, tensor in described.tensors().items()}
     for method, tensor in _SHARED:
+      if method == 'search' and not names:
+        continue
       setattr(self, method, self._traced(getattr(self, method), tensor))
 
   @property
@@ -130,7 +136,7 @@ class Retriever(tf.Module):
       'image_size': list(self.image_shape[:2]),
       'num_attributes': self.num_attributes,
       'embedding_size': self.size,
-      'gallery_size': self.gallery.size,
+      'gallery_size': self.gallery_size,
       'num_results': self.num_results,
     }
 
@@ -279,7 +285,9 @@ class Retriever(tf.Module):
       names = [tensor.name for tensor in signature.inputs]
       return self._traced(_with_parameters(function, names), *names).get_concrete_function()
 
-    wanted = described.available(has_schema=self._read is not None)
+    wanted = described.available(
+      has_schema=self._read is not None, has_gallery=self.gallery_size > 0
+    )
     return {signature.name: bounded(signature) for signature in wanted}
 
 

@@ -67,6 +67,11 @@ class Signature(NamedTuple):
     """Whether it runs the image encoder, which may compute in bfloat16. All else is float32."""
     return _IMAGE in self.inputs
 
+  @property
+  def searches(self) -> bool:
+    """Whether it answers crops of the gallery, which a model without one cannot."""
+    return any(tensor.is_ranked for tensor in self.outputs)
+
 
 _ATTRIBUTES = Tensor('attributes', 'float32', 'BA', "in the schema's order and encoding")
 _IMAGE = Tensor('image_bytes', 'string', 'B', 'JPEG or PNG files')
@@ -119,9 +124,13 @@ SIGNATURES = (
 BY_NAME = {signature.name: signature for signature in SIGNATURES}
 
 
-def available(*, has_schema: bool) -> Iterator[Signature]:
-  """The signatures of a model with a schema, or of one without."""
-  return (signature for signature in SIGNATURES if has_schema or not signature.by_words)
+def available(*, has_schema: bool, has_gallery: bool = True) -> Iterator[Signature]:
+  """The signatures of a model with a schema and a gallery, or of one without."""
+  return (
+    signature
+    for signature in SIGNATURES
+    if (has_schema or not signature.by_words) and (has_gallery or not signature.searches)
+  )
 
 
 def tensors() -> dict[str, Tensor]:

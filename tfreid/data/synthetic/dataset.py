@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -221,6 +222,12 @@ class SyntheticPeople:
       difficulty=self.difficulty,
     )
     return scene.encode_jpeg(image, rng, self.difficulty)
+
+  def pictures(self) -> Iterator[bytes]:
+    """The JPEG files of the training people's crops, one person after the other."""
+    for person in self.population.train:
+      for number, crop in enumerate(self.crops(person, FOLDERS[0])):
+        yield self.draw(person, number, crop)
 
   def write(
     self, directory, *, workers: int | None = None, progress: bool = False, overwrite: bool = False

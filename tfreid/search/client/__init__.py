@@ -307,7 +307,7 @@ class Client(abc.ABC):
         known = 'others'
       return ServingError(
         f"The model {where} has no signature '{signature}' (it has: {known}). It was exported by "
-        'an earlier version of tfreid; export it again with `tfreid export`.',
+        'an earlier version of tfreid, or without a gallery; export it again with `tfreid export`.',
         'FAILED_PRECONDITION',
       )
     if code == 'UNAVAILABLE':
