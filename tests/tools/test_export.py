@@ -407,7 +407,7 @@ def test_without_a_gallery_it_is_a_model_for_indexes(space, tmp_path):
     assert loaded.embed_query({'gender': 'female'}).shape == (6,)
     for ask in (
       lambda: loaded.search({'gender': 'female'}),
-      lambda: loaded.suggest({}),
+      lambda: loaded.suggest({'gender': 'male'}),
       lambda: loaded.like((version / 'saved_model.pb').read_bytes()),
     ):
       with pytest.raises(ValueError, match='tfreid index build|not an image|cannot be read'):
