@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.test_templating import HOSTILE, read
 from tfreid.comparison import costs, document, figure, paper, plan, provenance, report, scores
 from tfreid.comparison.comparison import Comparison, Settings
 from tfreid.comparison.plan import PARAMETER, PRETRAIN, TABLE, UNTRAINED, Clock, Leg, Run
@@ -783,6 +784,49 @@ def test_a_system_no_better_than_untrained_is_named():
   bad = [row('mmd', 0, ranks(0.1, 1)), row('mmd', 0, ranks(0.1, 2), role=UNTRAINED)]
   text = document.to_markdown(report.build(bad, {'dataset': 'x'}))
   assert 'Not clearly better than untrained: ours w/o adv + MMD.' in text
+
+
+def _document(said):
+  """A document with the same text in every place that takes one."""
+  cell = document.Cell
+  table = document.Table(
+    [cell('system', note=said), cell(said, tone='paper')],
+    [
+      document.Row([cell(said, link=said, best=True), cell(said, bar=0.5, note=said)]),
+      document.Row([cell('chance'), cell(said, tone='good')], muted=True),
+    ],
+    said,
+  )
+  drawing = document.Figure('<svg><text>&lt;1&gt;</text></svg>', said)
+  parts = [said, table, drawing, document.Code(said, f'  {said}\n')]
+  return document.Document(said, [said], [document.Section(said, parts)])
+
+
+@pytest.mark.parametrize('text', HOSTILE)
+def test_whatever_is_said_in_a_document_is_text_and_no_tag_comes_from_it(text):
+  shown, plain = read(document.to_html(_document(text))), read(document.to_html(_document('plain')))
+  assert shown.tags == plain.tags
+  assert [name for _, name, _ in shown.attributes] == [name for _, name, _ in plain.attributes]
+  assert [a for a in shown.attributes if a[1] in ('href', 'title')] == [
+    *(('th', 'title', text), ('a', 'href', text), ('td', 'title', text)),
+  ]
+  for tag in ('title', 'h1', 'h2', 'caption', 'figcaption', 'summary'):
+    assert shown.texts[tag] == [text]
+  assert shown.texts['p'] == [text, text]
+  assert shown.texts['th'] == ['system', text, text, 'chance']
+  assert shown.texts['td'] == [f' {text}', text]
+  assert shown.texts['pre'] == [f'  {text}\n']
+  assert shown.texts['svg'] == ['<1>']  # a drawing is no text
+
+
+def test_cells_say_by_class_and_bar_what_they_are():
+  text = document.to_html(_document('x'))
+  assert '<th scope="row" class="best"><a href="x">x</a></th>' in text
+  assert (
+    '<td class="bar" title="x"><span style="width:100px" aria-hidden="true"></span> x</td>' in text
+  )
+  assert '<th scope="col" class="paper">x</th>' in text
+  assert '<tr class="muted"><th scope="row">chance</th><td class="good">x</td></tr>' in text
 
 
 def test_a_vertical_bar_does_not_break_a_markdown_table():

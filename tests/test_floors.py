@@ -7,7 +7,7 @@ F4  training, evaluation, serving, index             rooms; none imports another
 F3  methods                                          training alone sees it, only methods.method
 F2  joint_space, source, serving.loading             the waists: what is trained, what is searched
 F1  networks, data, serving.versions                 rooms that do not know each other
-F0  losses, correlation, replicas, spec, storage, printable, forks, cancellation,
+F0  losses, correlation, replicas, spec, storage, printable, templating, forks, cancellation,
     evaluation.ranking, serving.search, serving.errors,
     serving.signatures, serving.operations, serving.light_encoder, serving.summation
 Cellar  text, and query above it                     what even the ground floor stands on
@@ -34,6 +34,7 @@ FLOORS = {
   'tfreid.cancellation': 0,
   'tfreid.storage': 0,
   'tfreid.printable': 0,
+  'tfreid.templating': 0,
   'tfreid.forks': 0,
   'tfreid.evaluation.ranking': 0,
   'tfreid.serving.search': 0,
@@ -68,6 +69,7 @@ SEATS = {
   '__gin__': (),
   'tensorflow_addons': ('tfreid.data.pipeline',),
   'pandas': ('tfreid.data', 'tfreid.evaluation.results'),
+  'jinja2': ('tfreid.templating',),
   'tools': (),
   'benchmarks': (),
   'tests': (),

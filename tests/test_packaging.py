@@ -165,7 +165,7 @@ def test_what_is_imported_is_declared_where_it_is_needed():
   ]
   assert undeclared == []
   # And nothing is declared that nobody imports, but for what is needed unseen.
-  unseen = {'setuptools', 'jinja2', 'python-multipart'}
+  unseen = {'setuptools', 'python-multipart'}
   used = {name for _, name in imports}
   assert always.union(*(extras[name] for name in set(EXTRAS.values()))) - used - unseen == set()
 

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from tests.test_templating import HOSTILE, read
 from tfreid.search import page
 from tfreid.source.answer import CROSS, TICK, UNKNOWN, Answer, Hit, Suggestion, verdict
 
@@ -104,6 +105,38 @@ def test_reasons_stand_beside_the_marks_with_a_word_of_what_they_are():
   assert 'what the attribute adds to the score' not in page.render(_answer())
   assert 'what the attribute adds to the score' in answer.table().caption
   assert answer.to_json()['hits'][0]['reasons'] == {'gender': 0.1234, 'hat': -2.0}
+
+
+@pytest.mark.parametrize('text', HOSTILE)
+def test_whatever_is_said_on_the_page_is_text_and_no_tag_comes_from_it(text, tmp_path):
+  from PIL import Image
+
+  def answer(said):
+    picture = tmp_path / 'crop.png'
+    Image.new('RGB', (6, 12), 'red').save(picture)
+    return Answer(
+      query={'hat': '!yes', said: said},
+      hits=[
+        Hit(said, 0.5, path=str(picture), attributes={'hat': said, said: said}, reasons={said: 1}),
+        Hit(f'b{said}', -0.25, path=f'/nowhere/{said}'),
+      ],
+      text=said,
+      source=said,
+      gallery_size=7,
+      suggestions=[Suggestion(said, 0.5)],
+    )
+
+  shown, plain = read(page.render(answer(text))), read(page.render(answer('plain')))
+  assert shown.tags == plain.tags
+  assert [name for _, name, _ in shown.attributes] == [name for _, name, _ in plain.attributes]
+  assert ('img', 'alt', f'crop {text}') in shown.attributes
+  # Both the title of the window and the heading; ids; what was asked, known, and is asked next.
+  assert shown.texts['title'] == shown.texts['h1'] == [text]
+  assert shown.texts['p'] == [f'Ask next: {text} (0.50 bits)', text, f'b{text}']
+  said = ' '.join(shown.texts['li'])
+  assert f'{text}={text}' in said and f'hat: {text}' in said and f'{text}: {text}' in said
+  assert f'Asked: {text}.' in shown.texts['footer'][0]
+  assert '/nowhere' not in page.render(answer(text))
 
 
 def test_the_table_shows_ids_as_they_are_and_whole():

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Ends with a line of those modules that are imported and should not be.
 _RUN = """
 import atexit, json, sys
-heavy = ('tensorflow', 'pandas', 'numpy', 'gin', 'rich')
+heavy = ('tensorflow', 'pandas', 'numpy', 'gin', 'rich', 'jinja2')
 atexit.register(lambda: print('\\n' + json.dumps([name for name in heavy if name in sys.modules])))
 from tfreid.cli.main import main
 main(sys.argv[1:])

@@ -6,49 +6,13 @@ the text says, so nothing is lost without them.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import NamedTuple, Union
 
+from tfreid import templating
+
 # What a tone means is said by the cell's text; the colour only helps the eye.
 TONES = ('good', 'bad', 'even', 'paper', 'muted')
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --page: #f5f6f8; --card: #fff; --line: #d8dde5;
-  --soft: #5b6675; --bar: #bcd3f2; --top: #9fd8ae; --good: #1a7f37; --bad: #b3261e;
-  --paper: #f0ece0; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8ebf0; --page: #14181f; --card: #1d232d;
-  --line: #343c49; --soft: #9aa6b6; --bar: #2d4a75; --top: #245c36; --good: #57c878;
-  --bad: #ff8a80; --paper: #2c2920; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 24px; max-width: 1280px; background: var(--page);
-  color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 32px 0 8px; }
-p { margin: 6px 0; max-width: 80ch; } .lead { font-size: 17px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; background: var(--card); border: 1px solid var(--line);
-  margin: 8px 0; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding: 6px 0; caption-side: bottom; }
-th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: right;
-  white-space: nowrap; }
-thead th { font-weight: 600; white-space: normal; vertical-align: bottom; }
-tbody th, thead th:first-child { text-align: left; }
-tbody th { font-weight: 400; } td.best, th.best { font-weight: 700; }
-td.good { color: var(--good); } td.bad { color: var(--bad); }
-td.even, td.muted, tr.muted th, tr.muted td { color: var(--soft); }
-td.paper, th.paper { background: var(--paper); font-style: italic; }
-td.bar { min-width: 300px; text-align: left; }
-td.bar span { display: inline-block; height: 14px; background: var(--bar); border-radius: 2px;
-  vertical-align: -2px; }
-td.bar.best span { background: var(--top); }
-figure { margin: 12px 0; background: var(--card); border: 1px solid var(--line); padding: 8px; }
-figure svg { display: block; width: 100%; height: auto; background: #fff; }
-figcaption { color: var(--soft); padding-top: 6px; }
-pre { background: var(--card); border: 1px solid var(--line); padding: 10px; overflow-x: auto;
-  font-size: 13px; }
-details { margin: 8px 0; } summary { cursor: pointer; }
-a { color: inherit; }
-"""
 
 
 class Cell(NamedTuple):
@@ -121,18 +85,13 @@ class Document(NamedTuple):
 
 def to_html(document: Document) -> str:
   """The document as one HTML file that needs no other."""
-  body = [f'<h1>{_text(document.title)}</h1>']
-  body += [f'<p class="lead">{_text(paragraph)}</p>' for paragraph in document.lead]
-  for section in document.sections:
-    body.append(f'<section>\n<h2>{_text(section.title)}</h2>')
-    body += [_html_part(part) for part in section.parts]
-    body.append('</section>')
-  return (
-    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f'<title>{_text(document.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n'
-    + '\n'.join(body)
-    + '\n</main>\n</body>\n</html>\n'
+  return templating.render(
+    'tfreid.comparison',
+    'document.html.j2',
+    document=document,
+    kind=_kind,
+    classes=_classes,
+    width=_bar_width,
   )
 
 
@@ -162,53 +121,24 @@ def to_markdown(document: Document, *, page: str = '') -> str:
   return '\n\n'.join(parts) + '\n'
 
 
-def _html_part(part: Part) -> str:
-  if isinstance(part, Table):
-    return _html_table(part)
-  if isinstance(part, Figure):
-    return f'<figure role="group">{part.svg}<figcaption>{_text(part.caption)}</figcaption></figure>'
-  if isinstance(part, Code):
-    return f'<details><summary>{_text(part.title)}</summary><pre>{_text(part.text)}</pre></details>'
-  return f'<p>{_text(part)}</p>'
+def _kind(part: Part) -> str:
+  """What the template makes of a part."""
+  kinds = {Table: 'table', Figure: 'figure', Code: 'code'}
+  return kinds.get(type(part), 'paragraph')
 
 
-def _html_table(table: Table) -> str:
-  head = ''.join(
-    f'<th scope="col"{_class(cell)}{_note(cell)}>{_text(cell.text)}</th>' for cell in table.headings
-  )
-  rows = []
-  for row in table.rows:
-    cells = ''.join(_html_cell(cell, first=not i) for i, cell in enumerate(row.cells))
-    rows.append(f'<tr{" class=muted" if row.muted else ""}>{cells}</tr>')
-  caption = f'<caption>{_text(table.caption)}</caption>' if table.caption else ''
-  return (
-    f'<div class="scroll" tabindex="0"><table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n'
-    + '\n'.join(rows)
-    + '\n</tbody></table></div>'
-  )
-
-
-def _html_cell(cell: Cell, *, first: bool) -> str:
-  text = _text(cell.text)
-  if cell.link:
-    text = f'<a href="{html.escape(cell.link)}">{text}</a>'
-  if cell.bar is not None:
-    # The page must not scroll for a bar: 100 % leaves room for the number behind it.
-    width = 2.0 * 100 * min(max(cell.bar, 0.0), 1.0)
-    text = f'<span style="width:{width:.0f}px" aria-hidden="true"></span> {text}'
-  tag, scope = ('th', ' scope="row"') if first else ('td', '')
-  return f'<{tag}{scope}{_class(cell)}{_note(cell)}>{text}</{tag}>'
-
-
-def _class(cell: Cell) -> str:
+def _classes(cell: Cell) -> str:
+  """The CSS classes of a cell."""
   names = [cell.tone] if cell.tone else []
   names += ['best'] if cell.best else []
   names += ['bar'] if cell.bar is not None else []
-  return f' class="{" ".join(names)}"' if names else ''
+  return ' '.join(names)
 
 
-def _note(cell: Cell) -> str:
-  return f' title="{html.escape(cell.note)}"' if cell.note else ''
+def _bar_width(cell: Cell) -> str:
+  """Pixels of a cell's bar."""
+  # The page must not scroll for a bar: 100 % leaves room for the number behind it.
+  return f'{2.0 * 100 * min(max(cell.bar or 0.0, 0.0), 1.0):.0f}'
 
 
 def _markdown_table(table: Table) -> str:
@@ -228,7 +158,3 @@ def _markdown_cell(cell: Cell) -> str:
   if cell.link:
     text = f'[{text}]({cell.link})'
   return f'**{text}**' if cell.best and text else text
-
-
-def _text(text: str) -> str:
-  return html.escape(text, quote=False)
