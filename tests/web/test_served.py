@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import tfreid.index
 from tfreid.search.client import ServingError
 from tfreid.search.exported import ExportedModel
 from tfreid.search.remote import ServedModel
@@ -326,15 +328,48 @@ class Failing:
     return fail
 
 
-def test_what_is_lacking_is_not_offered_and_what_fails_is_told(people):
+class Unable:
+  """A source that says it is not able to do some things, and refuses to be asked for them."""
+
+  def __init__(self, source, *unable):
+    self.source, self.unable = source, unable
+
+  def __getattr__(self, name):
+    assert name not in self.unable, f'It was asked for {name}.'
+    return getattr(self.source, name)
+
+  def search(self, query, *, explain=False, **options):
+    assert not (explain and 'explain' in self.unable)
+    return self.source.search(query, explain=explain, **options)
+
+  def capabilities(self):
+    return dataclasses.replace(self.source.capabilities(), **dict.fromkeys(self.unable, False))
+
+
+def test_what_a_source_says_it_cannot_do_is_neither_asked_for_nor_offered(people):
   with ExportedModel(people.model) as model:
-    found = search_service.learn_capabilities(
-      Failing(model, 'suggest', 'FAILED_PRECONDITION'), Policy()
-    )
-    assert (found.can['suggest'], found.can['explain'], found.can['like']) == (False, True, True)
-    for code in ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'INTERNAL'):
+    said = {'explain': True, 'suggest': True, 'like': True, 'upload': True, 'filter': False}
+    assert search_service.learn_capabilities(model, Policy()).can == said
+    for unable in (['suggest'], ['explain'], ['like', 'upload'], ['explain', 'suggest']):
+      found = search_service.learn_capabilities(Unable(model, *unable), Policy())
+      assert found.can == {**said, **dict.fromkeys(unable, False)}
+  with tfreid.index.open(people.index) as index:
+    assert search_service.learn_capabilities(index, Policy()).can == {**said, 'filter': True}
+
+
+@pytest.mark.parametrize('function', ['search', 'suggest', 'like'])
+def test_a_source_that_does_not_do_what_it_says_does_not_begin_to_answer(people, function):
+  with ExportedModel(people.model) as model:
+    for code in ('FAILED_PRECONDITION', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'INTERNAL'):
       with pytest.raises(ServingError, match='It is told why'):
-        search_service.learn_capabilities(Failing(model, 'suggest', code), Policy())
+        search_service.learn_capabilities(Failing(model, function, code), Policy())
+
+
+def test_a_source_with_the_model_of_the_one_before_is_only_searched(people):
+  with ExportedModel(people.model) as model:
+    before = search_service.learn_capabilities(model, Policy())
+    again = Failing(Failing(model, 'suggest', 'INTERNAL'), 'like', 'INTERNAL')
+    assert search_service.learn_capabilities(again, Policy(), before).can == before.can
 
 
 def test_a_server_that_is_too_slow_is_a_504(behind, monkeypatch):

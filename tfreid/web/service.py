@@ -84,7 +84,7 @@ class Capabilities:
     policy: the rules: those of the site, or narrower ones where these do not fit the schema.
     schema: all attributes, for encoding.
     visible: those that may be asked for.
-    can: what the source is able to do: 'explain', 'suggest', 'like', 'upload', 'filter'.
+    can: what the source says it is able to do: 'explain', 'suggest', 'like', 'upload', 'filter'.
     names: what messages must not say, each with what they say instead; longest first.
     allowed: names of what could be asked for when the policy last fitted a schema.
   """
@@ -116,7 +116,7 @@ class SearchService:
   """
 
   def __init__(self, source: Source, policy: Policy):
-    """Asks the source a first question of each kind: what it can do, and so that it is warm.
+    """Asks the source what it is able to do, and a first question of each kind, to warm it.
 
     Args:
       source: what is asked; closed by `close` of `source`.
@@ -284,7 +284,8 @@ def learn_capabilities(
   """What can be asked of a source that is about to answer, which is warm after that.
 
   Args:
-    source: asked one question of each kind, unless it has the model of the one before.
+    source: asked one question of each kind that it is able to answer, or one search if it has the
+      model of the one before.
     policy: the rules of the site. If they do not fit the schema of a successor, that is an error in
       the log, and nothing may be asked for that could not be before.
     before: what could be asked of the source before; None for the first.
@@ -313,11 +314,9 @@ def learn_capabilities(
       error,
       ', '.join(attribute.name for attribute in visible.attributes),
     )
-  warm(source)
-  if before is not None and facts.get('model') == before.facts.get('model'):
-    can = before.can
-  else:
-    can = _abilities(source, facts)
+  has_new_model = before is None or facts.get('model') != before.facts.get('model')
+  warm(source, all_kinds=has_new_model)
+  able = source.capabilities()
   if before is not None:
     crops = facts.get('crops', 0)
     logging.getLogger(__name__).info('What is searched has changed: %s, %d crops.', name, crops)
@@ -327,7 +326,13 @@ def learn_capabilities(
     policy=policy,
     schema=schema,
     visible=visible,
-    can=can,
+    can={
+      'explain': able.explain,
+      'suggest': able.suggest,
+      'like': able.like,
+      'upload': able.upload,
+      'filter': able.narrow,
+    },
     names=_names(source, facts, name),
     allowed=allowed,
   )
@@ -361,48 +366,38 @@ def examples(schema: AttributeSchema) -> list[str]:
   return descriptions
 
 
-def warm(source: Source) -> None:
-  """Asks a source what its first clients would wait for: loading, and tracing of graphs."""
+def warm(source: Source, *, all_kinds: bool = True) -> None:
+  """Asks a source what its first clients would wait for: loading, and tracing of graphs.
+
+  Args:
+    source: to ask.
+    all_kinds: a question of each kind that it is able to answer; otherwise only searches.
+
+  Raises:
+    ValueError: it cannot be searched, or does not answer what it says it is able to.
+    OSError: it cannot be reached.
+  """
+  able = source.capabilities()
   attribute = source.schema.attributes[0]
   query = {attribute.name: attribute.values[-1]}
   hits = source.search(query, top_k=20).hits
-  if source.capabilities().narrow and hits:
+  if able.narrow and hits:
     # With a mask of rows, too.
     source.search(query, top_k=20, exclude=[hits[0].id])
     source.search(query, top_k=CANDIDATES, exclude=[hits[0].id])
-
-
-def _abilities(source: Source, facts: Mapping[str, Any]) -> dict[str, bool]:
-  attribute = source.schema.attributes[0]
-  query = {attribute.name: attribute.values[-1]}
-  picture = io.BytesIO()
-  Image.new('RGB', (64, 128), 'gray').save(picture, 'PNG')
-
-  def able(function, *arguments, **options):
-    # An old export lacks signatures; it is searched without what they would add.
-    try:
-      function(*arguments, **options)
-      return True
-    except (ServingError, ValueError, KeyError, NotImplementedError) as error:
-      if isinstance(error, ServingError) and error.code != _LACKING:
-        raise
-      reason = error
-    logging.getLogger(__name__).info('%s', reason)
-    return False
-
-  hits = source.search(query, top_k=1).hits
-
-  def findable(hit):
-    # A source may know a crop and not its concept, or answer ids that it does not know again.
-    return source.crop(hit.id) is not None and able(source.like, hit.id, top_k=1)
-
-  return {
-    'explain': able(source.search, query, top_k=1, explain=True),
-    'suggest': able(source.suggest, query, top_k=CANDIDATES),
-    'like': all(findable(hit) for hit in hits),
-    'upload': able(source.like, picture.getvalue(), top_k=1),
-    'filter': 'fields' in facts,
-  }
+  if not all_kinds:
+    return
+  if able.explain:
+    source.search(query, top_k=1, explain=True)
+  if able.suggest:
+    source.suggest(query, top_k=CANDIDATES)
+  # An id that is not known would be taken for the path of a file.
+  if able.like and hits and source.crop(hits[0].id) is not None:
+    source.like(hits[0].id, top_k=1)
+  if able.upload:
+    picture = io.BytesIO()
+    Image.new('RGB', (64, 128), 'gray').save(picture, 'PNG')
+    source.like(picture.getvalue(), top_k=1)
 
 
 def _names(source: Source, facts: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
