@@ -102,10 +102,8 @@ def train(
     ValueError: bad settings, data that do not fit, or a run directory of another configuration.
     FileNotFoundError: missing data.
   """
-  if precision not in PRECISIONS:
-    raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not '{precision}'.")
-  if final_split not in SPLITS:
-    raise ValueError(f"final_split is one of {', '.join(SPLITS)}, not '{final_split}'.")
+  _check_choice('precision', precision, PRECISIONS)
+  _check_choice('final_split', final_split, SPLITS)
   # First of all: a multi-worker strategy must exist before any tensor does.
   distribution, workers, index = _strategy(strategy)
   chief = index == 0
@@ -117,11 +115,7 @@ def train(
   stages = [*first_stages, *stages]
   built = pipeline()
   benchmark = _readable(dataset(), built)
-  if final_split == 'validation' and benchmark.validation is None:
-    raise ValueError(
-      f'{benchmark.name} has no validation split to evaluate on. Hold training semantic IDs out '
-      'with VALIDATION_SHARE, for example 0.2.'
-    )
+  _check_part(benchmark, final_split)
   setting = Setting(
     run_directory=run_directory,
     spec=benchmark.spec(built.image_shape),
@@ -134,13 +128,7 @@ def train(
     checkpoint_every=checkpoint_every,
     workers=workers,
     chief=chief,
-    space_metadata={
-      'schema': benchmark.schema.to_json(),
-      'dataset': benchmark.name,
-      'method': method,
-      'seed': seed,
-      'precision': precision,
-    },
+    space_metadata=_about_spaces(benchmark, method, seed, precision),
   )
   with _full_disk_explained(run_directory), contextlib.ExitStack() as ending:
     if chief:
@@ -159,20 +147,52 @@ def train(
     )
     for hook in attached:
       ending.callback(hook.close)
-    try:
+    with _lost_worker_explained(workers):
       stages_lib.run(stages, setting, attached)
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-      if workers == 1:
-        raise
-      raise ConnectionError(
-        'Another worker of this training has gone, so it cannot go on. Start all of them again '
-        'with the same commands; they continue from the last checkpoint.'
-      ) from error
     if not chief:
       return {}
     return _evaluate_spaces(
       run_directory, benchmark, final_split, built, stages, method, seed, config, attached
     )
+
+
+def _check_choice(name: str, given: str, choices: Sequence[str]) -> None:
+  if given not in choices:
+    raise ValueError(f"{name} is one of {', '.join(choices)}, not '{given}'.")
+
+
+def _check_part(benchmark: Benchmark, part: str) -> None:
+  """Refuses to evaluate on a validation split that is not there."""
+  if part == 'validation' and benchmark.validation is None:
+    raise ValueError(
+      f'{benchmark.name} has no validation split to evaluate on. Hold training semantic IDs out '
+      'with VALIDATION_SHARE, for example 0.2.'
+    )
+
+
+def _about_spaces(benchmark: Benchmark, method: str, seed: int, precision: str) -> dict[str, Any]:
+  """What is saved with each joint space, so that it can be used without the run."""
+  return {
+    'schema': benchmark.schema.to_json(),
+    'dataset': benchmark.name,
+    'method': method,
+    'seed': seed,
+    'precision': precision,
+  }
+
+
+@contextlib.contextmanager
+def _lost_worker_explained(workers: int) -> Iterator[None]:
+  """A sentence where another worker has gone, and what to do."""
+  try:
+    yield
+  except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+    if workers == 1:
+      raise
+    raise ConnectionError(
+      'Another worker of this training has gone, so it cannot go on. Start all of them again '
+      'with the same commands; they continue from the last checkpoint.'
+    ) from error
 
 
 @contextlib.contextmanager
@@ -262,7 +282,7 @@ def _evaluate_spaces(run_directory, benchmark, part, pipeline, stages, method, s
           'per_query': evaluation.to_json(per_query=True)['per_query'],
           'images': len(getattr(benchmark, part)),
           'unreadable_images_left_out': getattr(benchmark, part).dropped.get('unreadable', 0),
-          **subset_results(embeddings, getattr(benchmark, part)),
+          **retrieval.subset_results(embeddings, getattr(benchmark, part)),
         },
       )
       evaluations[label] = evaluation
@@ -299,24 +319,6 @@ def evaluate_split(
   except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
     raise pipeline.explain(error, split) from error
   return retrieval.evaluate_embeddings(embeddings, seen=benchmark.seen(split)), embeddings
-
-
-def subset_results(embeddings: retrieval.Embeddings, split: Split) -> dict[str, Any]:
-  """{'subsets': name -> metrics} for a results row, or {} where a split has one subset or none.
-
-  Args:
-    embeddings: of the split.
-    split: with `subsets`, or None.
-  """
-  if split.subsets is None or len(set(split.subsets)) < 2:
-    return {}
-  found = retrieval.by_subset(embeddings, split.subsets)
-  return {
-    'subsets': {
-      name: {field: float(value) for field, value in summary._asdict().items()}
-      for name, summary in found.items()
-    }
-  }
 
 
 class Validation(Hooks):
@@ -496,6 +498,21 @@ def run_config(run_directory: str) -> str | None:
   if not os.path.isfile(path):
     return None
   return storage.read_checked_text(path, what='configuration of the run')
+
+
+def run_of(space: str) -> str | None:
+  """The run that a saved space belongs to: the nearest folder above it with a configuration."""
+  folder = os.path.abspath(space)
+  for _ in range(2):
+    folder = os.path.dirname(folder)
+    if os.path.isfile(os.path.join(folder, CONFIG_FILE)):
+      return folder
+  return None
+
+
+def epochs_of(space: str) -> int | None:
+  """The number of epochs the stage of a saved space was trained for, where that is written down."""
+  return stages_lib.facts(os.path.dirname(os.path.abspath(space))).get('epochs')
 
 
 def environment() -> dict[str, Any]:

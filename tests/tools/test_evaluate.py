@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfreid.data import market1501, shared_attributes, synthetic
 from tfreid.data.pipeline import Pipeline
-from tfreid.evaluation import partial, results, retrieval
+from tfreid.evaluation import partial, results, retrieval, saved_space
 from tfreid.joint_space import JointSpace
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +71,44 @@ def run(tmp_path_factory, data, benchmark):
     'market1501.load.root = %DATA_ROOT\n'
   )
   return folder
+
+
+@pytest.mark.slow
+def test_the_findings_are_those_of_the_parts_and_progress_is_told(run, benchmark):
+  told = []
+  space = str(run / 'joint' / 'space')
+  fewer = saved_space.FewerAttributes(counts=[2, 'all'], draws=2, seed=3, resamples=10)
+  found = saved_space.evaluate(
+    space, benchmark, batch_size=7, top=5, fewer=fewer, progress=lambda *step: told.append(step)
+  )
+  loaded = JointSpace.load(space)
+  batches = Pipeline(IMAGE[:2], 16).evaluation(benchmark.test)
+  embeddings = retrieval.embed_split(loaded, benchmark.test, batches)
+  wanted = retrieval.evaluate_embeddings(embeddings, seen=benchmark.seen(benchmark.test))
+  assert found.evaluation.all == pytest.approx(wanted.all, rel=1e-5)
+  graded = retrieval.graded(embeddings, benchmark.test, groups=benchmark.schema.groups, k=5)
+  assert found.facts['violations5'] == pytest.approx(np.mean(graded.violations))
+  assert found.facts['nDCG5'] == pytest.approx(np.mean(graded.ndcg), rel=1e-5)
+  assert 'through' not in found.facts
+  most = len(benchmark.schema.attributes)
+  assert [(point.attributes, point.draws) for point in found.curve.points] == [(2, 2), (most, 1)]
+  # With everything said, it is the evaluation.
+  assert found.curve.points[1].summary.mAP == pytest.approx(found.evaluation.all.mAP, rel=1e-5)
+  images, queries = len(benchmark.test), len(benchmark.test.queries()[0])
+  embedding = [step[1:] for step in told if step[0] == 'Embedding images']
+  assert embedding[0] == (0, images) and embedding[-1] == (images, images)
+  asking = [step[1:] for step in told if step[0] == 'Asking with fewer attributes']
+  assert asking == [(0, None), *((queries * n, queries * 3) for n in (1, 2, 3))]
+
+
+def test_shared_attributes_and_fewer_of_them_are_not_asked_together(run, benchmark):
+  with pytest.raises(ValueError, match='not both at once'):
+    saved_space.evaluate(
+      str(run / 'joint' / 'space'),
+      benchmark,
+      through=['peta', 'market1501'],
+      fewer=saved_space.FewerAttributes(),
+    )
 
 
 @pytest.mark.slow
@@ -231,6 +269,7 @@ def test_usage_is_told_without_tensorflow():
     ([], 'Give --space='),
     (['--space=x', 'market1501'], "Unexpected argument: 'market1501'"),
     (['--space=x', '--dataset=market1501'], 'give --data_root'),
+    (['--space=x', '--through=peta,dukemtmc', '--attribute_counts=1'], 'given together'),
   ):
     done = subprocess.run([sys.executable, '-c', code, *flags], capture_output=True, text=True)
     assert message in done.stdout + done.stderr

@@ -16,13 +16,11 @@ method that trained it.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 
 from absl import app, flags
 
-from tfreid import storage
 from tfreid.cli import configuration, gin_flags, startup
 from tfreid.printable import printable
 
@@ -81,16 +79,6 @@ _THROUGH = flags.DEFINE_list(
 _APPEND = flags.DEFINE_bool('append', True, 'Add a row to the results file.')
 
 
-def run_directory(space: str) -> str | None:
-  """The run that a space belongs to: the nearest folder above it with a config.gin."""
-  folder = os.path.abspath(space)
-  for _ in range(2):
-    folder = os.path.dirname(folder)
-    if os.path.isfile(os.path.join(folder, 'config.gin')):
-      return folder
-  return None
-
-
 def load_benchmark(about, run):
   """The data set that the flags name, or that of the run.
 
@@ -126,150 +114,44 @@ def load_benchmark(about, run):
   )
 
 
-def check_schema(about, schema):
-  """Refuses a data set whose attribute columns are not those the space was trained on."""
-  saved = about.get('schema')
-  if not saved:
-    return
-  from tfreid.data.attributes import AttributeSchema
-
-  trained = AttributeSchema.from_json(saved)
-  if (trained.column_names, trained.encoding) != (schema.column_names, schema.encoding):
-    raise ValueError(
-      f'The joint space was trained on the {trained.size} {trained.encoding} attribute columns of '
-      f'{trained.name}, but {schema.name} has other ones ({schema.size}, {schema.encoding}). '
-      'Evaluate it on a data set with the same attributes.'
-    )
-
-
-def asked_through(about, benchmark, split):
-  """The split as the space's model can be asked for it, see `shared_attributes.asked`.
-
-  Returns:
-    The split to search, the same images with the shared attributes, and the schema of these.
-  """
-  from tfreid.data import shared_attributes
-  from tfreid.data.attributes import AttributeSchema
-
-  if _COUNTS.value:
-    raise ValueError('--through and --attribute_counts cannot be given together.')
-  if not about.get('schema'):
-    raise ValueError(f"'{_SPACE.value}' does not say what attributes it was trained on.")
-  shared = shared_attributes.schema(_THROUGH.value)
-  model = AttributeSchema.from_json(about['schema'])
-  return *shared_attributes.asked(split, benchmark.schema, shared, model), shared
-
-
-def evaluate_space(about, benchmark):
-  """Embeds the split and evaluates it, with a progress bar.
-
-  Returns:
-    The Evaluation, further facts for the results row (the means of the GradedMetrics of the first
-    --top results, results by subset), and the Curve over --attribute_counts or None.
-  """
-  import numpy as np
+def evaluate_space(benchmark):
+  """What `saved_space.evaluate` finds, with a progress bar."""
   import rich.console
   import rich.progress
-  import tensorflow as tf
 
-  from tfreid import experiment
-  from tfreid.data.attributes import AttributeSchema
-  from tfreid.data.pipeline import Pipeline
-  from tfreid.evaluation import partial, retrieval
-  from tfreid.joint_space import JointSpace
+  from tfreid.evaluation import saved_space
 
-  split = getattr(benchmark, _SPLIT.value)
-  if split is None:
-    raise ValueError(
-      f'{benchmark.name} has no validation split here. Bind VALIDATION_SHARE as in training, e.g. '
-      "--gin_bindings='VALIDATION_SHARE = 0.1'."
-    )
-  labels, groups, seen = split, benchmark.schema.groups, None
-  if _THROUGH.value:
-    split, labels, shared = asked_through(about, benchmark, split)
-    groups = shared.groups
-  else:
-    check_schema(about, benchmark.schema)
-    seen = benchmark.seen(split)
-  # What is not said is the rate of the data that the space was trained on.
-  saved = about.get('schema')
-  schema = AttributeSchema.from_json(saved) if saved else benchmark.schema
-  counts = None if _COUNTS.value == ['every'] else _COUNTS.value
+  fewer = None
   if _COUNTS.value:
-    # Before the long part.
-    partial.checked_counts(counts, schema)
-    partial.drawing()
-  space = JointSpace.load(_SPACE.value)
-  pipeline = Pipeline(space.image_shape[:2], _BATCH_SIZE.value)
-  console = rich.console.Console(stderr=True)
+    fewer = saved_space.FewerAttributes(
+      counts=None if _COUNTS.value == ['every'] else _COUNTS.value,
+      draws=_DRAWS.value,
+      seed=_SEED.value,
+      relevance=_RELEVANCE.value,
+      resamples=_RESAMPLES.value or 1,
+    )
   with rich.progress.Progress(
     *rich.progress.Progress.get_default_columns(),
     rich.progress.MofNCompleteColumn(),
-    console=console,
+    console=rich.console.Console(stderr=True),
   ) as bar:
-    task = bar.add_task('Embedding images', total=len(split))
-    try:
-      embeddings = retrieval.embed_split(
-        space,
-        split,
-        pipeline.evaluation(split),
-        progress=lambda done, count: bar.update(task, completed=done, total=count),
-      )
-    except tf.errors.OpError as error:
-      raise pipeline.explain(error, split) from error
-    curve = None
-    if _COUNTS.value:
-      task = bar.add_task('Asking with fewer attributes', total=None)
-      curve = partial.curve(
-        space,
-        split,
-        embeddings.gallery,
-        schema=schema,
-        counts=counts,
-        draws=_DRAWS.value,
-        seed=_SEED.value,
-        relevance=_RELEVANCE.value,
-        resamples=_RESAMPLES.value or 1,
-        progress=lambda done, count: bar.update(task, completed=done, total=count),
-      )
-  evaluation = retrieval.evaluate_embeddings(embeddings, seen=seen)
-  graded = retrieval.graded(embeddings, labels, groups=groups, k=_TOP.value)
-  means = {
-    f'violations{_TOP.value}': float(np.mean(graded.violations)),
-    f'nDCG{_TOP.value}': float(np.mean(graded.ndcg)),
-    **experiment.subset_results(embeddings, labels),
-  }
-  if _THROUGH.value:
-    means['through'] = [*_THROUGH.value]
-    means['through_columns'] = len(groups)
-    means['images'] = len(labels)
-    means['images_left_out'] = dict(labels.dropped)
-  return evaluation, means, curve
+    tasks = {}
 
+    def progress(what, done, count):
+      if what not in tasks:
+        tasks[what] = bar.add_task(what, total=count)
+      bar.update(tasks[what], completed=done, total=count)
 
-def epoch_of(space: str) -> int | None:
-  """The number of epochs the stage of a space was trained for, where that is written down."""
-  from tfreid.training import stages
-
-  return stages.facts(os.path.dirname(os.path.abspath(space))).get('epochs')
-
-
-def write(path: str, contents: bytes):
-  """Writes a file so that a reader sees the old or the new one, never half of one."""
-  storage.make_directories(os.path.dirname(os.path.abspath(path)))
-  storage.write_bytes(path, contents)
-
-
-def write_json(path: str, value):
-  """Writes JSON as `write` does."""
-  write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode())
-
-
-def write_curve(base: str, curve, *, title: str, facts):
-  """Writes base.csv, base.json and base.png."""
-  write(f'{base}.png', curve.picture(title))
-  write(f'{base}.csv', curve.to_csv().encode())
-  write_json(f'{base}.json', {**facts, **curve.to_json()})
+    return saved_space.evaluate(
+      _SPACE.value,
+      benchmark,
+      part=_SPLIT.value,
+      batch_size=_BATCH_SIZE.value,
+      top=_TOP.value,
+      through=_THROUGH.value,
+      fewer=fewer,
+      progress=progress,
+    )
 
 
 def main(argv):
@@ -277,62 +159,81 @@ def main(argv):
   startup.no_arguments(argv)
   if _DATASET.value and _DATA_ROOT.value is None:
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
+  if _THROUGH.value and _COUNTS.value:
+    raise app.UsageError('--through and --attribute_counts cannot be given together.')
   with startup.clear_errors():
     logging.getLogger('tfreid').setLevel(logging.WARNING)
+    from tfreid import experiment
     from tfreid.joint_space import JointSpace
 
     about = JointSpace.metadata(_SPACE.value)
-    run = run_directory(_SPACE.value)
+    run = experiment.run_of(_SPACE.value)
     benchmark = load_benchmark(about, run)
-    evaluation, graded, curve = evaluate_space(about, benchmark)
-
-    import rich.console
-
-    from tfreid import experiment
-    from tfreid.evaluation import results
-
-    title = f'{about.get("method") or "joint space"} on {benchmark.name}, {_SPLIT.value} split'
-    if _THROUGH.value:
-      title += f', through {graded["through_columns"]} columns that {_and(_THROUGH.value)} share'
-    title = printable(title, lines=False)
-    console = rich.console.Console()
-    if not console.is_terminal:
-      console.width = max(console.width, 140)
-    console.print(evaluation.table(title, resamples=_RESAMPLES.value))
-    console.print(
-      f'Of the first {_TOP.value} images: {graded[f"violations{_TOP.value}"]:.2f} attributes wrong '
-      f'in the mean, nDCG {100 * graded[f"nDCG{_TOP.value}"]:.2f} %.',
-      highlight=False,
-    )
-    config = experiment.run_config(run) or '' if run else ''
+    found = evaluate_space(benchmark)
+    title = _title(about, benchmark, found)
     facts = {
       'dataset': benchmark.name,
       'method': about.get('method', ''),
       'stage': _stage(about),
-      'epoch': epoch_of(_SPACE.value),
+      'epoch': experiment.epochs_of(_SPACE.value),
       'seed': about.get('seed'),
       'split': _SPLIT.value,
     }
-    if _JSON.value:
-      write_json(
-        _JSON.value,
-        {
-          **facts,
-          'protocol': results.PROTOCOL,
-          **graded,
-          'metrics': evaluation.to_json(per_query=True),
-        },
-      )
+    console = _console()
+    _print_evaluation(console, title, found)
     beside = run or os.path.dirname(os.path.abspath(_SPACE.value))
-    if curve:
-      console.print(curve.table(f'Attributes given: {title}'))
-      base = _CURVE.value or os.path.join(beside, 'attribute_counts')
-      write_curve(base, curve, title=title, facts=facts)
-      console.print(f'Curve in {base}.png, .csv and .json', highlight=False, soft_wrap=True)
-    if _APPEND.value:
-      path = _RESULTS.value or os.path.join(beside, 'results.jsonl')
-      results.append_result(path, evaluation=evaluation, config=config, more=graded, **facts)
-      console.print(f'Added to {path}', highlight=False, soft_wrap=True)
+    _write(console, found, title=title, facts=facts, beside=beside, run=run)
+
+
+def _title(about, benchmark, found) -> str:
+  title = f'{about.get("method") or "joint space"} on {benchmark.name}, {_SPLIT.value} split'
+  if _THROUGH.value:
+    columns = found.facts['through_columns']
+    title += f', through {columns} columns that {_and(_THROUGH.value)} share'
+  return printable(title, lines=False)
+
+
+def _console():
+  import rich.console
+
+  console = rich.console.Console()
+  if not console.is_terminal:
+    console.width = max(console.width, 140)
+  return console
+
+
+def _print_evaluation(console, title, found):
+  console.print(found.evaluation.table(title, resamples=_RESAMPLES.value))
+  violations, ndcg = (found.facts[f'{name}{_TOP.value}'] for name in ('violations', 'nDCG'))
+  console.print(
+    f'Of the first {_TOP.value} images: {violations:.2f} attributes wrong in the mean, nDCG '
+    f'{100 * ndcg:.2f} %.',
+    highlight=False,
+  )
+
+
+def _write(console, found, *, title, facts, beside, run):
+  """Writes what the flags ask for, and says where; `beside` is the folder where none is named."""
+  from tfreid import experiment
+  from tfreid.evaluation import results, saved_space
+
+  # Before anything is written: it raises if it is damaged.
+  config = experiment.run_config(run) or '' if run else ''
+  if _JSON.value:
+    protocol = {'protocol': results.PROTOCOL}
+    metrics = {'metrics': found.evaluation.to_json(per_query=True)}
+    saved_space.write_json(_JSON.value, {**facts, **protocol, **found.facts, **metrics})
+  if found.curve:
+    console.print(found.curve.table(f'Attributes given: {title}'))
+    base = _CURVE.value or os.path.join(beside, 'attribute_counts')
+    saved_space.write_curve(base, found.curve, title=title, facts=facts)
+    console.print(f'Curve in {base}.png, .csv and .json', highlight=False, soft_wrap=True)
+  if _APPEND.value:
+    path = _RESULTS.value or os.path.join(beside, 'results.jsonl')
+    results.append_result(
+      path, evaluation=found.evaluation, config=config, more=found.facts, **facts
+    )
+    console.print(f'Added to {path}', highlight=False, soft_wrap=True)
 
 
 def _and(names) -> str:

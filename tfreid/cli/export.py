@@ -11,9 +11,9 @@
 The encoders come from a training run (--space) or from a model that was exported before (--model);
 the gallery is the test split of a data set, a folder of crops (JPEG or PNG, subfolders too), or
 what an index holds that was made with these encoders. With --empty_gallery there is none: such a
-model is for indexes, which keep the concepts of the crops themselves. The version is written whole or not at all,
-after it was checked against the encoders it was made from. The same command writes the next version
-when the gallery has changed, and a server takes it over.
+model is for indexes, which keep the concepts of the crops themselves. The version is written whole
+or not at all, after it was checked against the encoders it was made from. The same command writes
+the next version when the gallery has changed, and a server takes it over.
 
 --check asks the golden requests of a version, of this TensorFlow or of a server, and ends with exit
 code 0 if the answers are those of the export, within the tolerance that was put down with them.
@@ -22,7 +22,6 @@ code 0 if the answers are those of the export, within the tolerance that was put
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 
@@ -113,145 +112,6 @@ _TIMEOUT = flags.DEFINE_float(
 )
 
 
-# Facts of a row of an export that fields of an index must not stand for.
-_RESERVED = ('id', 'path', 'attributes')
-
-
-def benchmark_gallery(schema):
-  """Files of the test split and what is known of them.
-
-  Args:
-    schema: of the encoders, or None.
-
-  Returns:
-    Paths, rows of facts, and the schema: that of the encoders, or else that of the data set.
-  """
-  given = [
-    f'DATA_ROOT = {_DATA_ROOT.value!r}',
-    f'ENCODING = {(schema.encoding if schema else "binary")!r}',
-    'VALIDATION_SHARE = 0.0',
-    'VALIDATION_SEED = 0',
-  ]
-  benchmark = configuration.dataset(
-    [f'datasets/{_DATASET.value}.gin'],
-    given=given,
-    bindings=_GIN_BINDINGS.value,
-    allow_imports=gin_flags.allow_imports(),
-  )
-  split, other = benchmark.test, benchmark.schema
-  if schema and (schema.column_names, schema.encoding) != (other.column_names, other.encoding):
-    raise ValueError(
-      f'The joint space was trained on the {schema.size} {schema.encoding} attribute columns of '
-      f'{schema.name}, but {other.name} has other ones ({other.size}, {other.encoding}). Export '
-      'it with --images, which needs no attributes, or with a data set that has the same.'
-    )
-  paths = [os.path.abspath(path) for path in split.paths]
-  rows = [
-    {
-      'path': path,
-      'person_id': str(person),
-      'camera': int(camera),
-      'attributes': other.describe(vector),
-    }
-    for path, person, camera, vector in zip(
-      paths, split.person_ids, split.cameras, split.attributes
-    )
-  ]
-  return paths, rows, schema or other
-
-
-def folder_gallery(folder):
-  """The image files below a folder, sorted, and what is known of them: their paths."""
-  from tfreid.data import folders, image_bytes
-
-  if not os.path.isdir(folder):
-    raise FileNotFoundError(f"There is no folder '{folder}'. Give one that holds person crops.")
-  images = folders.ImageFolder(os.path.abspath(folder))
-  paths = [os.path.join(images.folder, name) for name in images]
-  if images.left_out:
-    logging.warning("Left out of '%s': %s.", folder, images.told())
-  if not paths:
-    raise ValueError(
-      f"'{folder}' holds no image: no file ends in {', '.join(image_bytes.ENDINGS)}."
-    )
-  return paths, [{'path': path} for path in paths]
-
-
-def index_gallery(index):
-  """Concepts and ids of an index, read part by part.
-
-  Args:
-    index: opened; it keeps the state it was opened in, whatever is added meanwhile.
-
-  Returns:
-    float32 [N, E], N ids, and N rows of facts, which are read when they are asked for.
-  """
-  import numpy as np
-
-  size, start = len(index), 0
-  if not size:
-    raise ValueError(f"The index '{index.directory}' holds no crop, so there is nothing to export.")
-  gallery, ids = np.empty((size, index.engine.width), np.float32), []
-  for concepts, rows in index.engine.parts():
-    if start + len(rows) > size:
-      raise _changed(index)
-    gallery[start : start + len(rows)] = concepts
-    ids += [row.id for row in rows]
-    start += len(rows)
-  if start != size:
-    raise _changed(index)
-  facts = (
-    {
-      'id': row.id,
-      **{name: value for name, value in row.fields.items() if name not in _RESERVED},
-      'path': row.path,
-      'attributes': dict(row.attributes),
-    }
-    for _, rows in index.engine.parts()
-    for row in rows
-  )
-  return gallery, ids, facts
-
-
-def _changed(index):
-  return ValueError(
-    f"The index '{index.directory}' did not hold still while it was read. Give the same command "
-    'again; if nobody writes to it, run `tfreid index verify`.'
-  )
-
-
-def sample_crops(paths, count):
-  """Crops spread evenly over the gallery, read as they are on disk."""
-  from tfreid.serving.export import Crop
-
-  crops = []
-  for path in _spread(paths, count):
-    with open(path, 'rb') as file:
-      crops.append(Crop(path, file.read()))
-  return crops
-
-
-def crops_of_index(index, ids, count):
-  """Crops of an index whose files are still those that were embedded; perhaps none."""
-  from tfreid.index import segment
-  from tfreid.serving.export import Crop
-
-  crops = []
-  for row in index.engine.rows(_spread(ids, count)).values():
-    try:
-      with open(row.path, 'rb') as file:
-        contents = file.read()
-    except OSError:
-      continue
-    if not row.digest or segment.digest(contents) == row.digest:
-      crops.append(Crop(row.path, contents))
-  return crops
-
-
-def _spread(values, count):
-  return values[:: max(len(values) // count, 1)][:count]
-
-
 def main(argv):
   """Checks a version, or gets encoders and gallery together and writes one."""
   startup.no_arguments(argv)
@@ -306,18 +166,19 @@ def _export():
 
       # Open until the end: what is known of its crops is read while it is written.
       index = stack.enter_context(tfreid.index.open(_INDEX.value))
-      gallery = _from_index(export, index)
+      gallery, options = _from_index(index)
     elif _EMPTY.value:
-      gallery = _without_gallery(export)
+      gallery, options = _without_gallery()
     else:
-      gallery = _from_files(export, console)
+      gallery, options = _from_files(console)
     stack.enter_context(console.status('Writing the model and checking it'))
     where = export.export(
       directory=out,
       version=version,
       top_k=_TOP_K.value,
       tolerance=_TOLERANCE.value,
-      **gallery,
+      **gallery._asdict(),
+      **options,
     )
   _say(console, where)
 
@@ -361,17 +222,20 @@ def _gallery_precision(space):
   return space.about.get('gallery_precision', _GALLERY_PRECISION.value)
 
 
-def _from_files(export, console):
-  """What to export of a data set or a folder, which is embedded."""
+def _from_files(console):
+  """The gallery of a data set or a folder, which is embedded, and further arguments of `export`."""
   from tfreid import replicas
+  from tfreid.serving import export, galleries
 
   strategy = replicas.local(_DEVICES.value)
   space, make_encoders, origin, schema = _original()
   if _DATASET.value:
-    paths, rows, schema = benchmark_gallery(schema)
+    benchmark = _benchmark(schema)
+    galleries.check_schema(schema, benchmark.schema)
+    schema = schema or benchmark.schema
+    files = galleries.files_of_split(benchmark.test, benchmark.schema)
   else:
-    paths, rows = folder_gallery(startup.given(_IMAGES))
-  root = os.path.abspath(_DATA_ROOT.value or startup.given(_IMAGES))
+    files = galleries.files_below(startup.given(_IMAGES))
   encoders = make_encoders()
   # On each device, and again: what is exported keeps its variables in one place.
   if strategy.num_replicas_in_sync > 1:
@@ -379,50 +243,60 @@ def _from_files(export, console):
       embedding = make_encoders().image
   else:
     embedding = encoders.image
-  gallery, kept = _embed(export, embedding, paths, strategy)
-  if len(kept) < len(paths):
-    console.print(f'Left out, unreadable: {len(paths) - len(kept)} of {len(paths)} files.')
-  paths, rows = [paths[i] for i in kept], [rows[i] for i in kept]
-  return {
+  with _bar('Embedding the gallery', len(files.paths)) as progress:
+    gallery = galleries.embedded(
+      files,
+      embedding,
+      root=os.path.abspath(_DATA_ROOT.value or startup.given(_IMAGES)),
+      num_crops=export.NUM_PARITY_CROPS,
+      batch_size=_BATCH_SIZE.value,
+      skip_bad=_BAD.value == 'skip',
+      progress=progress,
+      strategy=strategy,
+    )
+  if len(gallery.ids) < len(files.paths):
+    left_out = len(files.paths) - len(gallery.ids)
+    console.print(f'Left out, unreadable: {left_out} of {len(files.paths)} files.')
+  return gallery, {
     'space': space,
     'encoders': encoders,
-    'gallery': gallery,
-    'ids': [os.path.relpath(path, root).replace(os.sep, '/') for path in paths],
-    'crops': sample_crops(paths, export.NUM_PARITY_CROPS),
     'schema': schema,
     'gallery_precision': _gallery_precision(space),
-    'rows': rows,
     'about': origin,
   }
 
 
-def _without_gallery(export):
-  """What to export for indexes: no crop, and drawn people to check the encoders on."""
-  import itertools
+def _benchmark(schema):
+  """The data set that the flags name, in the encoding of the encoders where they have one."""
+  return configuration.dataset(
+    [f'datasets/{_DATASET.value}.gin'],
+    given=[
+      f'DATA_ROOT = {_DATA_ROOT.value!r}',
+      f'ENCODING = {(schema.encoding if schema else "binary")!r}',
+      'VALIDATION_SHARE = 0.0',
+      'VALIDATION_SEED = 0',
+    ],
+    bindings=_GIN_BINDINGS.value,
+    allow_imports=gin_flags.allow_imports(),
+  )
 
-  import numpy as np
 
-  from tfreid.data import synthetic
+def _without_gallery():
+  """No crop, and further arguments of `export`."""
+  from tfreid.serving import export, galleries
 
   space, make_encoders, origin, schema = _original()
   encoders = make_encoders()
-  drawn = itertools.islice(synthetic.SyntheticPeople().pictures(), export.NUM_PARITY_CROPS)
-  return {
-    'space': space,
-    'encoders': encoders,
-    'gallery': np.zeros((0, encoders.image.size), np.float32),
-    'ids': [],
-    'crops': [export.Crop(f'drawn crop {i}', picture) for i, picture in enumerate(drawn)],
-    'schema': schema,
-    'about': origin,
-  }
+  gallery = galleries.empty(encoders, num_crops=export.NUM_PARITY_CROPS)
+  return gallery, {'space': space, 'encoders': encoders, 'schema': schema, 'about': origin}
 
 
-def _from_index(export, index):
-  """What to export of an index, whose concepts are taken as they are."""
+def _from_index(index):
+  """The gallery of an index, whose concepts are taken as they are, and arguments of `export`."""
   import types
 
   from tfreid.index import trust, writer
+  from tfreid.serving import export, galleries
 
   state = index.engine.state
   space, make_encoders, origin, schema = _original(trust.model_path(state, index.directory))
@@ -431,25 +305,20 @@ def _from_index(export, index):
   writer.check_model(
     state, types.SimpleNamespace(fingerprint=encoders.fingerprint, directory=where)
   )
-  gallery, ids, rows = index_gallery(index)
-  crops = crops_of_index(index, ids, export.NUM_PARITY_CROPS)
-  if not crops and not _SPACE.value:
-    crops = space.crops()
-  if not crops:
+  gallery = galleries.of_index(index, num_crops=export.NUM_PARITY_CROPS)
+  if not gallery.crops and not _SPACE.value:
+    gallery = gallery._replace(crops=space.crops())
+  if not gallery.crops:
     raise ValueError(
       f"Of the crops of '{_INDEX.value}' none is at hand as it was embedded, and an export is "
       'checked on real crops. Bring the files back to where they were, or export from a model '
       '(--model), which has some with it.'
     )
-  return {
+  return gallery, {
     'space': space,
     'encoders': encoders,
-    'gallery': gallery,
-    'ids': ids,
-    'crops': crops,
     'schema': schema,
     'gallery_precision': _gallery_precision(space),
-    'rows': rows,
     'about': {
       **origin,
       'index': index.directory,
@@ -458,8 +327,9 @@ def _from_index(export, index):
   }
 
 
-def _embed(export, encoder, paths, strategy):
-  """Concepts of the files, with a progress bar."""
+@contextlib.contextmanager
+def _bar(what, total):
+  """A progress bar; yields the function (done, count) that moves it."""
   import rich.progress
   from rich.console import Console
 
@@ -468,15 +338,8 @@ def _embed(export, encoder, paths, strategy):
     rich.progress.MofNCompleteColumn(),
     console=Console(stderr=True),
   ) as bar:
-    task = bar.add_task('Embedding the gallery', total=len(paths))
-    return export.embed_files(
-      encoder,
-      paths,
-      batch_size=_BATCH_SIZE.value,
-      skip_bad=_BAD.value == 'skip',
-      progress=lambda done, count: bar.update(task, completed=done),
-      strategy=strategy,
-    )
+    task = bar.add_task(what, total=total)
+    yield lambda done, count: bar.update(task, completed=done)
 
 
 def _say(console, where):
@@ -493,10 +356,10 @@ def _say(console, where):
   original = facts.get('exported_from', 'the trained encoder')
   if not facts['gallery_size']:
     console.print(
-      f'Exported {where} ({size / 2**20:.1f} MiB): no gallery, {facts["embedding_size"]} dimensions, '
-      f'{facts["folded_batch_norms"]} batch norms folded. Checked on {parity["crops"]} drawn crops: '
-      f'the concepts differ from those of {original} by {parity["image_error"]:.1g} of their length '
-      f'(tolerance {parity["image_tolerance"]:g}).'
+      f'Exported {where} ({size / 2**20:.1f} MiB): no gallery, {facts["embedding_size"]} '
+      f'dimensions, {facts["folded_batch_norms"]} batch norms folded. Checked on '
+      f'{parity["crops"]} drawn crops: the concepts differ from those of {original} by '
+      f'{parity["image_error"]:.1g} of their length (tolerance {parity["image_tolerance"]:g}).'
     )
     console.print(f'Use it: tfreid index build --model={where} --source=FOLDER --index=INDEX')
     return

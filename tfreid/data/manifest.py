@@ -41,14 +41,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from tfreid.data import tables
 from tfreid.data.attributes import NONE, Attribute, AttributeSchema, AttributeTable
-from tfreid.data.benchmark import Benchmark, ImageRecord, assemble, join
+from tfreid.data.benchmark import Benchmark, ImageRecord, Split, assemble, join
 from tfreid.data.words import phrases
 from tfreid.text import normalized, shortened
 
@@ -248,9 +248,38 @@ def load(
   rows = _read_rows(path, attribute_schema)
   _check_columns(rows, attribute_schema, path)
 
-  records: dict[str, list[ImageRecord]] = {'train': [], 'validation': [], 'test': []}
-  raw: dict[str, list[dict[str, int]]] = {part: [] for part in records}
-  lines: dict[str, list[str]] = {part: [] for part in records}
+  crops = _crops(rows, attribute_schema, path)
+  splits = {}
+  for part, name in (('train', 'training'), ('validation', 'validation'), ('test', 'test')):
+    if crops[part]:
+      splits[part] = _split(crops[part], attribute_schema, path, name)
+    elif part != 'validation':
+      raise ValueError(f"'{path}' has no {name} crops: no row's 'split' is '{part}'.")
+  _warn_of_people_in_both(splits['train'], splits['test'], path)
+  return assemble(
+    attribute_schema.name,
+    attribute_schema,
+    splits['train'],
+    splits['test'],
+    validation=splits.get('validation'),
+    validation_share=validation_share,
+    seed=seed,
+  )
+
+
+class _Crop(NamedTuple):
+  """A row of the manifest: its line, the image, and the raw columns of its attributes."""
+
+  line: str
+  record: ImageRecord
+  raw: dict[str, int]
+
+
+def _crops(
+  rows: Sequence[tuple[int, Mapping[str, str]]], schema: AttributeSchema, path: Path
+) -> dict[str, list[_Crop]]:
+  """The rows by the split they are in, checked."""
+  crops: dict[str, list[_Crop]] = {'train': [], 'validation': [], 'test': []}
   seen: dict[str, int] = {}
   for line, row in rows:
     source = f"'{path}', line {line}"
@@ -261,31 +290,29 @@ def load(
     if record.path in seen:
       raise ValueError(f"{source}: '{row['path']}' stands on line {seen[record.path]} already.")
     seen[record.path] = line
-    values: dict[str, int] = {}
-    for attribute in attribute_schema.attributes:
-      values.update(_raw(attribute, row[attribute.name], source=source))
-    records[part].append(record)
-    raw[part].append(values)
-    lines[part].append(str(line))
+    raw: dict[str, int] = {}
+    for attribute in schema.attributes:
+      raw.update(_raw(attribute, row[attribute.name], source=source))
+    crops[part].append(_Crop(str(line), record, raw))
+  return crops
 
-  splits = {}
-  for part, name in (('train', 'training'), ('validation', 'validation'), ('test', 'test')):
-    if not records[part]:
-      if part != 'validation':
-        raise ValueError(f"'{path}' has no {name} crops: no row's 'split' is '{part}'.")
-      continue
-    # Crops of one person may be annotated differently, so the table has a row per crop, not per
-    # person, and the crop's line is what joins it.
-    frame = pd.DataFrame(raw[part], index=pd.Index(lines[part], dtype=object))
-    keyed = [record._replace(person_id=line) for record, line in zip(records[part], lines[part])]
-    joined = join(
-      keyed,
-      AttributeTable(attribute_schema, frame, source=str(path)),
-      source=f'{attribute_schema.name} {name}',
-    )
-    people = np.asarray([record.person_id for record in records[part]], dtype=str)
-    splits[part] = dataclasses.replace(joined, person_ids=people)
-  both = sorted(set(splits['train'].person_ids) & set(splits['test'].person_ids))
+
+def _split(crops: Sequence[_Crop], schema: AttributeSchema, path: Path, name: str) -> Split:
+  # Crops of one person may be annotated differently, so the table has a row per crop, not per
+  # person, and the crop's line is what joins it.
+  lines = pd.Index([crop.line for crop in crops], dtype=object)
+  frame = pd.DataFrame([crop.raw for crop in crops], index=lines)
+  joined = join(
+    [crop.record._replace(person_id=crop.line) for crop in crops],
+    AttributeTable(schema, frame, source=str(path)),
+    source=f'{schema.name} {name}',
+  )
+  people = np.asarray([crop.record.person_id for crop in crops], dtype=str)
+  return dataclasses.replace(joined, person_ids=people)
+
+
+def _warn_of_people_in_both(train: Split, test: Split, path: Path) -> None:
+  both = sorted(set(train.person_ids) & set(test.person_ids))
   if both:
     _log.warning(
       "%s: %d people are in training and in test, '%s' first: no fair test of retrieval.",
@@ -293,15 +320,6 @@ def load(
       len(both),
       both[0],
     )
-  return assemble(
-    attribute_schema.name,
-    attribute_schema,
-    splits['train'],
-    splits['test'],
-    validation=splits.get('validation'),
-    validation_share=validation_share,
-    seed=seed,
-  )
 
 
 def count_train_images(

@@ -174,6 +174,25 @@ class Pipeline:
     """
     _check_whole('seed', seed, 0)
     _check_whole('epoch', epoch, 0)
+    order, positions = self._epoch(split, seed, epoch, shard, sampler)
+    groups = self._droppable(schema) if self.attribute_dropout else ()
+    draws = {
+      stream: augmentation.draws(seed, epoch, stream, (len(order), *width)).numpy()[positions]
+      for stream, width in self._streams(groups).items()
+    }
+    if self.erase:
+      _tensorflow_addons()
+    images = self.load(split) if self.cache else None
+    batch_size = self.batch_size // shard[1]
+    examples = self._examples(
+      split, order[positions], batch_size, images=images, draws=draws, drop=True
+    )
+    return self._finished(examples, self._augment(tuple(draws), groups), images)
+
+  def _epoch(
+    self, split: Split, seed: int, epoch: int, shard: tuple[int, int], sampler: Sampler | None
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The order of an epoch's examples, rows of the split, and the places in it of the shard."""
     index, count = shard
     if not 0 <= index < count:
       raise ValueError(
@@ -191,27 +210,23 @@ class Pipeline:
       order = sampler(split.semantic_ids, seed=seed, epoch=epoch, batch_size=self.batch_size)
       num_batches = len(order) // self.batch_size
     positions = np.arange(num_batches * self.batch_size).reshape(num_batches, count, -1)
-    positions = positions[:, index].reshape(-1)  # places in the epoch's order that are this shard's
+    return order, positions[:, index].reshape(-1)
 
-    draws = {}
-
-    def draw(stream, *width):
-      numbers = augmentation.draws(seed, epoch, stream, (len(order), *width))
-      draws[stream] = numbers.numpy()[positions]
-
-    groups: tuple[int, ...] = ()
+  def _streams(self, groups: tuple[int, ...]) -> dict[Stream, tuple[int, ...]]:
+    """What is drawn for each example: the stream, and the shape of its numbers."""
+    streams: dict[Stream, tuple[int, ...]] = {}
     if self.flip:
-      draw(Stream.FLIP)
+      streams[Stream.FLIP] = ()
     if self.crop:
-      draw(Stream.CROP, augmentation.CROP_DRAWS)
+      streams[Stream.CROP] = (augmentation.CROP_DRAWS,)
     if self.erase:
-      draw(Stream.ERASE, 3)
-      _tensorflow_addons()
+      streams[Stream.ERASE] = (3,)
     if self.attribute_dropout:
-      groups = self._droppable(schema)
-      draw(Stream.ATTRIBUTES, max(groups) + 1)
+      streams[Stream.ATTRIBUTES] = (max(groups) + 1,)
+    return streams
 
-    streams = tuple(draws)
+  def _augment(self, streams: tuple[Stream, ...], groups: tuple[int, ...]) -> Callable:
+    """(batch, what was drawn from the streams) -> the batch, augmented."""
 
     def augment(batch, draws):
       image, attributes = batch['image'], batch['attributes']
@@ -233,12 +248,7 @@ class Pipeline:
         )
       return {**batch, 'image': image, 'attributes': attributes}
 
-    images = self.load(split) if self.cache else None
-    batch_size = self.batch_size // count
-    examples = self._examples(
-      split, order[positions], batch_size, images=images, draws=draws, drop=True
-    )
-    return self._finished(examples, augment, images)
+    return augment
 
   def evaluation(self, split: Split, *, batch_size: int | None = None) -> tf.data.Dataset:
     """Batches of all images in the order of the split, not augmented.

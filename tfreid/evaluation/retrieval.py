@@ -390,6 +390,24 @@ def by_subset(embeddings: Embeddings, subsets: np.ndarray) -> dict[str, ranking.
   return summaries
 
 
+def subset_results(embeddings: Embeddings, split: Split) -> dict[str, Any]:
+  """{'subsets': name -> metrics} for a results row, or {} where a split has one subset or none.
+
+  Args:
+    embeddings: of the split.
+    split: with `subsets`, or None.
+  """
+  if split.subsets is None or len(set(split.subsets)) < 2:
+    return {}
+  found = by_subset(embeddings, split.subsets)
+  return {
+    'subsets': {
+      name: {field: float(value) for field, value in summary._asdict().items()}
+      for name, summary in found.items()
+    }
+  }
+
+
 def similarity_blocks(
   embeddings: Embeddings, *, block_size: int | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:

@@ -70,6 +70,15 @@ class Row:
   attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
   digest: str = ''
 
+  def contents(self) -> bytes | None:
+    """The file, if it can be read and is still the one that was embedded, as far as is known."""
+    try:
+      with open(self.path, 'rb') as file:
+        contents = file.read()
+    except OSError:
+      return None
+    return contents if not self.digest or digest(contents) == self.digest else None
+
   def to_json(self) -> dict[str, Any]:
     """The row as plain JSON types, without what is empty."""
     data = {name: getattr(self, name) for name in ('path', 'fields', 'attributes', 'digest')}
