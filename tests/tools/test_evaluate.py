@@ -85,7 +85,7 @@ def test_the_findings_are_those_of_the_parts_and_progress_is_told(run, benchmark
   batches = Pipeline(IMAGE[:2], 16).evaluation(benchmark.test)
   embeddings = retrieval.embed_split(loaded, benchmark.test, batches)
   wanted = retrieval.evaluate_embeddings(embeddings, seen=benchmark.seen(benchmark.test))
-  assert found.evaluation.all == pytest.approx(wanted.all, rel=1e-5)
+  assert found.evaluation.overall == pytest.approx(wanted.overall, rel=1e-5)
   graded = retrieval.graded(embeddings, benchmark.test, groups=benchmark.schema.groups, k=5)
   assert found.facts['violations5'] == pytest.approx(np.mean(graded.violations))
   assert found.facts['nDCG5'] == pytest.approx(np.mean(graded.ndcg), rel=1e-5)
@@ -93,7 +93,7 @@ def test_the_findings_are_those_of_the_parts_and_progress_is_told(run, benchmark
   most = len(benchmark.schema.attributes)
   assert [(point.attributes, point.draws) for point in found.curve.points] == [(2, 2), (most, 1)]
   # With everything said, it is the evaluation.
-  assert found.curve.points[1].summary.mAP == pytest.approx(found.evaluation.all.mAP, rel=1e-5)
+  assert found.curve.points[1].summary.mAP == pytest.approx(found.evaluation.overall.mAP, rel=1e-5)
   images, queries = len(benchmark.test), len(benchmark.test.queries()[0])
   embedding = [step[1:] for step in told if step[0] == 'Embedding images']
   assert embedding[0] == (0, images) and embedding[-1] == (images, images)
