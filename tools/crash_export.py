@@ -4,10 +4,11 @@
   tools/crash_export.py                 50 kills
   tools/crash_export.py --kills=300 --kill_seed=7
 
-A child process exports a joint space with a gallery of 64 crops, as the next version of one model; the
-parent sends SIGKILL after a random time. Then each version that has a name must be sealed, must have
-the files of its seal, and must answer its golden requests; those that were there before must be what
-they were; and the next export, which nobody kills, must leave nothing of the killed ones behind.
+A child process exports a joint space with a gallery of 64 crops, as the next version of one model;
+the parent sends SIGKILL after a random time. Then each version that has a name must be sealed, must
+have the files of its seal, and must answer its golden requests; those that were there before must
+be what they were; and the next export, which nobody kills, must leave nothing of the killed ones
+behind.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Children for tests that kill: forked from a process that has imported TensorFlow and used nothing.
+"""Children for tests that kill: forked from a process that has only imported TensorFlow.
 
-Importing TensorFlow takes longer than most of what is to be interrupted. Python's fork server imports
-it once, runs no operation, and forks each child from there, which is safe (`tfreid.forks`).
+Importing TensorFlow takes longer than most of what is to be interrupted. Python's fork server
+imports it once, runs no operation, and forks each child from there, which is safe (`tfreid.forks`).
 """
 
 from __future__ import annotations

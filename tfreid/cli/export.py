@@ -11,9 +11,9 @@
 The encoders come from a training run (--space) or from a model that was exported before (--model);
 the gallery is the test split of a data set, a folder of crops (JPEG or PNG, subfolders too), or
 what an index holds that was made with these encoders. With --empty_gallery there is none: such a
-model is for indexes, which keep the concepts of the crops themselves. The version is written whole or not at all,
-after it was checked against the encoders it was made from. The same command writes the next version
-when the gallery has changed, and a server takes it over.
+model is for indexes, which keep the concepts of the crops themselves. The version is written whole
+or not at all, after it was checked against the encoders it was made from. The same command writes
+the next version when the gallery has changed, and a server takes it over.
 
 --check asks the golden requests of a version, of this TensorFlow or of a server, and ends with exit
 code 0 if the answers are those of the export, within the tolerance that was put down with them.
@@ -493,10 +493,10 @@ def _say(console, where):
   original = facts.get('exported_from', 'the trained encoder')
   if not facts['gallery_size']:
     console.print(
-      f'Exported {where} ({size / 2**20:.1f} MiB): no gallery, {facts["embedding_size"]} dimensions, '
-      f'{facts["folded_batch_norms"]} batch norms folded. Checked on {parity["crops"]} drawn crops: '
-      f'the concepts differ from those of {original} by {parity["image_error"]:.1g} of their length '
-      f'(tolerance {parity["image_tolerance"]:g}).'
+      f'Exported {where} ({size / 2**20:.1f} MiB): no gallery, {facts["embedding_size"]} '
+      f'dimensions, {facts["folded_batch_norms"]} batch norms folded. Checked on '
+      f'{parity["crops"]} drawn crops: the concepts differ from those of {original} by '
+      f'{parity["image_error"]:.1g} of their length (tolerance {parity["image_tolerance"]:g}).'
     )
     console.print(f'Use it: tfreid index build --model={where} --source=FOLDER --index=INDEX')
     return
