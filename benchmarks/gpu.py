@@ -5,9 +5,9 @@
 
 The A2Img step at 256x128 in batches of 128 and 256, in three precisions, with XLA and without,
 beside PyTorch (channels_last, automatic mixed precision, with torch.compile and without);
-embedding; and exact retrieval. Each part is one of the other benchmarks in a process of its own, with a share
-of the time; what takes longer is ended, and the table says so. What was measured is written after
-each part, so that nothing is lost if the machine is taken away.
+embedding; and exact retrieval. Each part is one of the other benchmarks in a process of its own,
+with a share of the time; what takes longer is ended, and the table says so. What was measured is
+written after each part, so that nothing is lost if the machine is taken away.
 """
 
 from __future__ import annotations
