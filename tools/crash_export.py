@@ -31,7 +31,7 @@ _KILLS = flags.DEFINE_integer('kills', 50, 'How often to kill.', lower_bound=1)
 _SEED = flags.DEFINE_integer('kill_seed', 0, 'Of the moments.')
 _LEAVE = flags.DEFINE_bool('leave', False, 'Leave the folder for inspection.')
 
-_MOST_SECONDS = 300  # of a child, a hang otherwise
+_MOST_SECONDS = 1800  # of a child, a hang otherwise
 _KILLS_IN_A_ROW = 10  # then an export is left alone, and looked at
 
 

@@ -33,7 +33,7 @@ _KILLS = flags.DEFINE_integer('kills', 50, 'How often to kill.', lower_bound=1)
 _CHOICE = flags.DEFINE_integer('kill_seed', 0, 'Of the moments.')
 _LEAVE = flags.DEFINE_bool('leave', False, 'Leave the folder for inspection.')
 
-_MOST_SECONDS = 300  # of a child, a hang otherwise
+_MOST_SECONDS = 1800  # of a child, a hang otherwise
 
 
 def start(folder: str, name: str) -> kill_children.Child:

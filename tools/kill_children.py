@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-_MOST_SECONDS = 300.0  # until a child is ready; a hang otherwise
+_MOST_SECONDS = 1800.0  # until a child is ready; a hang otherwise
 
 
 class Child:
