@@ -366,6 +366,26 @@ def test_the_results_file_is_read_as_it_was_written(tmp_path, rows):
 # Aggregation.
 
 
+def test_the_seeds_of_other_comparisons_are_taken_in(tmp_path):
+  here, there = tmp_path / 'here.jsonl', tmp_path / 'there.jsonl'
+  own = [row('a2img', 0, np.ones(QUERIES)), row('mmd', 0, np.full(QUERIES, 2))]
+  other = [row('a2img', 0, np.full(QUERIES, 9)), row('a2img', 1, np.full(QUERIES, 4))]
+  scores.write_rows(str(here), other[:1])
+  scores.write_rows(str(there), other)
+  found = scores.joined(own, [str(there), str(here)])
+  assert found == [*own, other[1]]
+  precision = [result.value('mAP') for result in scores.results(found) if result.system == 'a2img']
+  assert precision == [1.0, 0.25]
+  with pytest.raises(FileNotFoundError, match='nowhere'):
+    scores.joined(own, ['nowhere.jsonl'])
+  scores.write_rows(str(there), [{**other[1], 'dataset': 'PETA'}])
+  with pytest.raises(ValueError, match="'Market-1501' and of 'PETA'"):
+    scores.joined(own, [str(there)])
+  scores.write_rows(str(there), [row('a2img', 1, np.ones(QUERIES - 1))])
+  with pytest.raises(ValueError, match='60 queries in 300 crops and 59 queries'):
+    scores.joined(own, [str(there)])
+
+
 def test_a_score_is_mean_and_sample_deviation_over_seeds(rows):
   found = scores.score([r for r in scores.results(rows) if r.system == 'a2img'], 'rank1')
   values = [100 * n / QUERIES for n in (40, 41, 42)]

@@ -216,7 +216,7 @@ def test_damaged_configuration_of_a_run_is_refused(kind, run, tiny_market):
 @pytest.mark.parametrize(
   ('setting', 'complaint'),
   [
-    ({'precision': 'float16'}, "precision is one of float32, .*, not 'float16'"),
+    ({'precision': 'float16'}, "precision is one of float32, .*, auto, not 'float16'"),
     ({'strategy': 'tpu'}, "strategy is one of mirrored, .*, not 'tpu'"),
   ],
 )

@@ -28,6 +28,7 @@ from tfreid.data.pipeline import Pipeline
 from tfreid.evaluation import results, retrieval
 from tfreid.joint_space import JointSpace
 from tfreid.training import checkpoints
+from tfreid.training import precision as precisions
 from tfreid.training import stages as stages_lib
 from tfreid.training.batches import ImageBatches
 from tfreid.training.stages import Hooks, Progress, Setting, Stage, StageData
@@ -36,7 +37,6 @@ _log = logging.getLogger(__name__)
 
 _PICTURES_PER_STAGE = 10
 
-PRECISIONS = ('float32', 'mixed_float16', 'mixed_bfloat16')
 STRATEGIES = ('mirrored', 'multi_worker', 'one_device')
 SPLITS = ('test', 'validation')
 RESULTS_FILE = 'results.jsonl'
@@ -81,7 +81,8 @@ def train(
     first_stages: what goes before the recipe, whatever it is: a pre-training on other data.
     method: its name in the results.
     seed: of weights, order, augmentation and everything random inside a method.
-    precision: 'float32', 'mixed_float16' or 'mixed_bfloat16'.
+    precision: 'float32', 'mixed_float16', 'mixed_bfloat16', or 'auto': what the devices have
+      instructions for, see `training.precision`.
     strategy: 'mirrored' (all local GPUs, or the CPU), 'multi_worker' (by TF_CONFIG) or
       'one_device'.
     jit_compile: compile with XLA all of a step but the update of the variables.
@@ -102,7 +103,7 @@ def train(
     ValueError: bad settings, data that do not fit, or a run directory of another configuration.
     FileNotFoundError: missing data.
   """
-  _check_choice('precision', precision, PRECISIONS)
+  precision = precisions.policy(precision, run_directory)
   _check_choice('final_split', final_split, SPLITS)
   # First of all: a multi-worker strategy must exist before any tensor does.
   distribution, workers, index = _strategy(strategy)
@@ -136,7 +137,7 @@ def train(
       storage.make_directories(run_directory)
       ending.enter_context(stages_lib.alone(run_directory))
       _check_config(run_directory, stages, config, allow_changed_config)
-      _write_facts(run_directory, benchmark, config, built.left_out)
+      _write_facts(run_directory, benchmark, config, precision, built.left_out)
     attached = _attached(
       run_directory,
       benchmark,
@@ -226,12 +227,13 @@ def _no_hooks(run_directory: str, benchmark: Benchmark) -> Sequence[Hooks]:
   return ()
 
 
-def _write_facts(run_directory, benchmark, config, left_out):
+def _write_facts(run_directory, benchmark, config, precision, left_out):
   """What a stranger would ask of a run, before anything is trained in it."""
   storage.remove_partial_files(run_directory)
   storage.write_checked_text(os.path.join(run_directory, CONFIG_FILE), config)
   storage.write_json(os.path.join(run_directory, 'schema.json'), benchmark.schema.to_json())
-  storage.write_json(os.path.join(run_directory, 'environment.json'), environment())
+  facts = {**environment(), 'precision': precision}
+  storage.write_json(os.path.join(run_directory, 'environment.json'), facts)
   if left_out:
     storage.write_json(os.path.join(run_directory, UNREADABLE_FILE), left_out)
 

@@ -17,7 +17,6 @@ import collections
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,40 +25,21 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import app, flags, logging
 
+import kill_children
 import power_cuts
 
 # (--seed, --keep and others are flags of tools/power_cuts.py, which come along.)
 _KILLS = flags.DEFINE_integer('kills', 50, 'How often to kill.', lower_bound=1)
 _CHOICE = flags.DEFINE_integer('kill_seed', 0, 'Of the moments.')
 _LEAVE = flags.DEFINE_bool('leave', False, 'Leave the folder for inspection.')
-_CHILD = flags.DEFINE_string('child', None, 'The folder; starts the process that is killed.')
-_NAME = flags.DEFINE_string('name', 'run', "Of the child's run, below the folder.")
 
-_MOST_SECONDS = 300  # of a child, a hang otherwise
+_MOST_SECONDS = 1800  # of a child, a hang otherwise
 
 
-def child(folder: str, name: str) -> None:
-  """Trains, and says when everything is imported and when it is done."""
-  from tfreid import experiment  # noqa: F401
-
-  print('ready', flush=True)
-  power_cuts.train(folder, name)
-  print('done', flush=True)
-
-
-def start(folder: str, name: str) -> subprocess.Popen:
-  """A child that has imported everything.
-
-  Raises:
-    AssertionError: it ended before.
-  """
-  command = [sys.executable, os.path.abspath(__file__), f'--child={folder}', f'--name={name}']
-  log = open(os.path.join(folder, 'log'), 'ab')
-  with log:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-  if process.stdout.readline() != 'ready\n':
-    raise AssertionError(f'The training ended with {process.wait()} before it began.')
-  return process
+def start(folder: str, name: str) -> kill_children.Child:
+  """A child that trains, and has imported everything."""
+  log = os.path.join(folder, 'log')
+  return kill_children.Child(power_cuts.train, (folder, name), log, ['tfreid.experiment'])
 
 
 def progress(directory: str) -> tuple[int, int]:
@@ -85,34 +65,31 @@ def run(folder: str, kills: int, seed: int) -> collections.Counter:
   power_cuts.draw_people(folder)
   begun = start(folder, 'whole')
   started = time.time()
-  if begun.communicate(timeout=_MOST_SECONDS)[0] != 'done\n':
-    raise AssertionError(f'The uninterrupted training ended with {begun.returncode}.')
+  if not begun.ended_within(_MOST_SECONDS):
+    raise AssertionError('The uninterrupted training does not end.')
   longest = time.time() - started
   expected = power_cuts.weights(os.path.join(folder, 'whole'))
   draw, counts = random.Random(seed), collections.Counter()
   number, before = 0, (0, 0)
   while sum(counts.values()) - counts['ended'] < kills or before != (0, 0):
     directory = os.path.join(folder, f'run-{number}')
-    process = start(folder, os.path.basename(directory))
+    child = start(folder, os.path.basename(directory))
     enough = sum(counts.values()) - counts['ended'] >= kills
-    try:
-      output, _ = process.communicate(timeout=_MOST_SECONDS if enough else draw.uniform(0, longest))
-    except subprocess.TimeoutExpired:
-      process.kill()
-      output = process.communicate()[0]
+    done = child.ended_within(_MOST_SECONDS if enough else draw.uniform(0, longest))
+    child.kill()
     power_cuts.check(directory, {})
     now = progress(directory)
     if now < before:
       raise AssertionError(f'It had come to {before}, and is at {now} now.')
-    if 'done' in output:
+    if done:
       ended = power_cuts.weights(directory)
       for key, value in expected.items():
         np.testing.assert_allclose(ended[key], value, rtol=1e-5, atol=1e-6, err_msg=str(key))
       counts['ended'] += 1
       shutil.rmtree(directory)
       number, now = number + 1, (0, 0)
-    elif process.returncode != -9:
-      raise AssertionError(f'The training ended by itself with {process.returncode}.')
+    elif enough:
+      raise AssertionError('A training that nobody killed does not end.')
     else:
       counts[f'killed in stage {now[0]} after epoch {now[1]}'] += 1
     before = now
@@ -125,9 +102,6 @@ def main(argv):
     raise app.UsageError(f'Unexpected argument: {argv[1]!r}.')
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   logging.set_verbosity(logging.ERROR)
-  if _CHILD.value:
-    child(_CHILD.value, _NAME.value)
-    return
   folder = os.path.realpath(tempfile.mkdtemp(prefix='crash-training-'))
   try:
     counts = run(folder, _KILLS.value, _CHOICE.value)

@@ -423,7 +423,13 @@ def test_without_a_gallery_it_is_a_model_for_indexes(space, tmp_path):
   for i in range(4):
     picture = tf.io.encode_png(rng.integers(0, 256, (20, 10, 3), dtype=np.uint8))
     tf.io.write_file(str(crops / f'{i}.png'), picture)
-  with tfreid.index.build(str(tmp_path / 'index'), str(crops), str(version)) as index:
+  ready = str(tmp_path / 'index')
+  command = [sys.executable, ROOT / 'tools' / 'index.py', 'build', f'--index={ready}']
+  built = subprocess.run(
+    [*command, f'--model={version}', f'--source={crops}'], capture_output=True, text=True
+  )
+  assert built.returncode == 0, built.stderr
+  with tfreid.index.open(ready) as index:
     concepts = index.embed([str(crops / '2.png')])
     assert len(index) == 4 and index.search({'gender': 'male'}, top_k=4).hits
   made = export(f'--model={version}', f'--out={tmp_path}/other', f'--index={tmp_path}/index')

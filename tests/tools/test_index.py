@@ -110,6 +110,36 @@ def test_build_search_remove_verify(world):
   assert '4 crops: 1 problem.' in done.stdout
 
 
+def test_a_model_that_nobody_names_is_the_one_for_photographs(world):
+  index, source = f'--index={world / "index"}', f'--source={world / "crops.csv"}'
+  environment = {**os.environ, 'TFREID_MODEL': str(world / 'nowhere')}
+  done = run('index', 'build', index, source, env=environment)
+  assert done.returncode == 1 and 'Traceback' not in done.stderr
+  assert f"TFREID_MODEL names the model '{world}/nowhere', and there is no such" in done.stderr
+  named = {**os.environ, 'TFREID_MODEL': str(world / 'model')}
+  # Without an index: embedded, asked, and gone. Filters work as with an index.
+  asked = ('search', source, '--json', '--filter=camera == 0', 'hat')
+  once = run(*asked, env=named)
+  assert once.returncode == 0, once.stderr
+  assert f'left out: {world}/3.png' in once.stderr and f'Model: {world}/model/1' in once.stderr
+  done = run('index', 'build', index, source, '--skip_corrupt', env=named)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith(f'Model: {world}/model/1\n')
+  built = run('search', index, '--json', '--filter=camera == 0', 'hat')
+  hits, expected = (json.loads(answer.stdout)['hits'] for answer in (once, built))
+  assert [hit['id'] for hit in expected] == ['4.png', '2.png', '0.png']
+  assert hits == expected
+  # saved_models/photographs of the folder that one is in.
+  (world / 'saved_models').mkdir()
+  (world / 'saved_models' / 'photographs').symlink_to(world / 'model')
+  here = {name: value for name, value in os.environ.items() if name != 'TFREID_MODEL'}
+  done = run('search', '--source=crops.csv', '--json', 'hat', env=here, cwd=world)
+  assert done.returncode == 0, done.stderr
+  assert len(json.loads(done.stdout)['hits']) == 5
+  both = run('search', index, source, 'hat')
+  assert both.returncode == 1 and 'one of them' in both.stderr
+
+
 def test_an_index_moves_to_milvus_and_is_kept_up_to_date_there(world):
   pytest.importorskip('pymilvus', reason="needs the extra 'milvus'")
   old, new = f'--index={world / "index"}', f'--index={world / "moved"}'

@@ -50,6 +50,17 @@ def test_the_test_split_chooses_nothing(plan):
   assert all(step.part != 'choose' for step in plan.steps())
 
 
+def test_a_start_is_trained_on_the_data_of_its_own_comparison_and_no_other(plan):
+  folders = {}
+  for part in ('peta', 'real', 'sal', 'market', 'subsets'):
+    for step in plan.parts[part]:
+      (start,) = [text for text in flag(step, 'gin_bindings') if 'ATTRIBUTES_DIRECTORY' in text]
+      assert flag(step, 'out')[0] in start
+      folders.setdefault(start, []).append((part, flag(step, 'dataset')[0]))
+  assert len(folders) == 3 + 10 and [('peta', 'peta'), ('real', 'peta')] in folders.values()
+  assert not [text for step in plan.parts['starts'] for text in step.command if 'ATTRIB' in text]
+
+
 def test_figure_3_has_the_papers_weights():
   (first, second) = json.loads((ROOT / 'gin' / 'tuning' / 'figure3.json').read_text())['a2img']
   generator, discriminator = first
@@ -79,12 +90,12 @@ def test_the_bindings_of_the_steps_are_used_by_their_recipes(plan, part):
 def test_without_data_a_part_is_not_planned_and_says_so(tmp_path):
   bare = photographs.Plan(peta='p', market=None, ids=[], osnet=None, out=str(tmp_path))
   assert {step.part for step in bare.steps()} == {
-    *('peta', 'real', 'sal', 'figure3', 'resnet50', 'subsets'),
+    *('peta', 'real', 'sal', 'figure3', 'starts', 'resnet50', 'subsets'),
   }
   assert not any('from_ids' in part for step in bare.steps() for part in step.command)
   with pytest.raises(ValueError, match="'across' needs --market"):
     bare.steps(['across'])
-  with pytest.raises(ValueError, match="no part 'tables'; choose from person_ids"):
+  with pytest.raises(ValueError, match="no part 'tables'; choose from choose"):
     bare.steps(['tables'])
 
 

@@ -122,7 +122,7 @@ def test_help_imports_neither_tensorflow_nor_fastapi():
 
 
 def test_what_cannot_be_served_is_refused_with_advice(tmp_path):
-  assert 'Give --model=DIRECTORY, --index=DIRECTORY or --server=ADDRESS' in refused()
+  assert 'Give --index=DIRECTORY, --model=DIRECTORY or --server=ADDRESS' in refused()
   for folder in ('--model=x', '--index=x'):
     assert 'Give --server or a folder' in refused(folder, '--server=http://localhost:8501')
   assert '--model_version needs --server' in refused('--model=x', '--model_version=3')

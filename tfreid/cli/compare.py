@@ -35,6 +35,12 @@ _SYSTEMS = flags.DEFINE_list(
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of the runs.')
 _OUT = flags.DEFINE_string('out', os.path.join('runs', 'tables'), 'Where the runs are written.')
 _REPORT = flags.DEFINE_string('report', None, 'Where results and page are written; default: --out.')
+_ALSO = flags.DEFINE_multi_string(
+  'also',
+  [],
+  'Results file (results.jsonl) of another comparison of the same data, of other seeds or made on '
+  'another machine, whose runs the tables take in. Repeatable.',
+)
 _FIGURE3 = flags.DEFINE_bool('figure3', True, 'Also run the two sweeps of Figure 3.')
 _FIGURE3_SEEDS = flags.DEFINE_integer(
   'figure3_seeds', 1, 'Of --seeds, how many the sweeps use.', lower_bound=1
@@ -105,6 +111,7 @@ def _settings() -> Settings:
     allow_changed=_ALLOW.value,
     command=training_runs.typed('compare'),
     texts=_texts(),
+    also=_ALSO.value,
   )
 
 

@@ -56,7 +56,10 @@ ACTIONS = {
 
 _INDEX = flags.DEFINE_string('index', None, 'Folder of the index.')
 _MODEL = flags.DEFINE_string(
-  'model', None, 'Exported model. For add: by default where it was when the index was built.'
+  'model',
+  None,
+  'Exported model. For build: by default saved_models/photographs, or what TFREID_MODEL names. For '
+  'add: by default where it was when the index was built.',
 )
 _SOURCE = flags.DEFINE_string('source', None, 'Folder of crops, or a manifest (.csv or .jsonl).')
 _SHARD = flags.DEFINE_string('shard', None, 'build: only part i of n of the source, as i/n.')
@@ -126,8 +129,6 @@ def main(argv):
     raise app.UsageError('Give --index=DIRECTORY.')
   if command in ('build', 'add') and not _SOURCE.value:
     raise app.UsageError('Give --source=FOLDER_OR_MANIFEST.')
-  if command == 'build' and not _MODEL.value:
-    raise app.UsageError('Give --model=DIRECTORY of the exported model.')
   if len(argv) > 2 and command not in ('remove', 'merge'):
     raise app.UsageError(f'Unexpected argument: {argv[2]!r}.')
   for name, commands in _FOR.items():
@@ -151,7 +152,7 @@ def main(argv):
 
 
 def _build(_):
-  from tfreid.index import directory, manifest, writer
+  from tfreid.index import default_model, directory, manifest, writer
 
   shard = _read_shard()
   _check_engine()
@@ -162,7 +163,9 @@ def _build(_):
       '--overwrite to replace it.'
     )
   manifest.check(startup.given(_SOURCE))
-  model = _embedder(_MODEL.value)
+  model = _embedder(_MODEL.value or default_model.directory())
+  if not _MODEL.value and not _JSON.value:
+    print(printable(f'Model: {model.directory}', lines=False))
   rows = manifest.read(startup.given(_SOURCE), attributes=_attributes(model), part=shard)
   with _shown(len(rows)) as shown:
     report = writer.build(

@@ -8,14 +8,14 @@ What is compared, and what counts as better, stands in docs/results/photographs/
 its steps and an estimate of the time first. Each step is another sub-command, which the plan shows;
 running the same command again continues where it stopped. --parts chooses among
 
-  person_ids  the common start: crops with person ids and no attributes
   choose      settings on PETA's validation part (write what it finds into gin/photographs/peta.gin)
-  peta        Tables 2 and 3 on PETA's split 'paper', five seeds, from person ids
+  peta        Tables 2 and 3 on PETA's split 'paper', five seeds
   real        the image GAN of Table 3, three seeds
   sal         PETA's split 'sal', for comparison with other work
   market      the same as `peta` on Market-1501, nothing chosen there
   figure3     the two weights of A2Img, on PETA's validation part
-  starts      from random weights and from the published OSNet (--osnet), three seeds
+  person_ids  a start for `starts`: crops with person ids and no attributes (--ids)
+  starts      from random weights, person ids and the published OSNet (--osnet), three seeds
   resnet50    the paper's encoder from random weights, small, one seed
   across      models of one data set asked for the people of the other
   subsets     each of PETA's ten subsets left out
@@ -71,6 +71,7 @@ SUBSETS = (
 # Training images, for the estimate: of PETA's splits, of a mean left-out subset, of the Market half
 # and of the crops with person ids.
 _PAPER, _SAL, _WITHOUT, _HALF, _CROPS = 9059, 11886, 11800, 8747, 13800
+_ATTRIBUTES_EPOCHS = 30
 _EVALUATION_SECONDS = 40.0
 _RESNET_SPEED = 0.1  # of ResNet-50 at 64x32 beside OSNet x0.25 at 128x64
 _RECORDS = 'steps'
@@ -135,13 +136,13 @@ class Plan:
     self.workers = workers
     self._costs: dict[tuple, float] = {}
     makers: dict[str, Callable[[], list[Step]]] = {
-      'person_ids': self._person_ids,
       'choose': self._choose,
       'peta': self._peta,
       'real': self._real,
       'sal': self._sal,
       'market': self._market,
       'figure3': self._figure3,
+      'person_ids': self._person_ids,
       'starts': self._starts,
       'resnet50': self._resnet50,
       'across': self._across,
@@ -167,10 +168,16 @@ class Plan:
 
   # The bindings that the start needs.
 
-  def _start(self) -> list[str]:
-    """Flags of the main start: person ids where there are any, else random weights."""
-    if not self.ids:
-      return []
+  def _start(self, directory: str) -> list[str]:
+    """Flags of the common start of the runs below a folder: the attributes of their own data."""
+    attributes = os.path.join(self.out, directory, 'attributes')
+    return [
+      '--gin_file=photographs/from_attributes.gin',
+      f'--gin_bindings=ATTRIBUTES_DIRECTORY = {attributes!r}',
+    ]
+
+  def _from_ids(self) -> list[str]:
+    """Flags of the start from person ids, which all that begin there share."""
     return [
       '--gin_file=photographs/from_ids.gin',
       f'--gin_bindings=PERSON_CROPS = {self.ids!r}',
@@ -193,13 +200,15 @@ class Plan:
       f'--seeds={",".join(map(str, seeds))}',
       f'--out={os.path.join(self.out, directory)}',
       *(f'--gin_file={file}' for file in files),
-      *(self._start() if start is None else start),
+      *(self._start(directory) if start is None else start),
       f'--workers={self.workers}',
       '--nountrained',
       '--nofigure3',
       *more,
     ]
     seconds = len(seeds) * self._cost(systems, [*files], images, speed)
+    if start is None:
+      seconds += _ATTRIBUTES_EPOCHS * images / (self.speed * speed)
     return Step(part, title, tuple(command), seconds)
 
   def _cost(self, systems, files, images, speed) -> float:
@@ -228,7 +237,7 @@ class Plan:
       '--gin_file=methods/without_adversarial.gin',
       '--gin_file=datasets/peta.gin',
       '--gin_file=photographs/peta.gin',
-      *self._start(),
+      *self._from_ids(),
       f'--gin_bindings=DATA_ROOT = {self.peta!r}',
       '--gin_bindings=METHOD = "person_ids"',
       '--gin_bindings=STAGES = []',
@@ -258,7 +267,7 @@ class Plan:
       '--share=0',
       f'--folds={folds}',
       '--gin_file=photographs/peta.gin',
-      *self._start(),
+      *self._start('peta'),
       f'--out={os.path.join(self.out, part)}',
     ]
     alone = ['without_adversarial']
@@ -304,11 +313,10 @@ class Plan:
 
   def _starts(self) -> list[Step]:
     systems, seeds = ['without_adversarial', 'a2img'], self.seeds[:3]
-    steps = []
+    steps = [self._compare('starts', 'Random weights', 'from_random', systems, seeds, start=[])]
     if self.ids:
-      steps.append(
-        self._compare('starts', '(a) random weights', 'from_random', systems, seeds, start=[])
-      )
+      start = self._from_ids()
+      steps.append(self._compare('starts', 'Person ids', 'from_ids', systems, seeds, start=start))
     if self.osnet:
       start = [
         '--gin_file=photographs/from_osnet.gin',
@@ -316,7 +324,7 @@ class Plan:
         f'--gin_bindings=OSNET_STATISTICS_FROM = {os.path.join(self.peta, "images")!r}',
       ]
       steps.append(
-        self._compare('starts', '(c) published OSNet', 'from_osnet', systems, seeds, start=start)
+        self._compare('starts', 'Published OSNet', 'from_osnet', systems, seeds, start=start)
       )
     return steps
 

@@ -4,12 +4,14 @@
   tfreid search --model=saved_models/demo --html=answer.html "woman, red top, no hat"
   tfreid search --index=indexes/depot --filter='camera in [1, 2]' "woman, red top"
   tfreid search --index=indexes/depot --like=crops/a17.jpg
+  tfreid search --source=/data/my_crops "woman, red top"
   tfreid search --server=grpc://localhost:8500 --model_name=people "woman, red top"
 
 The description is a list of name=value settings, of words, or of both. --model searches the gallery
 inside an exported model, --index one made with `tfreid index`, --server that of an exported model
-under TF Serving. Beside each tick or cross stands what the attribute adds to the score of the crop,
-and below the table what to ask for next.
+under TF Serving, and --source a folder of crops that is embedded for this one question. Beside each
+tick or cross stands what the attribute adds to the score of the crop, and below the table what to
+ask for next.
 """
 
 from absl import app, flags
@@ -20,6 +22,12 @@ from tfreid.printable import printable, printable_json
 flags.adopt_module_key_flags(source_flags)
 _TIMEOUT = flags.DEFINE_float(
   'timeout', 10.0, 'With --server: seconds to wait for an answer.', lower_bound=0.001
+)
+_SOURCE = flags.DEFINE_string(
+  'source',
+  None,
+  'Folder of crops, or a manifest (.csv or .jsonl), to search without an index: for a first try. '
+  'The model is --model, or else saved_models/photographs.',
 )
 _TOP_K = flags.DEFINE_integer('top_k', 20, 'Number of crops to show.', lower_bound=1)
 _FILTER = flags.DEFINE_string(
@@ -49,7 +57,7 @@ _JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
 def main(argv):
   """Loads the model or the index and answers."""
   text = ', '.join(argv[1:])
-  source_flags.check()
+  source_flags.check(_SOURCE.value or '')
   if bool(text) == bool(_LIKE.value):
     raise app.UsageError('Give a description in quotation marks, or --like; one of the two.')
   options = {
@@ -60,14 +68,47 @@ def main(argv):
     'min_score': _MIN_SCORE.value,
   }
   options = {name: value for name, value in options.items() if value not in ('', [], None)}
-  if options and not source_flags.is_index():
+  if options and not (_SOURCE.value or source_flags.is_index()):
     raise app.UsageError(
-      '--filter, --must, --must_not, --exclude_ids and --min_score need --index.'
+      '--filter, --must, --must_not, --exclude_ids and --min_score need --index or --source.'
     )
   if _LIKE.value and _EXPLAIN.value:
     raise app.UsageError('--explain needs a description: a crop names no attributes.')
-  with startup.clear_errors(), source_flags.opened(timeout=_TIMEOUT.value) as source:
+  with startup.clear_errors(), _opened() as source:
     _show(_ask(source, text, options))
+
+
+def _opened():
+  if not _SOURCE.value:
+    return source_flags.opened(timeout=_TIMEOUT.value)
+  return _embedded()
+
+
+def _embedded():
+  """The pictures of --source, embedded for this question."""
+  import sys
+
+  import rich.progress
+  from rich.console import Console
+
+  from tfreid.index import default_model, folder_index
+  from tfreid.index.embedder import Embedder
+
+  model = Embedder(source_flags.model() or default_model.directory())
+  print(printable(f'Model: {model.directory}', lines=False), file=sys.stderr)
+  columns = rich.progress.Progress.get_default_columns()
+  with rich.progress.Progress(*columns, console=Console(stderr=True)) as bar:
+    task = bar.add_task('Embedding', total=None)
+    index, report = folder_index.open_folder(
+      startup.given(_SOURCE),
+      model,
+      skip_corrupt=True,
+      in_flight=model.in_flight,
+      progress=lambda done, total: bar.update(task, completed=done, total=total),
+    )
+  for path, reason in report.corrupt:
+    print(printable(f'left out: {path} ({reason})', lines=False), file=sys.stderr)
+  return index
 
 
 def _ask(source, text, options):

@@ -45,15 +45,25 @@ _CERTIFICATE = flags.DEFINE_string(
 )
 
 
-def check():
+def model() -> str:
+  """What --model names, '' if nothing."""
+  return _MODEL.value or ''
+
+
+def check(source: str = ''):
   """Refuses flags that name nothing to search, or two things.
+
+  Args:
+    source: pictures that are searched without an index, '' if none are.
 
   Raises:
     app.UsageError: the message says what to give.
   """
-  folder = _MODEL.value or _INDEX.value
+  if source and (_INDEX.value or _SERVER.value):
+    raise app.UsageError('Give --source, --index or --server, one of them.')
+  folder = source or _MODEL.value or _INDEX.value
   if not (folder or _SERVER.value):
-    raise app.UsageError('Give --model=DIRECTORY, --index=DIRECTORY or --server=ADDRESS.')
+    raise app.UsageError('Give --index=DIRECTORY, --model=DIRECTORY or --server=ADDRESS.')
   if folder and _SERVER.value:
     raise app.UsageError('Give --server or a folder (--model, --index), not both.')
   for flag in (_MODEL_NAME, _VERSION, _GALLERY, _CERTIFICATE):

@@ -20,7 +20,10 @@ _GIN_BINDINGS = flags.DEFINE_multi_string(
 flags.DEFINE_alias('gin_param', 'gin_bindings')
 _RUN_DIR = flags.DEFINE_string('run_dir', None, 'Where the run is written.', required=True)
 _PRECISION = flags.DEFINE_enum(
-  'precision', None, ['float32', 'mixed_float16', 'mixed_bfloat16'], 'Overrides gin.'
+  'precision',
+  None,
+  ['float32', 'mixed_float16', 'mixed_bfloat16', 'auto'],
+  'Overrides gin. auto: what the GPU or the processor has instructions for.',
 )
 _STRATEGY = flags.DEFINE_enum(
   'strategy', None, ['mirrored', 'multi_worker', 'one_device'], 'Overrides gin.'

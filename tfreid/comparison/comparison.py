@@ -55,6 +55,7 @@ class Settings:
     allow_changed: keep and continue runs of another configuration.
     command: the command line, for the page.
     texts: further settings for the page, title -> text.
+    also: results files of comparisons elsewhere, whose runs the tables take in.
   """
 
   dataset: str
@@ -69,6 +70,7 @@ class Settings:
   allow_changed: bool = False
   command: str = ''
   texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  also: Sequence[str] = ()
 
 
 class Surroundings(Protocol[_RecipeT]):
@@ -364,7 +366,8 @@ class Comparison:
       if plan.state(self.record(run), self.fingerprint(run)) == plan.CHANGED
     ]
     kinds = {system: plan.kind(legs) for system, legs in self._legs.items()}
-    return scores.collect(self.out, self.runs, kinds=kinds, weights=self._weights, changed=changed)
+    own = scores.collect(self.out, self.runs, kinds=kinds, weights=self._weights, changed=changed)
+    return scores.joined(own, self.settings.also)
 
   def _second_sweep(self) -> list[Run]:
     from tfreid.comparison import scores

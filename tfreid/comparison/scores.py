@@ -207,6 +207,43 @@ def read_rows(path: str) -> list[dict[str, Any]]:
   return read_whole_rows(path)[0] if os.path.isfile(path) else []
 
 
+def joined(rows: Sequence[Mapping[str, Any]], files: Sequence[str]) -> list[dict[str, Any]]:
+  """The rows of a comparison with those of others: more seeds, or systems, from elsewhere.
+
+  Args:
+    rows: of this comparison. Its runs win over those of the same name elsewhere.
+    files: results files of the others; of one run in several of them, that of the first counts.
+
+  Raises:
+    FileNotFoundError: a file is not there.
+    ValueError: one is of other data, or has other queries.
+  """
+  found = [dict(row) for row in rows]
+  for path in files:
+    if not os.path.isfile(path):
+      raise FileNotFoundError(f"There is no results file '{path}'.")
+    known = {row['run'] for row in found}
+    found += [row for row in read_rows(path) if row['run'] not in known]
+  evaluated = [row for row in found if row.get('metrics')]
+  for name in ('dataset', 'split', 'protocol'):
+    values = list(dict.fromkeys(row.get(name, '') for row in evaluated))
+    if len(values) > 1:
+      raise ValueError(
+        f"Results of '{values[0]}' and of '{values[1]}' ({name}) cannot stand in one table. Name "
+        'the results files of one comparison only.'
+      )
+  counts = dict.fromkeys(
+    (row['metrics']['all']['queries'], row['metrics']['all']['gallery']) for row in evaluated
+  )
+  if len(counts) > 1:
+    described = ' and '.join(f'{queries} queries in {size} crops' for queries, size in counts)
+    raise ValueError(
+      f'These results are of different questions: {described}. Name the results files of one '
+      'comparison only.'
+    )
+  return found
+
+
 def results(rows: Sequence[Mapping[str, Any]]) -> list[Result]:
   """The evaluations among the rows of a comparison."""
   evaluations = []

@@ -59,7 +59,7 @@ _OPERATORS = {
 _OPPOSITES = {'==': '!=', '!=': '==', '<': '>=', '>=': '<', '>': '<=', '<=': '>'}
 _MIRRORED = {'==': '==', '!=': '!=', '<': '>', '>': '<', '<=': '>=', '>=': '<='}
 # Python 3.11 counts the depth of what it parses once for all threads (SystemError, 'recursion depth
-# mismatch'). The lock keeps filters apart; other code that parses at that moment calls for another try.
+# mismatch'). The lock keeps filters apart; where other code parses meanwhile, another try helps.
 _PARSING = threading.Lock()
 _ATTEMPTS = 20
 

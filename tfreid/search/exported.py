@@ -222,8 +222,8 @@ class ExportedModel:
     """
     if not self.has_gallery:
       raise ValueError(
-        f"The model '{self.directory}' was exported without a gallery, so there is nothing in it to "
-        'search. Make an index of your pictures and search that: tfreid index build '
+        f"The model '{self.directory}' was exported without a gallery, so there is nothing in it "
+        'to search. Make an index of your pictures and search that: tfreid index build '
         f'--model={self.directory} --source=FOLDER --index=INDEX'
       )
 
