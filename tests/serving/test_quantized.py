@@ -386,6 +386,7 @@ def _search_in_a_fork(scan, query, answers):
 def test_a_forked_process_searches_with_threads_of_its_own(monkeypatch):
   monkeypatch.setattr(quantized, '_cores', lambda: 3)
   monkeypatch.setattr(quantized, '_helpers', None)
+  monkeypatch.setattr(quantized, '_SHORTEST', 40 * 200)
   rows = GALLERIES['unit']
   parts = [quantized.Part(rows, *quantized.quantized(rows))]
   scan = quantized.QuantizedScan(parts, width=40, score=lambda rows, query: rows @ query)
