@@ -406,3 +406,23 @@ def test_simsimd_is_missing(monkeypatch):
   assert quantized.is_available()
   monkeypatch.setitem(sys.modules, 'simsimd', None)
   assert not quantized.is_available()
+
+
+def test_a_simsimd_that_cannot_multiply_is_not_used(monkeypatch):
+  """As where usearch was imported before it: the functions of one are taken for the other's."""
+  import simsimd
+
+  def wrong(*_, **__):
+    raise TypeError('Input tensors must have matching datatypes')
+
+  quantized._multiplies.cache_clear()
+  try:
+    monkeypatch.setattr(simsimd, 'cdist', wrong)
+    assert not quantized.is_available()
+    quantized._multiplies.cache_clear()
+    monkeypatch.setattr(simsimd, 'cdist', lambda *_, **__: np.zeros((1, 2), np.float32))
+    assert not quantized.is_available()
+  finally:
+    monkeypatch.undo()
+    quantized._multiplies.cache_clear()
+  assert quantized.is_available()

@@ -54,6 +54,7 @@ the K best of them kept.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import itertools
 import os
 import threading
@@ -107,12 +108,28 @@ class Part(NamedTuple):
 
 
 def is_available() -> bool:
-  """Whether SimSIMD, which multiplies the whole numbers, can be imported here."""
+  """Whether SimSIMD, which multiplies the whole numbers, is here and does so."""
   try:
     import simsimd  # noqa: F401
   except ImportError:
     return False
-  return True
+  return _multiplies()
+
+
+@functools.cache
+def _multiplies() -> bool:
+  """Whether SimSIMD can multiply whole numbers in this process.
+
+  It cannot where usearch was imported before it, for example: they share names of functions.
+  """
+  import simsimd
+
+  codes = np.array([[127, -127, 3], [-127, -127, 5]], np.int8)
+  try:
+    found = np.asarray(simsimd.cdist(codes[:1], codes, 'dot', out_dtype='float32'))
+  except (TypeError, ValueError):
+    return False
+  return found.tolist() == [[2 * 127**2 + 9, 15]]
 
 
 def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
