@@ -106,12 +106,12 @@ def test_an_index_of_an_earlier_release_is_searched_without_and_compacted_has_on
   built, files, digest_model, scans
 ):
   expected = answers(built)
-  many = answers(built, count=9)
-  assert scans == [1, 9]
+  many = answers(built, count=19)
+  assert scans == [1, 19]
   strip(built)
   assert not any(copies(built))
   assert answers(built) == expected
-  assert answers(built, count=9) == many
+  assert answers(built, count=19) == many
   assert answers(built, resident=True) == expected
   assert len(scans) == 2
   with pytest.raises(ValueError, match='cannot be searched by a copy .* compact` makes it'):
@@ -145,7 +145,7 @@ def test_a_single_segment_without_a_copy_is_compacted_too(built):
   assert [entry['name'] for entry in IndexDirectory(built).read()['segments']] == [name]
 
 
-@pytest.mark.parametrize('count', [1, 9])
+@pytest.mark.parametrize('count', [1, 19])
 def test_without_simsimd_the_answers_are_the_same(built, scans, monkeypatch, count):
   narrowing = {'exclude': ['id 3'], 'min_score': -0.5}
   expected = [

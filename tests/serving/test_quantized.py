@@ -89,12 +89,14 @@ def _galleries():
 GALLERIES = _galleries()
 
 
-@pytest.fixture(params=['one after the other', 'together'])
-def batches(request):
-  """batches(queries): the queries one by one, by whole numbers; or all at once, as a matrix."""
-  if request.param == 'together':
-    return lambda queries: [queries]
-  return lambda queries: [queries[i : i + 1] for i in range(len(queries))]
+@pytest.fixture(params=['one after the other', 'together', 'together as a matrix'])
+def batches(request, monkeypatch):
+  """batches(queries): the queries one by one, by whole numbers; or all at once, as a matrix too."""
+  if request.param == 'one after the other':
+    return lambda queries: [queries[i : i + 1] for i in range(len(queries))]
+  if request.param == 'together as a matrix':
+    monkeypatch.setattr(quantized, '_MATRIX', 2)
+  return lambda queries: [queries]
 
 
 @pytest.mark.parametrize('name', GALLERIES)
@@ -174,7 +176,7 @@ finite = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 
 
 @hypothesis.settings(deadline=None, max_examples=150)
-@hypothesis.given(st.data(), st.integers(1, 60), st.integers(1, 6), st.integers(1, 9))
+@hypothesis.given(st.data(), st.integers(1, 60), st.integers(1, 6), st.integers(1, 15))
 def test_any_numbers(data, size, width, count):
   numbers = st.one_of(
     finite, st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0**-126, -(2.0**-120), 2.0**50])
@@ -212,7 +214,7 @@ def _bounds(rows, queries):
   """a(x) - s(x) and eps(x), float64 [Q, N], as the scan computes them."""
   codes, bounds = quantized.quantized(rows)
   asked = quantized._Queries(queries, np.arange(len(queries)))
-  found = asked.factors[:, np.newaxis] * asked.products(codes, bounds[0])
+  found = asked.factors[:, np.newaxis] * asked.products(codes, bounds[0]).T
   last = np.stack([last_scores(rows, query) for query in queries])
   everyone = [
     asked.epsilon(np.full(len(rows), q), bounds[1], bounds[2]) for q in range(len(queries))
@@ -306,7 +308,7 @@ def test_products_of_the_extremes_are_exact_in_whole_numbers():
       asked._queries = sign * codes[:1]
       found = asked.products(codes, np.ones(3, np.float32))
       exact = sign * codes.astype(np.int64) @ codes[0].astype(np.int64)
-      np.testing.assert_array_equal(found[0], exact.astype(np.float32))
+      np.testing.assert_array_equal(found[:, 0], exact.astype(np.float32))
 
 
 def test_what_is_too_wide_or_does_not_fit_is_refused():

@@ -15,8 +15,9 @@ scale is 0, rho is the norm.
 *The scan.* The query q is quantised in the same way, in float64: q^ = t d, p = q - q^, pi >= ||p||.
 The products d . c are whole numbers, at most 127^2 E and exact in int32 for E <= `MAX_WIDTH`. Then
 a(x) = t (scale (d . c)), in which the conversion of the product to float32 and the multiplication
-by the scale round. For several queries at once, a product of float32 matrices is faster than whole
-numbers; there q^ = q, pi = 0 and a(x) is a float32 dot product with the rounded x^.
+by the scale round. For `_MATRIX` queries and more, a product of float32 matrices takes less time
+than whole numbers for each; there q^ = q, pi = 0, and a(x) is a float32 dot product with the
+rounded x^.
 
 *The bound.* Let s(x) be the last score, the float32 dot product that all engines rank by, and
 
@@ -70,19 +71,21 @@ _LONGEST = 1e18
 
 # Bytes of the copy scanned together, at most and at least: few enough for a cache, and more than
 # the steps of the interpreter between blocks cost.
-_BLOCK, _SHORTEST = 1 << 22, 1 << 19
+_BLOCK, _SHORTEST = 1 << 22, 1 << 21
 # Blocks, if they are not too short: several for each core, or the last one would be waited for.
 _BLOCKS = 16
 # Rows per product of float32 matrices, for the same reason.
-_TILE = 4096
+_TILE = 2048
 # Rows scanned before there is a bound at all.
 _FIRST = 1024
-# From so many queries on, a product of float32 matrices is faster than one of whole numbers.
-_MATRIX = 4
+# From so many queries on, a product of float32 matrices is faster than whole numbers for each.
+_MATRIX = 12
 # A block of which fewer than a part in so many may be answered is gathered first.
 _SPARSE = 4
 # Candidates of all queries of a scan, above which they are scored in the midst of it.
 _PENDING = 1 << 20
+# Candidates are looked through when there are so many times as many as were left the last time.
+_ROOM = 4
 # Candidates scored together: the first ones, and the most.
 _SCORED = 8192
 
@@ -232,11 +235,15 @@ class QuantizedScan:
     candidates = _Candidates(top_k, len(queries), min_score, lambda q, p: self._last(queries[q], p))
     asked = np.flatnonzero(queries.any(axis=1))
     if len(asked):
-      scanned = _Queries(queries[asked], asked)
+      groups = [asked] if len(asked) >= _MATRIX else np.split(asked, len(asked))
+      scanned = [_Queries(queries[group], group) for group in groups]
       blocks = _Blocks(self._blocks)
       _in_parallel(
         lambda check: [
-          self._scan(block, scanned, candidates, keep) for block in blocks.each(check)
+          # A block that was read for one query is in the cache for the others.
+          self._scan(block, some, candidates, keep)
+          for block in blocks.each(check)
+          for some in scanned
         ],
         check,
         helpers=min(len(self._blocks), _cores()) - 1,
@@ -267,7 +274,7 @@ class QuantizedScan:
     while start < block.stop:
       # Short at first: without a bound every row is a candidate.
       most = _TILE if queries.as_matrix else block.stop
-      stop = min(block.stop, start + (most if candidates.bounded else length))
+      stop = min(block.stop, start + (most if candidates.bounded(queries.numbers) else length))
       length = min(2 * length, most)
       part = None
       if allowed is not None:
@@ -277,15 +284,15 @@ class QuantizedScan:
 
   def _take(self, block, where, queries, candidates, allowed):
     codes, scales = block.part.codes[where], block.part.bounds[0][where]
-    found = queries.products(codes, scales)  # [Q, rows]
+    found = queries.products(codes, scales)  # [rows, Q]
     limits = queries.limits(candidates.bounds, *block.greatest)
-    able = np.flatnonzero(found >= limits[:, np.newaxis])
+    able = np.flatnonzero(found >= limits)
     if not len(able):
       return
-    asked, columns = np.divmod(able, len(codes)) if len(limits) > 1 else (np.zeros_like(able), able)
+    places, asked = np.divmod(able, len(limits)) if len(limits) > 1 else (able, np.zeros_like(able))
     if allowed is not None:
-      able, asked, columns = (array[allowed[columns]] for array in (able, asked, columns))
-    rows = where[columns] if isinstance(where, np.ndarray) else columns + where.start
+      able, asked, places = (array[allowed[places]] for array in (able, asked, places))
+    rows = where[places] if isinstance(where, np.ndarray) else places + where.start
     approximate = queries.factors[asked] * found.ravel()[able]
     epsilon = queries.epsilon(asked, block.part.bounds[1][rows], block.part.bounds[2][rows])
     candidates.add(queries.numbers[asked], rows + block.offset, approximate, epsilon)
@@ -349,17 +356,17 @@ class _Blocks:
 
 
 class _Queries:
-  """Queries, none of them zeros, as the scan multiplies them.
+  """One query, or at least `_MATRIX`, none of them zeros, as the scan multiplies them.
 
   Attributes:
     numbers: int64 [Q], the place of each among those that were asked.
     factors: float64 [Q], t.
-    as_matrix: they are multiplied as float32 matrices.
+    as_matrix: they are multiplied as a float32 matrix.
   """
 
   def __init__(self, queries: np.ndarray, numbers: np.ndarray):
     self.numbers = numbers
-    self.as_matrix = len(queries) >= _MATRIX
+    self.as_matrix = len(queries) > 1
     exact = queries.astype(np.float64)
     norms, lost = _lengths(exact), np.zeros(len(queries))
     self.factors = np.ones(len(queries))
@@ -377,16 +384,16 @@ class _Queries:
     self._tiny = 1.01 * width * 2.0**-125 * (1 + norms)
 
   def products(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """a(x) / t, float32 [Q, rows]."""
+    """a(x) / t, float32 [rows, Q]."""
     if self.as_matrix:
       copies = codes.astype(np.float32)
       copies *= scales[:, np.newaxis]
-      return self._queries @ copies.T
+      return copies @ self._queries.T
     import simsimd
 
     found = np.asarray(simsimd.cdist(self._queries, codes, 'dot', out_dtype='float32'))
     found *= scales
-    return found
+    return found.reshape(-1, 1)
 
   def epsilon(self, asked, residuals, norms) -> np.ndarray:
     """Bounds eps(x), float64, of rows with these rho and nu for the queries `asked`."""
@@ -431,10 +438,9 @@ class _Candidates:
     self._number, self._limit = 0, 0
     self._changing = threading.Lock()
 
-  @property
-  def bounded(self) -> bool:
-    """Whether there is a bound for each query."""
-    return bool(np.all(self.bounds > -np.inf))
+  def bounded(self, numbers: np.ndarray) -> bool:
+    """Whether there is a bound for each of these queries."""
+    return bool(np.all(self.bounds[numbers] > -np.inf))
 
   def add(self, asked, positions, approximate, epsilon) -> None:
     """Adds rows, each for one query, with a(x) and eps(x)."""
@@ -477,7 +483,7 @@ class _Candidates:
     self._number = int(np.count_nonzero(able))
     if self._number > _PENDING:
       self._settle()
-    self._limit = 2 * max(self._number, self._top_k * len(self.bounds))
+    self._limit = _ROOM * max(self._number, self._top_k * len(self.bounds))
 
   def _settle(self):
     """Scores what is pending, and keeps the best."""
