@@ -140,15 +140,16 @@ def _with_growth(function: Callable[[], np.ndarray]) -> tuple[np.ndarray, float 
 
 def _measure(
   engines: Mapping[str, Callable], queries: np.ndarray, *, repeats: int
-) -> dict[str, list[float]]:
-  """Milliseconds of each call; the engines take turns."""
+) -> dict[str, list[tuple[float, float]]]:
+  """Milliseconds of each call, by the clock and of all cores together; the engines take turns."""
   milliseconds = {name: [] for name in engines}
   for turn in range(repeats + 1):
     for name, contestant in engines.items():
-      started = time.perf_counter()
+      started = time.perf_counter(), time.process_time()
       contestant(queries)
+      took = time.perf_counter() - started[0], time.process_time() - started[1]
       if turn:  # the first one only warms up
-        milliseconds[name].append(1e3 * (time.perf_counter() - started))
+        milliseconds[name].append((1e3 * took[0], 1e3 * took[1]))
   return milliseconds
 
 
@@ -177,9 +178,11 @@ def _one_size(
       milliseconds = _measure(contestants, queries, repeats=repeats)
       part = results.setdefault(f'queries_{batch}', {})
       for name, values in milliseconds.items():
+        clock, cores = zip(*values)
         part[name] = {
-          'median_ms': round(statistics.median(values), 2),
-          'best_ms': round(min(values), 2),
+          'median_ms': round(statistics.median(clock), 2),
+          'best_ms': round(min(clock), 2),
+          'core_ms': round(statistics.median(cores), 2),
         }
         if growth[name] is not None:
           part[name]['working_mib'] = growth[name]
@@ -208,8 +211,9 @@ def run(
 
   Returns:
     For each size, for 1 and 64 queries and for each engine (and FAISS and usearch): median and best
-    milliseconds, and MiB that the process grew by at the first answer; and how many times faster
-    an engine is than the better of FAISS and usearch.
+    milliseconds by the clock, those of all cores together (which others on the machine disturb
+    less), and MiB that the process grew by at the first answer; and how many times faster an engine
+    is by the clock than the better of FAISS and usearch.
   """
   return {
     f'rows_{count}': _one_size(count, repeats=repeats, keep=keep, engines=engines) for count in rows
