@@ -74,8 +74,8 @@ _LONGEST = 1e18
 _BLOCK, _SHORTEST = 1 << 22, 1 << 21
 # Blocks, if they are not too short: several for each core, or the last one would be waited for.
 _BLOCKS = 16
-# Rows per product of float32 matrices, for the same reason.
-_TILE = 2048
+# Rows per product of float32 matrices, for the same reasons.
+_TILE = 8192
 # Rows scanned before there is a bound at all.
 _FIRST = 1024
 # From so many queries on, a product of float32 matrices is faster than whole numbers for each.
@@ -246,7 +246,8 @@ class QuantizedScan:
           for some in scanned
         ],
         check,
-        helpers=min(len(self._blocks), _cores()) - 1,
+        # The library that multiplies matrices has threads of its own, which would wait for ours.
+        helpers=0 if scanned[0].as_matrix else min(len(self._blocks), _cores()) - 1,
         stop=blocks.stop,
       )
     # All rows score 0 for a query of zeros: the first ones are the best.
