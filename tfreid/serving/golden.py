@@ -81,7 +81,9 @@ def examples(
     values['words'] = texts
   return {
     signature.name: {tensor.name: values[tensor.name] for tensor in signature.inputs}
-    for signature in signatures.available(has_schema=schema is not None, has_gallery=bool(len(ids)))
+    for signature in signatures.available(
+      has_schema=schema is not None, has_gallery=bool(len(ids))
+    )
   }
 
 

@@ -48,8 +48,8 @@ Whether a row passes is first asked of whole blocks, with the greatest rho and n
 reads E + 4 bytes per row instead of the E + 12 of the copy.
 
 Memory, while it runs: blocks of 4 MiB and their products for each core, for 64 queries some 8 MiB;
-and 26 bytes for each candidate, of which there are at most `_PENDING`: then they are scored, and
-the K best of them kept.
+and 26 bytes for each candidate, of which there are at most `_PENDING` and those of one more block:
+then they are scored, and the K best of them kept.
 """
 
 from __future__ import annotations
@@ -482,9 +482,9 @@ class _Candidates:
     able = upper >= self.bounds[asked]
     self._pending = [tuple(column[able] for column in pending)]
     self._number = int(np.count_nonzero(able))
-    if self._number > _PENDING:
+    if 2 * self._number > _PENDING:
       self._settle()
-    self._limit = _ROOM * max(self._number, self._top_k * len(self.bounds))
+    self._limit = min(_ROOM * max(self._number, self._top_k * len(self.bounds)), _PENDING)
 
   def _settle(self):
     """Scores what is pending, and keeps the best."""
