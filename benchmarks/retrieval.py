@@ -1,10 +1,11 @@
-"""Milliseconds of exact retrieval of 100 rows, at 100k and 1M rows of 128 numbers; beside FAISS.
+"""Milliseconds of exact retrieval of 100 rows, at 100k and 1M rows of 128 numbers; beside others.
 
-FAISS is no dependency of the project; it takes part where it can be imported, for example with
-PYTHONPATH=<site-packages of an environment that has faiss-cpu and the same numpy>. All take turns,
-so that all meet the same machine.
+The others are FAISS (IndexFlatIP) and usearch (exact). They are no dependencies of the project and
+take part where they can be imported, for example with PYTHONPATH=<site-packages of an environment
+that has faiss-cpu, usearch and the same numpy>. All take turns, so that all meet the same machine.
 
   python benchmarks/retrieval.py --rows=10000000 --repeats=5     (needs 16 GB of memory)
+  python benchmarks/retrieval.py --keep=0.1                      a filter that a tenth fulfils
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfreid.serving import search
+from tfreid.index import engine
+from tfreid.serving import quantized, search
 
 WIDTH = 128
 TOP_K = 100
 QUERIES = (1, 64)
 
-# With more rows than this, a copy of them for FAISS would not fit beside.
-FAISS_ROWS = 4_000_000
+# With more rows than this, a copy of them for the others would not fit beside.
+OTHERS_ROWS = 4_000_000
+# What the ratios are of.
+OWN = ('float32', 'bfloat16', 'int8')
 
 
 def _unit_rows(count: int, *, seed: int = 0) -> np.ndarray:
@@ -40,10 +44,8 @@ def _unit_rows(count: int, *, seed: int = 0) -> np.ndarray:
   return rows
 
 
-def _faiss(rows: np.ndarray) -> Callable | None:
+def _faiss(rows: np.ndarray, keep: np.ndarray | None) -> Callable | None:
   """FAISS' exact search with as many threads as there are cores; None where it is not there."""
-  if len(rows) > FAISS_ROWS:
-    return None
   # Its threads would go on spinning for a while after each search, into the other's turn.
   os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
   try:
@@ -52,16 +54,67 @@ def _faiss(rows: np.ndarray) -> Callable | None:
     return None
   index = faiss.IndexFlatIP(WIDTH)
   index.add(rows)
-  return lambda queries: index.search(queries, TOP_K)[0]
+  options = {}
+  if keep is not None:
+    chosen = faiss.IDSelectorBitmap(np.packbits(keep, bitorder='little'))
+    options['params'] = faiss.SearchParameters(sel=chosen)
+  return lambda queries: index.search(queries, TOP_K, **options)[0]
 
 
-def _engine(rows: np.ndarray, precision: str) -> Callable:
+def _usearch(rows: np.ndarray, keep: np.ndarray | None) -> Callable | None:
+  """The exact search of usearch; None where it is not there, or for a filter: it has none."""
+  if keep is not None:
+    return None
+  try:
+    from usearch import index
+  except ImportError:
+    return None
+  return lambda queries: (
+    1
+    - index.search(
+      rows, queries, TOP_K, index.MetricKind.IP, exact=True, threads=os.cpu_count()
+    ).distances.reshape(len(queries), -1)
+  )
+
+
+def _int8(rows: np.ndarray, keep: np.ndarray | None) -> Callable:
+  """The search that an index does, with a copy in 8 bits."""
+  copies = [quantized.quantized(rows[i : i + 4096]) for i in range(0, len(rows), 4096)]
+  codes, bounds = (np.concatenate(arrays, axis=axis) for axis, arrays in enumerate(zip(*copies)))
+  part = quantized.Part(rows, codes, bounds)
+  scan = quantized.QuantizedScan([part], width=WIDTH, score=engine.last_scores)
+  return lambda queries: np.stack(
+    [scores for _, scores in scan.search(queries, top_k=TOP_K, keep=keep)]
+  )
+
+
+def _engine(rows: np.ndarray, precision: str, keep: np.ndarray | None) -> Callable:
   """The search that an exported model does, as a graph with a batch of any size."""
   found = search.ExactSearch(rows, precision=precision)
+  given = [] if keep is None else [tf.constant(keep)]
   answer = tf.function(
-    lambda queries: found(queries, k=TOP_K), input_signature=[tf.TensorSpec([None, WIDTH])]
+    lambda queries, keep=None: found(queries, k=TOP_K, keep=keep),
+    input_signature=[
+      tf.TensorSpec([None, WIDTH]),
+      *([tf.TensorSpec(len(rows), tf.bool)] if given else []),
+    ],
   )
-  return lambda queries: answer(tf.constant(queries))[0].numpy()
+  return lambda queries: answer(tf.constant(queries), *given)[0].numpy()
+
+
+def _contestants(
+  rows: np.ndarray, keep: np.ndarray | None, own: Sequence[str]
+) -> dict[str, Callable]:
+  """What is timed, by name."""
+  found: dict[str, Callable | None] = {}
+  # Imported after usearch, SimSIMD does not multiply.
+  if 'int8' in own and not quantized.is_available():
+    raise RuntimeError('The package simsimd cannot be used here.')
+  if len(rows) <= OTHERS_ROWS:
+    found = {'faiss': _faiss(rows, keep), 'usearch': _usearch(rows, keep)}
+  for name in own:
+    found[name] = _int8(rows, keep) if name == 'int8' else _engine(rows, name, keep)
+  return {name: function for name, function in found.items() if function is not None}
 
 
 def _status(field: str) -> int | None:
@@ -87,78 +140,100 @@ def _with_growth(function: Callable[[], np.ndarray]) -> tuple[np.ndarray, float 
 
 def _measure(
   engines: Mapping[str, Callable], queries: np.ndarray, *, repeats: int
-) -> dict[str, list[float]]:
-  """Milliseconds of each call; the engines take turns."""
+) -> dict[str, list[tuple[float, float]]]:
+  """Milliseconds of each call, by the clock and of all cores together; the engines take turns."""
   milliseconds = {name: [] for name in engines}
   for turn in range(repeats + 1):
-    for name, engine in engines.items():
-      started = time.perf_counter()
-      engine(queries)
+    for name, contestant in engines.items():
+      started = time.perf_counter(), time.process_time()
+      contestant(queries)
+      took = time.perf_counter() - started[0], time.process_time() - started[1]
       if turn:  # the first one only warms up
-        milliseconds[name].append(1e3 * (time.perf_counter() - started))
+        milliseconds[name].append((1e3 * took[0], 1e3 * took[1]))
   return milliseconds
 
 
-def _one_size(count: int, *, repeats: int) -> dict[str, object]:
+def _one_size(
+  count: int, *, repeats: int, keep: float, engines: Sequence[str]
+) -> dict[str, object]:
   rows = _unit_rows(count)
-  faiss = _faiss(rows)
+  kept = None if keep == 1 else np.random.default_rng(2).random(count) < keep
+  able = rows if kept is None else rows[kept]
   results: dict[str, object] = {'rows_mib': round(rows.nbytes / 2**20, 1)}
-  big = count > FAISS_ROWS
   # Where memory is short, one after the other.
-  rounds = [[p] for p in search.PRECISIONS] if big else [list(search.PRECISIONS)]
-  for precisions in rounds:
-    engines = {} if faiss is None else {'faiss': faiss}
-    engines.update({precision: _engine(rows, precision) for precision in precisions})
+  rounds = [[name] for name in engines] if count > OTHERS_ROWS else [list(engines)]
+  for own in rounds:
+    contestants = _contestants(rows, kept, own)
     for batch in QUERIES:
       queries = _unit_rows(batch, seed=1)
-      expected = -np.sort(-(queries[:1] @ rows.T), axis=1)[:, :TOP_K]
+      expected = -np.sort(-(queries[:1] @ able.T), axis=1)[:, :TOP_K]
       growth = {}
-      for name, engine in engines.items():
+      for name, contestant in contestants.items():
         # The first call: later ones find the memory already with the process.
-        found, growth[name] = _with_growth(lambda engine=engine, queries=queries: engine(queries))
+        found, growth[name] = _with_growth(
+          lambda contestant=contestant, queries=queries: contestant(queries)
+        )
         if not np.allclose(found[:1], expected, atol=1e-6):
           raise RuntimeError(f'{name} does not find the {TOP_K} best rows.')
-      milliseconds = _measure(engines, queries, repeats=repeats)
+      milliseconds = _measure(contestants, queries, repeats=repeats)
       part = results.setdefault(f'queries_{batch}', {})
       for name, values in milliseconds.items():
+        clock, cores = zip(*values)
         part[name] = {
-          'median_ms': round(statistics.median(values), 2),
-          'best_ms': round(min(values), 2),
+          'median_ms': round(statistics.median(clock), 2),
+          'best_ms': round(min(clock), 2),
+          'core_ms': round(statistics.median(cores), 2),
         }
         if growth[name] is not None:
           part[name]['working_mib'] = growth[name]
-      if 'faiss' in part:
-        for precision in precisions:
-          ratio = part['faiss']['median_ms'] / part[precision]['median_ms']
-          part[precision]['times_faster_than_faiss'] = round(ratio, 2)
-    del engines
+      others = [part[name]['median_ms'] for name in ('faiss', 'usearch') if name in part]
+      for name in own if others else ():
+        part[name]['times_faster_than_others'] = round(min(others) / part[name]['median_ms'], 2)
+    del contestants
     gc.collect()
   return results
 
 
 def run(
-  *, rows: Sequence[int] = (100_000, 1_000_000), repeats: int = 9
+  *,
+  rows: Sequence[int] = (100_000, 1_000_000),
+  repeats: int = 9,
+  keep: float = 1.0,
+  engines: Sequence[str] = OWN,
 ) -> dict[str, dict[str, object]]:
   """What an answer costs, by the number of rows and of queries at a time.
 
   Args:
     rows: sizes of the gallery.
     repeats: of each measurement.
+    keep: part of the rows that a filter leaves, drawn by chance; 1 for no filter.
+    engines: those of OWN that are timed.
 
   Returns:
-    For each size, for 1 and 64 queries and for float32 and bfloat16 (and FAISS' IndexFlatIP):
-    median and best milliseconds, and MiB that the process grew by at the first answer.
+    For each size, for 1 and 64 queries and for each engine (and FAISS and usearch): median and best
+    milliseconds by the clock, those of all cores together (which others on the machine disturb
+    less), and MiB that the process grew by at the first answer; and how many times faster an engine
+    is by the clock than the better of FAISS and usearch.
   """
-  return {f'rows_{count}': _one_size(count, repeats=repeats) for count in rows}
+  return {
+    f'rows_{count}': _one_size(count, repeats=repeats, keep=keep, engines=engines) for count in rows
+  }
 
 
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--rows', default='100000,1000000', help='sizes of the gallery')
   parser.add_argument('--repeats', type=int, default=9)
+  parser.add_argument('--keep', type=float, default=1.0, help='part that a filter leaves')
+  parser.add_argument('--engines', default=','.join(OWN), help='those of this project')
   given = parser.parse_args()
   json.dump(
-    run(rows=[int(count) for count in given.rows.split(',')], repeats=given.repeats),
+    run(
+      rows=[int(count) for count in given.rows.split(',')],
+      repeats=given.repeats,
+      keep=given.keep,
+      engines=given.engines.split(','),
+    ),
     sys.stdout,
     indent=2,
   )

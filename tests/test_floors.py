@@ -9,7 +9,8 @@ F2  joint_space, source, serving.loading             the waists: what is trained
 F1  networks, data, serving.versions                 rooms that do not know each other
 F0  losses, correlation, replicas, spec, storage, printable, templating, forks, cancellation,
     evaluation.ranking, serving.search, serving.errors,
-    serving.signatures, serving.operations, serving.light_encoder, serving.summation
+    serving.signatures, serving.operations, serving.light_encoder, serving.summation,
+    serving.quantized
 Cellar  text, and query above it                     what even the ground floor stands on
 """
 
@@ -43,6 +44,7 @@ FLOORS = {
   'tfreid.serving.operations': 0,
   'tfreid.serving.light_encoder': 0,
   'tfreid.serving.summation': 0,
+  'tfreid.serving.quantized': 0,
   'tfreid.serving.versions': 1,
   'tfreid.serving.loading': 2,
   'tfreid.networks': 1,
@@ -68,6 +70,7 @@ SEATS = {
   'gin': ('tfreid.cli',),
   '__gin__': (),
   'tensorflow_addons': ('tfreid.data.pipeline',),
+  'simsimd': ('tfreid.serving.quantized',),
   'pandas': ('tfreid.data', 'tfreid.evaluation.results'),
   'jinja2': ('tfreid.templating',),
   'tools': (),

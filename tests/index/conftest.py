@@ -142,9 +142,18 @@ def place(request):
 
 
 @pytest.fixture(
-  params=['embedded', 'resident', 'resident bfloat16', 'memory', 'milvus', 'milvus server']
+  params=[
+    'embedded',
+    'embedded without simsimd',
+    'resident',
+    'resident float32',
+    'resident bfloat16',
+    'memory',
+    'milvus',
+    'milvus server',
+  ]
 )
-def any_engine(request, tmp_path):
+def any_engine(request, tmp_path, monkeypatch):
   """any_engine(concepts, rows): an engine that holds them; as `any_engine.commit(...)` adds more.
 
   Attributes:
@@ -159,8 +168,10 @@ def any_engine(request, tmp_path):
     engine_name, uri = 'milvus', request.getfixturevalue('milvus_server')
   elif request.param == 'memory':
     engine_name = 'memory'
-  elif request.param != 'embedded':
-    resident = 'bfloat16' if 'bfloat16' in request.param else True
+  elif request.param.startswith('resident'):
+    resident = request.param.partition(' ')[2] or True
+  elif request.param == 'embedded without simsimd':
+    monkeypatch.setitem(sys.modules, 'simsimd', None)
   opened = []
 
   def commit(found, concepts, rows, **options):

@@ -143,4 +143,4 @@ def test_an_index_of_an_earlier_release_is_read_and_written(whole, digest_model)
   writer.compact(str(whole))
   names = {entry['name'] for entry in IndexDirectory(whole).read()['segments']}
   assert {path.name for path in (whole / 'segments').iterdir()} == names
-  assert storage.read_json(whole / 'index.json')['format'] == 2
+  assert storage.read_json(whole / 'index.json')['format'] == 3

@@ -439,7 +439,10 @@ def test_two_writers_at_once(tmp_path):
   assert tool('remove', directory, 'crop 3').returncode == 0
 
 
-@pytest.mark.parametrize('file', ['rows.jsonl', 'embeddings.npy', 'offsets.npy', 'hashes.npy'])
+@pytest.mark.parametrize(
+  'file',
+  ['rows.jsonl', 'embeddings.npy', 'offsets.npy', 'hashes.npy', 'int8.npy', 'int8_bounds.npy'],
+)
 @pytest.mark.parametrize('harm', ['truncated', 'emptied', 'flipped', 'missing'])
 def test_a_damaged_segment_is_found(tmp_path, files, digest_model, file, harm):
   directory = str(tmp_path / 'index')

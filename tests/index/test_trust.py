@@ -139,6 +139,7 @@ def test_writers_remove_only_what_a_writer_has_made(tmp_path, built, files, dige
 HARMS = {
   'the name of a segment': lambda state: state['segments'][0].update(name='../../other/segments'),
   'a file': lambda state: state['segments'][0]['files'].update({'../../../x': [1, 'a' * 32]}),
+  'half a copy': lambda state: state['segments'][0]['files'].pop('int8_bounds.npy'),
   'a list': lambda state: state['segments'][0].update(
     removed={'file': '/etc/passwd', 'count': 1, 'size': 1, 'checksum': 'a' * 32}
   ),

@@ -49,7 +49,7 @@ ACTIONS = {
   'remove': 'removes crops; their ids are further arguments, or stand in the file of --ids.',
   'info': 'shows what an index holds and how it was made.',
   'verify': 'checks that an index is whole; exit code 1 if it is not.',
-  'compact': 'rewrites the files of an index without what was removed.',
+  'compact': 'rewrites the files of an index without what was removed, with a copy in 8 bits.',
   'merge': 'joins indexes, whose folders are further arguments, in a new one.',
   'trust': 'notes that you trust the model (and the Milvus) that an index from elsewhere names.',
 }
@@ -246,9 +246,10 @@ def _verify(_):
   try:
     with tfreid.index.open(startup.given(_INDEX), check=False) as index:
       problems, size = index.problems(files=_FILES.value), len(index)
+      copy = index.info().get('quantized', 'yes')
   except (ValueError, OSError):
     # Too damaged to be opened, or no index at all: then this fails, too.
-    problems, size = IndexDirectory(startup.given(_INDEX)).damage(), None
+    problems, size, copy = IndexDirectory(startup.given(_INDEX)).damage(), None, 'yes'
     if not problems:
       raise
   if _JSON.value:
@@ -259,6 +260,8 @@ def _verify(_):
     what = f'{size} crops' if size is not None else 'The index cannot be opened'
     count = f'{len(problems)} problem{"s" if len(problems) > 1 else ""}'
     print(f'{what}: {count if problems else "no problem found"}.')
+    if copy != 'yes':
+      print(f'Searched by a copy in 8 bits: {copy}.')
   if problems:
     sys.exit(1)
 

@@ -32,8 +32,9 @@ from tfreid import storage
 from tfreid.index import segment
 from tfreid.index import state as states
 
-# Documents of format 1, of earlier releases, have no checksum.
-FORMAT, _FORMATS = 2, (1, 2)
+# Documents of format 1, of earlier releases, have no checksum; segments of format 2 have no copy in
+# 8 bits, and may still be among those of format 3.
+FORMAT, _FORMATS = 3, (1, 2, 3)
 STATE, PENDING, SHARDS = 'index.json', 'pending.json', 'pending.jsonl'
 LOCK, SEGMENTS = 'lock', 'segments'
 

@@ -1,9 +1,11 @@
 """The default engine: segments in files, searched exactly where they lie. Floor 4.
 
-By default the concepts stay on the disk, memory-mapped, and are read once per search, in blocks: an
-index may be larger than the memory. `resident=True` keeps them in TensorFlow (`ExactSearch`), 4 E
-bytes per crop; `resident='bfloat16'` takes as many, scans half of them, and answers the same, since
-float32 has the last word.
+By default the concepts stay on the disk, memory-mapped, and their copy in 8 bits is read once per
+search, in blocks: an index may be larger than the memory. `resident=True` keeps both in memory, 5 E
+bytes per crop (`QuantizedScan`). Where segments of an earlier release have no copy, or SimSIMD is
+not installed, the concepts themselves are read, or are resident in TensorFlow (`ExactSearch`), 4 E
+bytes per crop; so they are with `resident='float32'`, and with 'bfloat16', which scans half of
+them. All answer the same, since float32 has the last word.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from tfreid.index import engine, filters, segment
 from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Engine, Match
 from tfreid.index.segment import Row, Segment, id_hash
+from tfreid.serving import quantized
 
 # More segments than this are joined at a commit.
 MAX_SEGMENTS = 32
@@ -39,7 +42,7 @@ CHECKED_BYTES = 1 << 28
 
 
 # What `resident` may be.
-_RESIDENT = (False, True, 'float32', 'bfloat16')
+_RESIDENT = (False, True, 'int8', 'float32', 'bfloat16')
 
 
 class EmbeddedIndex(Engine):
@@ -62,20 +65,21 @@ class EmbeddedIndex(Engine):
     Args:
       folder: of the index.
       state: from `folder.read()`, or a new one.
-      resident: keep all concepts in memory; 'bfloat16' to scan them in half the bytes, True or
-        'float32' to scan them as they are.
+      resident: keep all concepts in memory; 'int8' to scan their copy in 8 bits, 'bfloat16' to scan
+        them in half the bytes, 'float32' to scan them as they are; True for 'int8' where that can
+        be, and else 'float32'.
       check: compare the checksums of all files, which reads every byte; False to compare only their
         sizes; by default the checksums of an index of up to CHECKED_BYTES.
       checked: names of segments of which this was done before.
 
     Raises:
-      ValueError: another word, or a damaged segment.
+      ValueError: another word, 'int8' of what has no copy in 8 bits, or a damaged segment.
     """
     super().__init__(folder, state)
     if resident not in _RESIDENT:
       raise ValueError(
-        f"An index is resident in 'float32' (or True), in 'bfloat16', or not (False); not in "
-        f'{resident!r}.'
+        "An index is resident in 'int8', 'float32' or 'bfloat16', in the first of them that can be "
+        f'(True), or not (False); not in {resident!r}.'
       )
     self.resident = resident
     self.check = check
@@ -112,11 +116,15 @@ class EmbeddedIndex(Engine):
         )
     if check:
       self._checked_segments = frozenset(entry['name'] for entry in entries)
+    if self.resident == 'int8' and self._segments and not self._can_quantize:
+      raise ValueError(
+        f"'{self.folder.directory}' cannot be searched by a copy in 8 bits: {self._about_copy()}."
+      )
     self._starts = np.cumsum([0, *map(len, self._segments)])
     self._live = np.concatenate([np.empty(0, bool), *(s.live for s in self._segments)])
     self._size = int(self._live.sum())
     self._masks: collections.OrderedDict = collections.OrderedDict()
-    self._exact, self._kernels = None, {}
+    self._exact, self._kernels, self._quantized = None, {}, None
     # Readers may be many threads; what they remember for each other is changed by one at a time.
     self._remembering = threading.Lock()
 
@@ -147,10 +155,12 @@ class EmbeddedIndex(Engine):
     queries = self._checked(queries, top_k, where)
     keep = self._keep(where, exclude)
     # No more than there are: neither the kernel nor the caller has a use for empty places.
-    top_k = min(top_k, int(keep.sum()))
+    top_k = min(top_k, int(np.count_nonzero(keep)))
     if not top_k or not len(queries):
       return [[] for _ in queries]
     find = self._in_memory if self.resident else self._in_blocks
+    if self._can_quantize and quantized.suits(queries):
+      find = self._in_8_bits
     results = []
     for start in range(0, len(queries), _QUERIES):
       cancellation.check()
@@ -208,18 +218,22 @@ class EmbeddedIndex(Engine):
   def compact(self) -> None:
     """Joins segments and writes those anew that hold removed rows: nothing of these remains.
 
+    Segments without a copy in 8 bits are written anew as well, and have one then.
+
     Raises:
       ValueError: a segment is damaged.
     """
-    self._write(self._joined(self.state['segments']), self.state.get('shard'))
+    entries = self._joined(self.state['segments'], copied=True)
+    self._write(entries, self.state.get('shard'))
 
   def facts(self) -> dict[str, Any]:
-    """Number of segments, of rows that are removed and still in them, and bytes of all."""
+    """Number of segments, of removed rows that are still in them, bytes of all, and the copy."""
     entries = self.state['segments']
     return {
       'segments': len(entries),
       'removed': sum((entry['removed'] or {}).get('count', 0) for entry in entries),
       'bytes': sum(size for entry in entries for size, _ in entry['files'].values()),
+      'quantized': 'yes' if not self._segments or self._can_quantize else self._about_copy(),
     }
 
   def stage(self, folder: IndexDirectory) -> list[dict[str, Any]]:
@@ -288,8 +302,13 @@ class EmbeddedIndex(Engine):
     self._open()
     self.folder.clean()
 
-  def _joined(self, entries):
-    """The rows of these segments in fewer ones, in the same order, without removed rows."""
+  def _joined(self, entries, *, copied=False):
+    """The rows of these segments in fewer ones, in the same order, without removed rows.
+
+    Args:
+      entries: of the segments.
+      copied: write those anew that have no copy in 8 bits.
+    """
     groups: list[list] = []
     total = 0
     for entry in entries:
@@ -302,7 +321,8 @@ class EmbeddedIndex(Engine):
         total = rows
     joined = []
     for group in groups:
-      if len(group) == 1 and not group[0].get('removed'):
+      stays = not copied or not self._copies or segment.COPY[0] in group[0]['files']
+      if len(group) == 1 and not group[0].get('removed') and stays:
         joined += group
         continue
       # Looked at whole: written anew, what is damaged would have a checksum that is right.
@@ -373,6 +393,55 @@ class EmbeddedIndex(Engine):
       places = owners == i
       vectors[places] = self._segments[i].concepts[positions[places] - self._starts[i]]
     return vectors
+
+  @property
+  def _copies(self):
+    """Whether segments of this width have a copy in 8 bits."""
+    return self.width <= quantized.MAX_WIDTH
+
+  @property
+  def _can_quantize(self):
+    """Whether searches read the copy in 8 bits."""
+    if self.resident in ('float32', 'bfloat16') or not self._segments:
+      return False
+    return all(part.copy is not None for part in self._segments) and quantized.is_available()
+
+  def _about_copy(self):
+    """Why searches do not read the copy, and what to do about it."""
+    without = sum(part.copy is None for part in self._segments)
+    if not self._copies:
+      return f'no; {self.width} dimensions are too many for it'
+    if without:
+      return (
+        f'no; {without} of {len(self._segments)} segments are of an earlier release and have no '
+        'copy in 8 bits: `tfreid index compact` makes it'
+      )
+    if not quantized.is_available():
+      return (
+        'no; the package simsimd is missing (`pip install simsimd`), or cannot multiply because '
+        'another package was imported before it'
+      )
+    return f'no; it was opened with resident={self.resident!r}'
+
+  def _in_8_bits(self, queries, top_k, keep, min_score):
+    """Positions and scores of the best rows of each query, by `QuantizedScan`."""
+    with self._remembering:
+      if self._quantized is None:
+        held = np.array if self.resident else np.asarray
+        parts = [
+          quantized.Part(held(part.concepts), held(part.copy[0]), held(part.copy[1]))
+          for part in self._segments
+          if part.copy is not None  # as `_can_quantize` says of all
+        ]
+        self._quantized = quantized.QuantizedScan(parts, width=self.width, score=engine.last_scores)
+      scan = self._quantized
+    return scan.search(
+      queries,
+      top_k=top_k,
+      keep=None if keep.all() else keep,
+      min_score=min_score,
+      check=cancellation.check,
+    )
 
   def _in_memory(self, queries, top_k, keep, min_score):
     """Positions and scores of the best rows of each query, by `ExactSearch`."""

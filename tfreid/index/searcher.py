@@ -63,8 +63,9 @@ class Searcher:
       directory: of the index.
       model: directory of the exported model, or the model; by default where it was when the index
         was built, if this user has built one with it on this machine (see `tfreid.index.trust`).
-      resident: keep all concepts in memory, for many fast searches (embedded engine): 'bfloat16' to
-        scan half the bytes, with the same answers; True or 'float32' to scan them as they are.
+      resident: keep all concepts in memory, for many fast searches (embedded engine): 'int8' to
+        scan a quarter of the bytes, 'bfloat16' half, 'float32' all of them, with the same answers;
+        True for 'int8' where the index has the copy that it takes, and else 'float32'.
       check: compare the checksums of all files, which reads every byte; False to compare their
         sizes only; by default the checksums of an index of up to 256 MiB (embedded engine).
 

@@ -6,7 +6,12 @@
   hashes.npy       uint64 [n], of the ids: looking one up does not read the lines
   columns.json     field name -> its different values
   codes.npy        int32 [C, n], which of them each row has, -1 for none
+  int8.npy         int8 [n, E], the concepts in 8 bits, and
+  int8_bounds.npy  float32 [3, n], their scales and what 8 bits lost; see `tfreid.serving.quantized`
   segment.json     the mark: by it a writer knows what it may remove
+
+The last two are a copy from which a search reads a quarter of the bytes. Segments of earlier
+releases have none, and are searched without.
 
 A segment counts once an entry in index.json names it. The entry holds its size, the checksum of
 each file, and, where rows were removed, the file that lists them.
@@ -25,7 +30,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -33,6 +38,7 @@ from tfreid import storage
 from tfreid.index import filters
 from tfreid.index.filters import Column
 from tfreid.printable import control_character, printable
+from tfreid.serving import quantized
 
 FILES = (
   'embeddings.npy',
@@ -42,7 +48,9 @@ FILES = (
   'columns.json',
   'codes.npy',
 )
-# Segments of earlier releases have none.
+# The copy in 8 bits, both or none: segments of earlier releases have none.
+COPY = ('int8.npy', 'int8_bounds.npy')
+# Nor have they this.
 MARK = 'segment.json'
 NAME = re.compile('[0-9a-f]{16}')
 # More rows than this are not written into one.
@@ -141,7 +149,8 @@ def write(
   name = secrets.token_hex(8)
   with new_folder(folder, name) as partial:
     facts = _write_files(partial, parts, size, width)
-    files = {file: _sealed(os.path.join(partial, file)) for file in (*FILES, MARK)}
+    names = (*FILES, *(COPY if width <= quantized.MAX_WIDTH else ()), MARK)
+    files = {file: _sealed(os.path.join(partial, file)) for file in names}
   return {'name': name, 'rows': size, **facts, 'files': files, 'removed': None}
 
 
@@ -211,7 +220,7 @@ def _is_written(folder: str) -> bool:
   files = set(os.listdir(folder))
   if any(
     not is_regular(os.path.join(folder, file))
-    or not (file in FILES or file == MARK or REMOVED.fullmatch(file))
+    or not (file in (*FILES, *COPY, MARK) or REMOVED.fullmatch(file))
     for file in files
   ):
     return False
@@ -247,28 +256,13 @@ def _write_files(folder, parts, size, width):
   """The files of a segment; returns the greatest norm and the kinds of the fields' values."""
   hashes, offsets = np.empty(size, np.uint64), np.zeros(size + 1, np.int64)
   columns: dict[str, tuple[dict, np.ndarray]] = {}
-  start, norm = 0, 0.0
-  files = [os.path.join(folder, file) for file in ('embeddings.npy', 'rows.jsonl')]
-  with open(files[0], 'wb') as concepts, open(files[1], 'wb') as lines:
-    # Written and not mapped: where the disk is full, a write is an error, and a mapping a SIGBUS.
-    _write_header(concepts, np.dtype('<f4'), (size, width))
+  start = 0
+  with (
+    contextlib.closing(_Concepts(folder, size, width)) as concepts,
+    open(os.path.join(folder, 'rows.jsonl'), 'wb') as lines,
+  ):
     for vectors, rows in parts:
-      vectors = np.asarray(vectors, np.float32)
-      if vectors.shape != (len(rows), width) or start + len(rows) > size:
-        raise ValueError(
-          f'{len(rows)} rows came with concepts of the shape {vectors.shape}; expected '
-          f'{(len(rows), width)}, and {size} rows in all.'
-        )
-      with np.errstate(over='ignore', invalid='ignore'):
-        lengths = np.sqrt(np.sum(np.square(vectors, dtype=np.float64), axis=1))
-      bad = np.flatnonzero(~(lengths < 1e18))
-      if len(bad):
-        raise ValueError(
-          f"The concept of '{rows[bad[0]].id}' has length {lengths[bad[0]]}: it holds NaN, "
-          'infinity, or numbers too large to be compared. Check the model.'
-        )
-      norm = max(norm, float(lengths.max(initial=0.0)))
-      concepts.write(vectors.astype('<f4', copy=False).tobytes())
+      concepts.add(vectors, rows)
       for position, row in enumerate(rows, start=start):
         line = json.dumps(row.to_json(), separators=(',', ':')).encode() + b'\n'
         lines.write(line)
@@ -281,8 +275,7 @@ def _write_files(folder, parts, size, width):
           known, codes = columns[key]
           codes[position] = known.setdefault((filters.kind(value), value), len(known))
       start += len(rows)
-  if start != size:
-    raise ValueError(f'{start} rows were given for a segment of {size}.')
+    concepts.finish()
   _save(os.path.join(folder, 'offsets.npy'), offsets)
   _save(os.path.join(folder, 'hashes.npy'), hashes)
   with open(os.path.join(folder, 'columns.json'), 'w', encoding='utf-8') as file:
@@ -291,7 +284,64 @@ def _write_files(folder, parts, size, width):
   table = [codes for _, codes in columns.values()]
   _save(os.path.join(folder, 'codes.npy'), np.stack(table) if table else np.empty((0, size), 'i4'))
   kinds = {key: sorted({kind for kind, _ in known}) for key, (known, _) in columns.items()}
-  return {'greatest_norm': norm * (1 + 1e-6), 'fields': kinds}
+  return {'greatest_norm': concepts.greatest_norm * (1 + 1e-6), 'fields': kinds}
+
+
+class _Concepts:
+  """The files of a segment's concepts, and of their copy in 8 bits, while they are written.
+
+  Attributes:
+    greatest_norm: of the concepts so far.
+  """
+
+  def __init__(self, folder: str, size: int, width: int):
+    self.greatest_norm = 0.0
+    self._folder, self._shape, self._count = folder, (size, width), 0
+    self._bounds = np.zeros((3, size), np.float32)
+    self._files: list[IO[bytes]] = []
+    names = ('embeddings.npy', COPY[0]) if width <= quantized.MAX_WIDTH else ('embeddings.npy',)
+    # Written and not mapped: where the disk is full, a write is an error, and a mapping a SIGBUS.
+    for name, dtype in zip(names, ('<f4', 'i1')):
+      file = open(os.path.join(folder, name), 'wb')
+      self._files.append(file)
+      _write_header(file, np.dtype(dtype), self._shape)
+
+  def add(self, vectors: np.ndarray, rows: Sequence[Row]) -> None:
+    """Adds float32 [m, E], the concepts of these rows."""
+    size, width = self._shape
+    vectors = np.asarray(vectors, np.float32)
+    stop = self._count + len(rows)
+    if vectors.shape != (len(rows), width) or stop > size:
+      raise ValueError(
+        f'{len(rows)} rows came with concepts of the shape {vectors.shape}; expected '
+        f'{(len(rows), width)}, and {size} rows in all.'
+      )
+    with np.errstate(over='ignore', invalid='ignore'):
+      lengths = np.sqrt(np.sum(np.square(vectors, dtype=np.float64), axis=1))
+    bad = np.flatnonzero(~(lengths < 1e18))
+    if len(bad):
+      raise ValueError(
+        f"The concept of '{rows[bad[0]].id}' has length {lengths[bad[0]]}: it holds NaN, "
+        'infinity, or numbers too large to be compared. Check the model.'
+      )
+    self.greatest_norm = max(self.greatest_norm, float(lengths.max(initial=0.0)))
+    self._files[0].write(vectors.astype('<f4', copy=False).tobytes())
+    if len(self._files) > 1:
+      codes, self._bounds[:, self._count : stop] = quantized.quantized(vectors)
+      self._files[1].write(codes.tobytes())
+    self._count = stop
+
+  def finish(self) -> None:
+    """Writes what is written last; all rows must have come."""
+    if self._count != self._shape[0]:
+      raise ValueError(f'{self._count} rows were given for a segment of {self._shape[0]}.')
+    if len(self._files) > 1:
+      _save(os.path.join(self._folder, COPY[1]), self._bounds)
+
+  def close(self) -> None:
+    """Closes the files."""
+    for file in self._files:
+      file.close()
 
 
 class Segment:
@@ -302,6 +352,8 @@ class Segment:
     removed: int64, positions of removed rows, ascending.
     concepts: float32 [n, E], memory-mapped.
     hashes: uint64 [n], memory-mapped.
+    copy: the concepts in 8 bits (int8 [n, E]) and their bounds (float32 [3, n]), memory-mapped;
+      None for a segment of an earlier release.
   """
 
   def __init__(self, folder: str, entry: Mapping[str, Any], *, content: bool = False):
@@ -321,6 +373,7 @@ class Segment:
     self._check(content)
     self.concepts = self._load('embeddings.npy')
     self.hashes = self._load('hashes.npy')
+    self.copy = tuple(map(self._load, COPY)) if COPY[0] in entry['files'] else None
     self._offsets = self._load('offsets.npy')
     self._codes = self._load('codes.npy')
     # Mapped as well: a reader goes on when a writer has replaced what it reads.
@@ -332,6 +385,7 @@ class Segment:
     rows = entry['rows']
     if not (
       _is_array(self.concepts, 'f4', rows, 2)
+      and (self.copy is None or self._fits(*self.copy))
       and _is_array(self.hashes, 'u8', rows)
       and _is_array(self._offsets, 'i8', rows + 1)
       and self._codes.shape[1:] == (rows,)
@@ -344,6 +398,15 @@ class Segment:
         f"'{self.directory}' is damaged: it does not hold the {entry['rows']} rows that index.json "
         'speaks of. Run `tfreid index verify`.'
       )
+
+  def _fits(self, codes: np.ndarray, bounds: np.ndarray) -> bool:
+    """Whether a copy is one of these concepts, by its shape and type."""
+    return (
+      codes.shape == self.concepts.shape
+      and codes.dtype == np.int8
+      and bounds.shape == (3, len(self.concepts))
+      and bounds.dtype == np.float32
+    )
 
   def _check(self, content: bool) -> None:
     """Refuses files of other sizes, or of other checksums; a list of removed rows always whole."""

@@ -70,7 +70,10 @@ def check_entry(entry: Mapping[str, Any]) -> None:
     raise ValueError(f'{entry["name"]!r} is no name of a segment')
   rows = _count(entry, 'rows')
   files = _part(entry, 'files', Mapping)
-  if not set(segment.FILES) <= set(files) <= {*segment.FILES, segment.MARK}:
+  copy = set(segment.COPY) & set(files)
+  if (
+    not set(segment.FILES) <= set(files) <= {*segment.FILES, *copy, segment.MARK} or len(copy) == 1
+  ):
     raise ValueError(f'a segment has the files {sorted(files)}')
   for size, checksum in files.values():
     _check_seal(size, checksum)

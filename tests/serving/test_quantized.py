@@ -1,0 +1,431 @@
+"""The scan of the 8-bit copy: the answers of a full sort, whatever the rows are like."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import sys
+import threading
+import time
+
+import hypothesis
+import hypothesis.extra.numpy
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfreid.index import engine
+from tfreid.serving import quantized, search
+
+
+def scan_of(*galleries):
+  """A scan of rows in several parts."""
+  parts = [quantized.Part(rows, *quantized.quantized(rows)) for rows in galleries]
+  return quantized.QuantizedScan(parts, width=galleries[0].shape[1], score=engine.last_scores)
+
+
+def last_scores(rows, query):
+  """What TensorFlow sums, row by row, without anything of the index."""
+  return tf.reduce_sum(tf.constant(rows) * tf.constant(query), axis=-1).numpy()
+
+
+def full_sort(rows, query, top_k, keep=None):
+  """Rows and scores by a stable sort of all last scores."""
+  scores = last_scores(rows, query)
+  order = np.argsort(-scores, kind='stable')
+  if keep is not None:
+    order = order[keep[order]]
+  return order[:top_k], scores[order[:top_k]]
+
+
+def assert_exact(scan, rows, queries, top_k, keep=None):
+  found = scan.search(queries, top_k=top_k, keep=keep)
+  assert len(found) == len(queries)
+  for query, (positions, scores) in zip(queries, found):
+    expected, wanted = full_sort(rows, query, top_k, keep)
+    np.testing.assert_array_equal(positions, expected)
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(scores.view(np.int32), wanted.view(np.int32))
+
+
+def unit(rng, *shape):
+  vectors = rng.standard_normal(shape)
+  return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def _galleries():
+  """Rows that are hard for 8 bits, by name."""
+  rng = np.random.default_rng(0)
+  rows = unit(rng, 6000, 40)
+  spikes = rows.copy()
+  spikes[::3, 7] = 1e6  # one number so large that the others become 0
+  near = unit(rng, 1, 40) + 1e-4 * rng.standard_normal((6000, 40)).astype(np.float32)
+  norms = rows * np.exp(rng.uniform(-40, 20, (6000, 1))).astype(np.float32)
+  halves = np.rint(20 * rows) / 2
+  return {
+    'unit': rows,
+    'one huge number': spikes,
+    'closer than 8 bits can tell': near.astype(np.float32),
+    'equal up to the last bits': np.nextafter(
+      np.repeat(rows[:1], 6000, axis=0), rng.integers(0, 2, (6000, 40)).astype(np.float32)
+    ),
+    'all equal': np.repeat(rows[:1], 6000, axis=0),
+    'duplicates': rows[rng.integers(0, 30, 6000)],
+    'all negative': (-1e4 * rng.random((6000, 40))).astype(np.float32),
+    'huge and tiny norms': norms,
+    # By their bits: arithmetic may flush them to zero.
+    'denormal': rng.integers(0, 1 << 20, (6000, 40), np.uint32).view(np.float32),
+    'around the smallest normal number': (rows * 2.0**-125).astype(np.float32),
+    'the longest that are allowed': rows * np.float32(9e17),
+    'zeros': np.zeros((6000, 40), np.float32),
+    'some zeros': np.where(rng.random((6000, 1)) < 0.5, rows, 0).astype(np.float32),
+    'exact in 8 bits': halves.astype(np.float32),
+    'one dimension that differs': np.eye(1, 40, 3, dtype=np.float32)
+    * rng.standard_normal((6000, 1)).astype(np.float32),
+  }
+
+
+GALLERIES = _galleries()
+
+
+@pytest.fixture(params=['one after the other', 'together', 'together as a matrix'])
+def batches(request, monkeypatch):
+  """batches(queries): the queries one by one, by whole numbers; or all at once, as a matrix too."""
+  if request.param == 'one after the other':
+    return lambda queries: [queries[i : i + 1] for i in range(len(queries))]
+  if request.param == 'together as a matrix':
+    monkeypatch.setattr(quantized, '_MATRIX', 2)
+  return lambda queries: [queries]
+
+
+@pytest.mark.parametrize('name', GALLERIES)
+def test_answers_are_those_of_a_full_sort_bit_by_bit(name, batches, monkeypatch):
+  # Several blocks and tiles, in two parts.
+  monkeypatch.setattr(quantized, '_BLOCK', 40 * 900)
+  monkeypatch.setattr(quantized, '_TILE', 500)
+  monkeypatch.setattr(quantized, '_FIRST', 64)
+  rng = np.random.default_rng(1)
+  rows = GALLERIES[name]
+  scan = scan_of(rows[:2500], rows[2500:])
+  queries = np.concatenate(
+    [
+      unit(rng, 2, 40),
+      unit(rng, 1, 40) * np.float32(1e-30),
+      unit(rng, 1, 40) * np.float32(1e15),
+      rows[:1] / np.maximum(np.linalg.norm(rows[:1].astype(np.float64)), 1e-30),
+      np.zeros((1, 40)),
+      np.eye(1, 40, 7),
+      -np.eye(1, 40, 7),
+    ]
+  ).astype(np.float32)
+  for part in batches(queries):
+    assert_exact(scan, rows, part, 13)
+  for keep in (rng.random(6000) < 0.5, rng.random(6000) < 0.02, np.arange(6000) == 3000):
+    for part in batches(queries[:5]):
+      assert_exact(scan, rows, part, 13, keep)
+
+
+@pytest.mark.parametrize('size', [1, 2, 7, 100, 257])
+def test_as_many_as_there_are_or_more_are_answered(size, batches):
+  rng = np.random.default_rng(size)
+  rows, queries = unit(rng, size, 33), unit(rng, 5, 33)
+  scan = scan_of(rows)
+  for top_k in (1, size, size + 5):
+    for part in batches(queries):
+      assert_exact(scan, rows, part, top_k)
+
+
+def test_without_rows_or_with_none_that_may_be_answered_there_is_no_answer():
+  rng = np.random.default_rng(2)
+  queries = np.concatenate([unit(rng, 5, 8), np.zeros((1, 8), np.float32)])
+  for scan, keep in (
+    (scan_of(np.empty((0, 8), np.float32)), None),
+    (scan_of(unit(rng, 50, 8)), np.zeros(50, bool)),
+  ):
+    for count in (1, 6):
+      found = scan.search(queries[:count], top_k=3, keep=keep)
+      assert [len(positions) for positions, _ in found] == [0] * count
+  assert scan.search(queries[:0], top_k=3) == []
+
+
+@pytest.mark.parametrize('width', [1, 2, 127, 128, 513, 1500])
+def test_any_width(width, batches):
+  rng = np.random.default_rng(width)
+  rows, queries = unit(rng, 900, width), unit(rng, 5, width)
+  for part in batches(queries):
+    assert_exact(scan_of(rows), rows, part, 20)
+
+
+def test_the_answers_are_those_of_the_exported_scan():
+  rng = np.random.default_rng(3)
+  rows, queries = unit(rng, 5000, 128), unit(rng, 70, 128)
+  keep = rng.random(5000) < 0.3
+  scan = scan_of(rows)
+  scores, positions = search.ExactSearch(rows)(queries, k=25, keep=tf.constant(keep))
+  for part in (slice(0, 70), slice(5, 6)):
+    for found, expected, wanted in zip(
+      scan.search(queries[part], top_k=25, keep=keep), positions.numpy()[part], scores.numpy()[part]
+    ):
+      np.testing.assert_array_equal(found[0], expected)
+      np.testing.assert_array_equal(found[1].view(np.int32), wanted.view(np.int32))
+
+
+# Smaller ones are in GALLERIES: hypothesis makes none where a library has them flushed to zero.
+finite = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
+
+
+@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.given(st.data(), st.integers(1, 60), st.integers(1, 6), st.integers(1, 15))
+def test_any_numbers(data, size, width, count):
+  numbers = st.one_of(
+    finite, st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0**-126, -(2.0**-120), 2.0**50])
+  )
+  rows = data.draw(hypothesis.extra.numpy.arrays(np.float32, (size, width), elements=numbers))
+  queries = data.draw(hypothesis.extra.numpy.arrays(np.float32, (count, width), elements=numbers))
+  top_k = data.draw(st.integers(1, size))
+  assert_exact(scan_of(rows), rows, queries, top_k)
+
+
+@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.given(
+  hypothesis.extra.numpy.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 8), st.integers(1, 20)),
+    elements=st.one_of(finite, st.floats(-(2.0**-100), 2.0**-100, width=32, allow_subnormal=False)),
+  )
+)
+def test_the_copy_says_how_far_it_is_off(rows):
+  codes, (scales, residuals, norms) = quantized.quantized(rows)
+  assert codes.dtype == np.int8
+  assert np.abs(codes.astype(int)).max() <= 127
+  copies = codes.astype(np.longdouble) * scales.astype(np.longdouble)[:, np.newaxis]
+  exact = rows.astype(np.longdouble)
+  assert np.all(np.sqrt(np.sum((exact - copies) ** 2, axis=1)) <= residuals)
+  assert np.all(np.sqrt(np.sum(exact**2, axis=1)) <= norms)
+  assert np.all(np.sqrt(np.sum(copies**2, axis=1)) <= norms)
+  # And it is not far off: half a step for each number, if steps are normal numbers.
+  normal = np.abs(rows).max(axis=1) > 1e-30
+  steps = scales.astype(np.float64) * np.sqrt(rows.shape[1])
+  assert np.all(residuals[normal] <= 0.51 * steps[normal])
+
+
+def _bounds(rows, queries):
+  """a(x) - s(x) and eps(x), float64 [Q, N], as the scan computes them."""
+  codes, bounds = quantized.quantized(rows)
+  asked = quantized._Queries(queries, np.arange(len(queries)))
+  found = asked.factors[:, np.newaxis] * asked.products(codes, bounds[0]).T
+  last = np.stack([last_scores(rows, query) for query in queries])
+  everyone = [
+    asked.epsilon(np.full(len(rows), q), bounds[1], bounds[2]) for q in range(len(queries))
+  ]
+  return found - last, np.stack(everyone)
+
+
+@pytest.mark.parametrize('count', [1, 8])
+@pytest.mark.parametrize('name', GALLERIES)
+def test_no_row_is_farther_off_than_its_bound(name, count):
+  rng = np.random.default_rng(4)
+  for scale in (1e-35, 1, 1e15):
+    off, epsilon = _bounds(GALLERIES[name], unit(rng, count, 40) * np.float32(scale))
+    assert np.all(np.abs(off) <= epsilon)
+
+
+@pytest.mark.parametrize('count', [1, 8])
+def test_the_bound_is_reached_by_what_is_worst_for_it(count):
+  # The query points where rounding took from the row: by Cauchy and Schwarz nothing is worse.
+  rng = np.random.default_rng(5)
+  rows = unit(rng, count, 64)
+  codes, bounds = quantized.quantized(rows)
+  missing = rows - codes * bounds[0][:, np.newaxis]
+  queries = (missing / np.linalg.norm(missing, axis=1, keepdims=True)).astype(np.float32)
+  off, epsilon = _bounds(rows, queries)
+  worst = np.abs(np.diag(off))
+  assert np.all(worst <= np.diag(epsilon))
+  # The rest is the query's own rounding; as a matrix, there is none.
+  assert np.all(worst >= (0.4 if count == 1 else 0.95) * np.diag(epsilon))
+
+
+def test_rows_at_the_border_of_the_bound_are_looked_at(batches):
+  """The best row by float32 is the worst by its copy.
+
+  All rows have the same copy. Each differs from it by less than half a step, and the query points
+  along the difference of one of them: the copy cannot see it.
+  """
+  rng = np.random.default_rng(6)
+  copy = rng.integers(-126, 127, 32).astype(np.float32)
+  copy[0] = 127  # so that the scale is 1
+  rows = copy + rng.uniform(-0.49, 0.49, (3000, 32)).astype(np.float32)
+  rows[:, 0] = 127
+  codes, bounds = quantized.quantized(rows)
+  assert np.all(codes == codes[0]) and np.all(bounds[0] == 1)
+  queries = np.stack([rows[i] - copy for i in (5, 1777, 2999, 40, 41)])
+  for part, names in zip(batches(queries), batches(np.array([5, 1777, 2999, 40, 41]))):
+    found = scan_of(rows).search(part, top_k=1)
+    assert [positions.tolist() for positions, _ in found] == [[name] for name in names]
+    assert_exact(scan_of(rows), rows, part, 40)
+
+
+def test_memory_stays_bounded_where_every_row_is_a_candidate(monkeypatch, batches):
+  monkeypatch.setattr(quantized, '_PENDING', 500)
+  monkeypatch.setattr(quantized, '_BLOCK', 40 * 300)
+  monkeypatch.setattr(quantized, '_SHORTEST', 40 * 300)
+  monkeypatch.setattr(quantized, '_TILE', 300)
+  most = []
+  pruned = quantized._Candidates._prune
+
+  def prune(self):
+    most.append(self._number)
+    pruned(self)
+    assert self._number <= 250
+
+  monkeypatch.setattr(quantized._Candidates, '_prune', prune)
+  rows = GALLERIES['all equal']
+  queries = unit(np.random.default_rng(7), 5, 40)
+  for part in batches(queries):
+    assert_exact(scan_of(rows), rows, part, 30)
+  assert most and max(most) <= 500 + 300 * 5  # and a block for each query
+
+
+def test_low_scores_need_not_be_answered():
+  rng = np.random.default_rng(8)
+  rows, queries = unit(rng, 4000, 24), unit(rng, 5, 24)
+  scan = scan_of(rows)
+  for count in (1, 5):
+    found = scan.search(queries[:count], top_k=4000, min_score=0.3)
+    for query, (positions, scores) in zip(queries, found):
+      expected, wanted = full_sort(rows, query, 4000)
+      able = wanted >= np.float32(0.3)
+      np.testing.assert_array_equal(positions[scores >= np.float32(0.3)], expected[able])
+      assert 0 < able.sum() <= len(positions) < 1000
+
+
+def test_products_of_the_extremes_are_exact_in_whole_numbers():
+  rng = np.random.default_rng(9)
+  for width in (1, 31, 64, 100, 1000, 100_000, quantized.MAX_WIDTH):
+    codes = rng.choice(np.array([-127, 127], np.int8), (3, width))
+    asked = quantized._Queries(np.ones((1, width), np.float32), np.arange(1))
+    for sign in (1, -1):
+      asked._queries = sign * codes[:1]
+      found = asked.products(codes, np.ones(3, np.float32))
+      exact = sign * codes.astype(np.int64) @ codes[0].astype(np.int64)
+      np.testing.assert_array_equal(found[:, 0], exact.astype(np.float32))
+
+
+def test_what_is_too_wide_or_does_not_fit_is_refused():
+  wide = np.zeros((1, quantized.MAX_WIDTH + 1), np.float32)
+  with pytest.raises(ValueError, match='exact to 133000'):
+    scan_of(wide)
+  rows = np.zeros((3, 4), np.float32)
+  codes, bounds = quantized.quantized(rows)
+  for part in ((rows, codes[:2], bounds), (rows, codes, bounds[:2]), (rows, rows, bounds)):
+    with pytest.raises(ValueError, match='shapes and types'):
+      quantized.QuantizedScan([quantized.Part(*part)], width=4, score=engine.last_scores)
+
+
+def test_queries_whose_scores_could_overflow_do_not_suit():
+  queries = np.ones((2, 4), np.float32)
+  assert quantized.suits(queries)
+  queries[1] *= 1e20
+  assert not quantized.suits(queries)
+  queries[1] = np.float32(3e38)
+  assert not quantized.suits(queries)
+
+
+def test_many_threads_may_ask_at_once(monkeypatch):
+  monkeypatch.setattr(quantized, '_cores', lambda: 4)
+  monkeypatch.setattr(quantized, '_helpers', None)
+  monkeypatch.setattr(quantized, '_SHORTEST', 40 * 200)
+  rng = np.random.default_rng(10)
+  rows, queries = GALLERIES['unit'], unit(rng, 60, 40)
+  scan = scan_of(rows)
+  with concurrent.futures.ThreadPoolExecutor(6) as pool:
+    found = list(pool.map(lambda i: scan.search(queries[i : i + 1], top_k=9)[0], range(60)))
+  for query, (positions, scores) in zip(queries, found):
+    expected, wanted = full_sort(rows, query, 9)
+    np.testing.assert_array_equal(positions, expected)
+    np.testing.assert_array_equal(scores, wanted)
+
+
+def test_a_search_ends_between_blocks_when_nobody_waits(monkeypatch):
+  monkeypatch.setattr(quantized, '_cores', lambda: 3)
+  monkeypatch.setattr(quantized, '_helpers', None)
+  monkeypatch.setattr(quantized, '_SHORTEST', 40 * 50)
+  monkeypatch.setattr(quantized, '_BLOCK', 40 * 50)
+  scan = scan_of(GALLERIES['unit'])
+  taken, raised = [], threading.Event()
+  take = quantized.QuantizedScan._take
+
+  def slow_take(*given):
+    raised.wait(60)
+    taken.append(1)
+    time.sleep(0.01)
+    return take(*given)
+
+  class NobodyWaitsError(Exception):
+    pass
+
+  def check():
+    raised.set()
+    raise NobodyWaitsError
+
+  monkeypatch.setattr(quantized.QuantizedScan, '_take', slow_take)
+  with pytest.raises(NobodyWaitsError):
+    scan.search(np.ones((1, 40), np.float32), top_k=5, check=check)
+  assert len(taken) < 60  # of 120 blocks
+  # What fails in a helper is not lost either.
+  monkeypatch.setattr(
+    quantized.QuantizedScan, '_last', lambda *_: (_ for _ in ()).throw(MemoryError)
+  )
+  with pytest.raises(MemoryError):
+    scan.search(np.ones((1, 40), np.float32), top_k=5)
+
+
+def _search_in_a_fork(scan, query, answers):
+  answers.put(scan.search(query, top_k=5)[0][0].tolist())
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows does not fork')
+def test_a_forked_process_searches_with_threads_of_its_own(monkeypatch):
+  monkeypatch.setattr(quantized, '_cores', lambda: 3)
+  monkeypatch.setattr(quantized, '_helpers', None)
+  monkeypatch.setattr(quantized, '_SHORTEST', 40 * 200)
+  rows = GALLERIES['unit']
+  parts = [quantized.Part(rows, *quantized.quantized(rows))]
+  scan = quantized.QuantizedScan(parts, width=40, score=lambda rows, query: rows @ query)
+  query = unit(np.random.default_rng(11), 1, 40)
+  expected = scan.search(query, top_k=5)[0][0].tolist()
+  assert any(thread.name.startswith('quantized-scan') for thread in threading.enumerate())
+  fork = multiprocessing.get_context('fork')
+  answers = fork.Queue()
+  child = fork.Process(target=_search_in_a_fork, args=(scan, query, answers))
+  child.start()
+  assert answers.get(timeout=60) == expected
+  child.join(60)
+  assert child.exitcode == 0
+
+
+def test_simsimd_is_missing(monkeypatch):
+  assert quantized.is_available()
+  monkeypatch.setitem(sys.modules, 'simsimd', None)
+  assert not quantized.is_available()
+
+
+def test_a_simsimd_that_cannot_multiply_is_not_used(monkeypatch):
+  """As where usearch was imported before it: the functions of one are taken for the other's."""
+  import simsimd
+
+  def wrong(*_, **__):
+    raise TypeError('Input tensors must have matching datatypes')
+
+  quantized._multiplies.cache_clear()
+  try:
+    monkeypatch.setattr(simsimd, 'cdist', wrong)
+    assert not quantized.is_available()
+    quantized._multiplies.cache_clear()
+    monkeypatch.setattr(simsimd, 'cdist', lambda *_, **__: np.zeros((1, 2), np.float32))
+    assert not quantized.is_available()
+  finally:
+    monkeypatch.undo()
+    quantized._multiplies.cache_clear()
+  assert quantized.is_available()

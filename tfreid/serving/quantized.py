@@ -1,0 +1,564 @@
+"""Exact search from an 8-bit copy of the rows: a quarter of the bytes, the same answers. Floor 0.
+
+One query over many rows takes as long as the rows take to be read. So a copy is read in which a row
+x of E float32 numbers is E whole numbers c from -127 to 127 and one scale, and float32 ranks what
+the copy cannot tell apart.
+
+*The copy.* Of x, with c = round(x / scale) and scale = max |x_i| / 127 rounded to float32, remain
+
+    x^ = scale c,   rho >= ||x - x^||,   nu >= max(||x||, ||x^||),
+
+computed in float64 and rounded up. Any scale and any c would do: the proof only asks that rho is
+the norm of what is missing. A row of zeros has scale 0, rho 0 and nu 0; of a row so small that its
+scale is 0, rho is the norm.
+
+*The scan.* The query q is quantised in the same way, in float64: q^ = t d, p = q - q^, pi >= ||p||.
+The products d . c are whole numbers, at most 127^2 E and exact in int32 for E <= `MAX_WIDTH`. Then
+a(x) = t (scale (d . c)), in which the conversion of the product to float32 and the multiplication
+by the scale round. For `_MATRIX` queries and more, a product of float32 matrices takes less time
+than whole numbers for each; there q^ = q, pi = 0, and a(x) is a float32 dot product with the
+rounded x^.
+
+*The bound.* Let s(x) be the last score, the float32 dot product that all engines rank by, and
+
+    gamma = n u / (1 - n u),   u = 2^-24,   n = E + 8.
+
+A float32 dot product of E terms, whatever the order of its sum, is off by at most gamma times the
+product of the norms (Higham, Accuracy and Stability of Numerical Algorithms, Sec. 3.1; 8 further
+roundings are allowed for, and at most 3 occur). Hence, by Cauchy and Schwarz,
+
+    |a(x) - s(x)| <= |s(x) - q . x| + |q . (x - x^)| + |p . x^| + |q^ . x^ - a(x)|
+                  <= gamma ||q|| nu + ||q|| rho + pi nu + gamma (||q|| + pi) nu
+                  <= ||q|| rho + (pi + 2 gamma (||q|| + pi)) nu + tiny =: eps(x).
+
+tiny = E 2^-125 (1 + ||q|| + nu) is for numbers below float32's normal ones (2^-126), which may be
+flushed to zero, when the copy is made or when it is scanned, and not the other time: each of the E
+products (2^-126), each number of the row times the query's (2^-126 sum |q_i|) and the other way
+round, and the same again in the sum. Its part in nu is added to the factor of nu. All of it is 1.01
+times as large as computed, for the rounding of the bound itself, which is in float64. Nothing
+overflows: no row is longer than 1e18, which a segment checks, and no query (`suits`).
+
+*The answer.* So a(x) - eps(x) <= s(x) <= a(x) + eps(x) =: upper. Let T be the K-th greatest of
+lower bounds, or of last scores, of any rows seen: K rows score T or more, so a row with upper < T
+is not among the K best, not even as a tie, and is forgotten. At the end the others are scored in
+float32, those of the greatest upper first, until what remains has upper < T for the K-th best last
+score T. Sorted by (-s, row), the first K are the exact answer, bit by bit.
+
+Whether a row passes is first asked of whole blocks, with the greatest rho and nu of a block: that
+reads E + 4 bytes per row instead of the E + 12 of the copy.
+
+Memory, while it runs: blocks of 4 MiB and their products for each core, for 64 queries some 8 MiB;
+and 26 bytes for each candidate, of which there are at most `_PENDING` and those of one more block:
+then they are scored, and the K best of them kept.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# E, so that products of the copy are exact in int32: 127^2 E < 2^31.
+MAX_WIDTH = 133_000
+# Length of a row, and of a query, from which a score could overflow; see `segment`.
+_LONGEST = 1e18
+
+# Bytes of the copy scanned together, at most and at least: few enough for a cache, and more than
+# the steps of the interpreter between blocks cost.
+_BLOCK, _SHORTEST = 1 << 22, 1 << 21
+# Blocks, if they are not too short: several for each core, or the last one would be waited for.
+_BLOCKS = 16
+# Rows per product of float32 matrices, for the same reasons.
+_TILE = 8192
+# Rows scanned before there is a bound at all.
+_FIRST = 1024
+# From so many queries on, a product of float32 matrices is faster than whole numbers for each.
+_MATRIX = 12
+# A block of which fewer than a part in so many may be answered is gathered first.
+_SPARSE = 4
+# Candidates of all queries of a scan, above which they are scored in the midst of it.
+_PENDING = 1 << 20
+# Candidates are looked through when there are so many times as many as were left the last time.
+_ROOM = 4
+# Candidates scored together: the first ones, and the most.
+_SCORED = 8192
+
+_INFINITE = np.float32(np.inf)
+_FAR = 1e37
+
+# Last scores, float32 [M], of rows [M, E] for a query [E].
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class Part(NamedTuple):
+  """Rows with their copy.
+
+  Attributes:
+    rows: float32 [n, E].
+    codes: int8 [n, E], c of the module's docstring.
+    bounds: float32 [3, n], scale, rho and nu.
+  """
+
+  rows: np.ndarray
+  codes: np.ndarray
+  bounds: np.ndarray
+
+
+def is_available() -> bool:
+  """Whether SimSIMD, which multiplies the whole numbers, is here and does so."""
+  try:
+    import simsimd  # noqa: F401
+  except ImportError:
+    return False
+  return _multiplies()
+
+
+@functools.cache
+def _multiplies() -> bool:
+  """Whether SimSIMD can multiply whole numbers in this process.
+
+  It cannot where usearch was imported before it, for example: they share names of functions.
+  """
+  import simsimd
+
+  codes = np.array([[127, -127, 3], [-127, -127, 5]], np.int8)
+  try:
+    found = np.asarray(simsimd.cdist(codes[:1], codes, 'dot', out_dtype='float32'))
+  except (TypeError, ValueError):
+    return False
+  return found.tolist() == [[2 * 127**2 + 9, 15]]
+
+
+def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The copy of rows: c, int8 [n, E], and scale, rho and nu, float32 [3, n].
+
+  Args:
+    rows: float32 [n, E], finite, none longer than 1e18.
+  """
+  exact = np.asarray(rows, np.float32).astype(np.float64)
+  scales = (np.abs(exact).max(axis=1, initial=0.0) / 127).astype(np.float32)
+  divisors = np.where(scales > 0, scales, 1).astype(np.float64)[:, np.newaxis]
+  codes = np.clip(np.rint(exact / divisors), -127, 127)
+  codes[scales == 0] = 0
+  copies = codes * scales.astype(np.float64)[:, np.newaxis]
+  norms = np.maximum(_lengths(exact), _lengths(copies))
+  bounds = np.stack([scales, _rounded_up(_lengths(exact - copies)), _rounded_up(norms)])
+  return codes.astype(np.int8), bounds
+
+
+def _lengths(vectors):
+  return np.sqrt(np.einsum('ne,ne->n', vectors, vectors))
+
+
+def _rounded_up(values):
+  """Float32 numbers that are not below float64 ones, nor below what these were computed from."""
+  rounded = (values * (1 + 1e-6)).astype(np.float32)
+  # Where rounding to a small number lost something.
+  return np.where(rounded < values, np.nextafter(rounded, _INFINITE), rounded)
+
+
+def suits(queries: np.ndarray) -> bool:
+  """Whether queries, float32 [Q, E], are short enough for their scores not to overflow."""
+  return bool(np.all(_lengths(queries.astype(np.float64)) < _LONGEST))
+
+
+class QuantizedScan:
+  """Finds the K best rows by dot product, exactly, with a copy in 8 bits.
+
+  Several threads may search at the same time.
+
+  Attributes:
+    size: N, the rows of all parts.
+    width: E.
+  """
+
+  def __init__(self, parts: Sequence[Part], *, width: int, score: Score):
+    """Takes rows and copies, memory-mapped or not; nothing is read yet.
+
+    Args:
+      parts: in the order of the rows.
+      width: E.
+      score: of the last scores, which the answer is ranked by.
+
+    Raises:
+      ValueError: a part of other shapes or types, or more than `MAX_WIDTH` dimensions.
+    """
+    if width > MAX_WIDTH:
+      raise ValueError(f'{width} dimensions; products of 8-bit numbers are exact to {MAX_WIDTH}.')
+    for part in parts:
+      count = len(part.rows)
+      wanted = (((count, width), 'f4'), ((count, width), 'i1'), ((3, count), 'f4'))
+      found = [(array.shape, array.dtype.str[1:]) for array in part]
+      if found != list(wanted):
+        raise ValueError(f'Rows and their copy have shapes and types {found}; expected {wanted}.')
+    # A slice of a plain array costs less than one of a memory map.
+    self._parts = [Part(*(np.asarray(array).view(np.ndarray) for array in part)) for part in parts]
+    self._starts = np.cumsum([0, *(len(part.rows) for part in parts)])
+    self.size, self.width = int(self._starts[-1]), width
+    self._score = score
+    most, least = max(_BLOCK // width, 1), max(_SHORTEST // width, 1)
+    length = min(most, max(least, -(-self.size // _BLOCKS)))
+    self._blocks = [
+      _Block(part, int(offset), start, min(start + length, len(part.rows)))
+      for part, offset in zip(self._parts, self._starts)
+      for start in range(0, len(part.rows), length)
+    ]
+
+  def search(
+    self,
+    queries: np.ndarray,
+    *,
+    top_k: int,
+    keep: np.ndarray | None = None,
+    min_score: float | None = None,
+    check: Callable[[], None] = lambda: None,
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The best rows of each query, by (-s, row).
+
+    Args:
+      queries: float32 [Q, E], finite, which `suits`.
+      top_k: K, at least 1.
+      keep: bool [N], the rows that may be answered; all of them if not given.
+      min_score: rows with a lower score need not be answered (and may be).
+      check: called between blocks; what it raises ends the search.
+
+    Returns:
+      For each query, positions (int64, at most K) and last scores (float32).
+    """
+    queries = np.ascontiguousarray(queries, np.float32)
+    candidates = _Candidates(top_k, len(queries), min_score, lambda q, p: self._last(queries[q], p))
+    asked = np.flatnonzero(queries.any(axis=1))
+    if len(asked):
+      groups = [asked] if len(asked) >= _MATRIX else np.split(asked, len(asked))
+      scanned = [_Queries(queries[group], group) for group in groups]
+      blocks = _Blocks(self._blocks)
+      _in_parallel(
+        lambda check: [
+          # A block that was read for one query is in the cache for the others.
+          self._scan(block, some, candidates, keep)
+          for block in blocks.each(check)
+          for some in scanned
+        ],
+        check,
+        # The library that multiplies matrices has threads of its own, which would wait for ours.
+        helpers=0 if scanned[0].as_matrix else min(len(self._blocks), _cores()) - 1,
+        stop=blocks.stop,
+      )
+    # All rows score 0 for a query of zeros: the first ones are the best.
+    first = None
+    for q in set(range(len(queries))) - set(asked.tolist()):
+      if first is None:
+        first = np.arange(self.size) if keep is None else np.flatnonzero(keep)
+      candidates.put(q, first[:top_k])
+    return candidates.answers()
+
+  def _scan(self, block, queries, candidates, keep):
+    """Adds to the candidates the rows of a block that may be among the best."""
+    start, length = block.start, _FIRST
+    allowed = None
+    if keep is not None:
+      allowed = keep[block.offset + block.start : block.offset + block.stop]
+      count = np.count_nonzero(allowed)
+      if not count:
+        return
+      if count * _SPARSE < len(allowed):
+        places = np.flatnonzero(allowed) + block.start
+        for piece in range(0, len(places), _TILE):
+          self._take(block, places[piece : piece + _TILE], queries, candidates, None)
+        return
+    while start < block.stop:
+      # Short at first: without a bound every row is a candidate.
+      most = _TILE if queries.as_matrix else block.stop
+      stop = min(block.stop, start + (most if candidates.bounded(queries.numbers) else length))
+      length = min(2 * length, most)
+      part = None
+      if allowed is not None:
+        part = allowed[start - block.start : stop - block.start]
+      self._take(block, slice(start, stop), queries, candidates, part)
+      start = stop
+
+  def _take(self, block, where, queries, candidates, allowed):
+    codes, scales = block.part.codes[where], block.part.bounds[0][where]
+    found = queries.products(codes, scales)  # [rows, Q]
+    limits = queries.limits(candidates.bounds, *block.greatest)
+    able = np.flatnonzero(found >= limits)
+    if not len(able):
+      return
+    places, asked = np.divmod(able, len(limits)) if len(limits) > 1 else (able, np.zeros_like(able))
+    if allowed is not None:
+      able, asked, places = (array[allowed[places]] for array in (able, asked, places))
+    rows = where[places] if isinstance(where, np.ndarray) else places + where.start
+    approximate = queries.factors[asked] * found.ravel()[able]
+    epsilon = queries.epsilon(asked, block.part.bounds[1][rows], block.part.bounds[2][rows])
+    candidates.add(queries.numbers[asked], rows + block.offset, approximate, epsilon)
+
+  def _last(self, query, positions):
+    """The last scores of rows at ascending positions, which may be many."""
+    scores = [np.empty(0, np.float32)]
+    for first in range(0, len(positions), _SCORED):
+      some = positions[first : first + _SCORED]
+      rows = np.empty((len(some), self.width), np.float32)
+      owners = np.searchsorted(self._starts, some, side='right') - 1
+      for i in np.unique(owners):
+        places = owners == i
+        rows[places] = self._parts[i].rows[some[places] - self._starts[i]]
+      scores.append(self._score(rows, query))
+    return np.concatenate(scores)
+
+
+class _Block:
+  """Rows that are scanned by one thread.
+
+  Attributes:
+    part: that they belong to.
+    offset: the position of the part's first row.
+    start: the first row, in the part.
+    stop: behind the last one.
+  """
+
+  def __init__(self, part: Part, offset: int, start: int, stop: int):
+    self.part, self.offset, self.start, self.stop = part, offset, start, stop
+    self._greatest: tuple[float, float] | None = None
+
+  @property
+  def greatest(self) -> tuple[float, float]:
+    """The greatest rho and nu, read when they are first asked for."""
+    if self._greatest is None:
+      rho, nu = self.part.bounds[1:, self.start : self.stop].max(axis=1)
+      self._greatest = float(rho), float(nu)
+    return self._greatest
+
+
+class _Blocks:
+  """Hands each block to one of several threads."""
+
+  def __init__(self, blocks: Sequence[_Block]):
+    self._blocks, self._next, self._stopped = blocks, itertools.count(), False
+
+  def each(self, check: Callable[[], None]) -> Iterator[_Block]:
+    """The blocks that this thread is to scan."""
+    # Counting is one step of the interpreter: no two threads get the same number.
+    while not self._stopped:
+      check()
+      number = next(self._next)
+      if number >= len(self._blocks):
+        return
+      yield self._blocks[number]
+
+  def stop(self) -> None:
+    """Hands out no more."""
+    self._stopped = True
+
+
+class _Queries:
+  """One query, or at least `_MATRIX`, none of them zeros, as the scan multiplies them.
+
+  Attributes:
+    numbers: int64 [Q], the place of each among those that were asked.
+    factors: float64 [Q], t.
+    as_matrix: they are multiplied as a float32 matrix.
+  """
+
+  def __init__(self, queries: np.ndarray, numbers: np.ndarray):
+    self.numbers = numbers
+    self.as_matrix = len(queries) > 1
+    exact = queries.astype(np.float64)
+    norms, lost = _lengths(exact), np.zeros(len(queries))
+    self.factors = np.ones(len(queries))
+    self._all = slice(None)
+    self._queries = queries
+    if not self.as_matrix:
+      self.factors = np.abs(exact).max(axis=1) / 127
+      whole = np.rint(exact / self.factors[:, np.newaxis])
+      lost = _lengths(exact - whole * self.factors[:, np.newaxis])
+      self._queries = np.clip(whole, -127, 127).astype(np.int8)
+    width = queries.shape[1]
+    gamma = (width + 8) * 2.0**-24 / (1.0 - (width + 8) * 2.0**-24)
+    self._of_residual = 1.01 * norms
+    self._of_norm = 1.01 * (lost + 2 * gamma * (norms + lost) + width * 2.0**-125)
+    self._tiny = 1.01 * width * 2.0**-125 * (1 + norms)
+
+  def products(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """a(x) / t, float32 [rows, Q]."""
+    if self.as_matrix:
+      copies = codes.astype(np.float32)
+      copies *= scales[:, np.newaxis]
+      return copies @ self._queries.T
+    import simsimd
+
+    found = np.asarray(simsimd.cdist(self._queries, codes, 'dot', out_dtype='float32'))
+    found *= scales
+    return found.reshape(-1, 1)
+
+  def epsilon(self, asked, residuals, norms) -> np.ndarray:
+    """Bounds eps(x), float64, of rows with these rho and nu for the queries `asked`."""
+    return self._of_residual[asked] * residuals + self._of_norm[asked] * norms + self._tiny[asked]
+
+  def limits(self, bounds, residual, norm) -> np.ndarray:
+    """What a(x) / t must reach, float32 [Q], so that a(x) + eps(x) may reach the bounds.
+
+    Args:
+      bounds: float64, for all queries that were asked.
+      residual: the greatest rho that may occur.
+      norm: the greatest nu.
+    """
+    least = (bounds[self.numbers] - self.epsilon(self._all, residual, norm)) / self.factors
+    # No a(x) / t is as far from 0: rows are shorter, and the rest is at most 127 E.
+    least = np.maximum(np.minimum(least, _FAR), -_FAR).astype(np.float32)
+    return np.nextafter(least, -_INFINITE)
+
+
+class _Candidates:
+  """Rows that may be among the best of each query, and what is needed to be one of them.
+
+  Attributes:
+    bounds: float64 [Q], T of the module's docstring.
+  """
+
+  def __init__(
+    self,
+    top_k: int,
+    count: int,
+    min_score: float | None,
+    last: Callable[[int, np.ndarray], np.ndarray],
+  ):
+    self.bounds = np.full(count, -np.inf)
+    if min_score is not None:
+      # Whoever compares in float32 rounds it first.
+      with np.errstate(over='ignore'):
+        self.bounds[:] = np.nextafter(np.float32(min_score), -_INFINITE)
+    self._top_k, self._last = top_k, last
+    self._best = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(count)]
+    self._pending: list[tuple[np.ndarray, ...]] = []
+    self._number, self._limit = 0, 0
+    self._changing = threading.Lock()
+
+  def bounded(self, numbers: np.ndarray) -> bool:
+    """Whether there is a bound for each of these queries."""
+    return bool(np.all(self.bounds[numbers] > -np.inf))
+
+  def add(self, asked, positions, approximate, epsilon) -> None:
+    """Adds rows, each for one query, with a(x) and eps(x)."""
+    part = asked.astype(np.int16), positions, approximate - epsilon, approximate + epsilon
+    with self._changing:
+      self._pending.append(part)
+      self._number += len(asked)
+      if self._number > self._limit:
+        self._prune()
+
+  def put(self, q: int, positions: np.ndarray) -> None:
+    """Makes ascending rows the answer to a query, in the order of their last scores."""
+    self._best[q] = positions, self._last(q, positions)
+
+  def answers(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Positions and last scores of the best of each query."""
+    self._settle()
+    return self._best
+
+  def _groups(self):
+    """Query and places among the pending rows, of each query; and the pending rows."""
+    if not self._pending:
+      return [], None
+    asked, *others = (np.concatenate(column) for column in zip(*self._pending))
+    # Few distinct numbers of 16 bits: sorted in one pass.
+    order = np.argsort(asked, kind='stable')
+    values, starts = np.unique(asked[order], return_index=True)
+    return list(zip(values.tolist(), np.split(order, starts[1:]))), (asked, *others)
+
+  def _prune(self):
+    """Raises the bounds, and forgets what is below them."""
+    groups, pending = self._groups()
+    asked, _, lower, upper = pending
+    for q, places in groups:
+      if len(places) >= self._top_k:
+        reached = np.partition(lower[places], -self._top_k)[-self._top_k]
+        self.bounds[q] = max(self.bounds[q], reached)
+    able = upper >= self.bounds[asked]
+    self._pending = [tuple(column[able] for column in pending)]
+    self._number = int(np.count_nonzero(able))
+    if 2 * self._number > _PENDING:
+      self._settle()
+    self._limit = min(_ROOM * max(self._number, self._top_k * len(self.bounds)), _PENDING)
+
+  def _settle(self):
+    """Scores what is pending, and keeps the best."""
+    groups, pending = self._groups()
+    for q, places in groups:
+      _, positions, _, upper = pending
+      order = places[np.argsort(-upper[places], kind='stable')]
+      start, length = 0, min(self._top_k, _SCORED)
+      while start < len(order) and upper[order[start]] >= self.bounds[q]:
+        some = np.sort(positions[order[start : start + length]])
+        joined = np.concatenate([self._best[q][0], some])
+        scores = np.concatenate([self._best[q][1], self._last(q, some)])
+        best = np.lexsort((joined, -scores))[: self._top_k]
+        self._best[q] = joined[best], scores[best]
+        if len(best) == self._top_k:
+          self.bounds[q] = max(self.bounds[q], float(scores[best[-1]]))
+        start, length = start + length, min(2 * length, _SCORED)
+    self._pending, self._number = [], 0
+
+
+def _cores() -> int:
+  """Number of cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+# Threads of all searches of this process, one for each core but the one that asks.
+_helpers: concurrent.futures.ThreadPoolExecutor | None = None
+_starting = threading.Lock()
+
+
+def _pool() -> concurrent.futures.ThreadPoolExecutor:
+  global _helpers
+  with _starting:
+    if _helpers is None:
+      _helpers = concurrent.futures.ThreadPoolExecutor(max(_cores() - 1, 1), 'quantized-scan')
+    return _helpers
+
+
+def _forget_helpers() -> None:
+  """In a process that was forked: its threads did not come along."""
+  global _helpers, _starting
+  _helpers, _starting = None, threading.Lock()
+
+
+if hasattr(os, 'register_at_fork'):
+  os.register_at_fork(after_in_child=_forget_helpers)
+
+
+def _in_parallel(
+  work: Callable[[Callable[[], None]], object],
+  check: Callable[[], None],
+  *,
+  helpers: int,
+  stop: Callable[[], None],
+) -> None:
+  """Calls `work` in this thread, and in as many helpers as are free, until all have returned.
+
+  Args:
+    work: called with what it is to call between its steps.
+    check: that, in this thread.
+    helpers: how many, at most.
+    stop: ends the work of the others when one has failed.
+  """
+  others = [_pool().submit(work, lambda: None) for _ in range(helpers)]
+  try:
+    work(check)
+  except BaseException:
+    stop()
+    raise
+  finally:
+    # One that has not begun, because others search, is not needed any more.
+    begun = [other for other in others if not other.cancel()]
+    concurrent.futures.wait(begun)
+  for other in begun:
+    other.result()
