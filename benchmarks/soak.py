@@ -222,8 +222,11 @@ def _port(server: subprocess.Popen) -> int:
 class _Client(threading.Thread):
   """Asks one thing after the other."""
 
-  def __init__(self, number: int, port: int, picture: bytes, end: threading.Event):
+  def __init__(
+    self, number: int, port: int, picture: bytes, end: threading.Event, *, pictures: int = 6
+  ):
     super().__init__(daemon=True)
+    self._pictures = pictures
     self.milliseconds: dict[str, list[float]] = collections.defaultdict(list)
     self.errors: collections.Counter = collections.Counter()
     self._random = random.Random(number)
@@ -233,7 +236,7 @@ class _Client(threading.Thread):
   def run(self):
     while not self._end.is_set():
       hits = self._search()
-      for hit in hits[:6]:
+      for hit in hits[: self._pictures]:
         self._request('picture', 'GET', hit['thumbnail'])
       if hits and self._random.random() < 0.2:
         self._json('like', '/api/v1/like', {'id': self._random.choice(hits)['id']})
@@ -285,9 +288,9 @@ class _Client(threading.Thread):
     return contents
 
 
-def _ask(port: int, picture: bytes, *, clients: int, seconds: float) -> dict:
+def _ask(port: int, picture: bytes, *, clients: int, seconds: float, pictures: int = 6) -> dict:
   end = threading.Event()
-  asking = [_Client(number, port, picture, end) for number in range(clients)]
+  asking = [_Client(number, port, picture, end, pictures=pictures) for number in range(clients)]
   started = time.perf_counter()
   for client in asking:
     client.start()
@@ -311,7 +314,7 @@ def _ask(port: int, picture: bytes, *, clients: int, seconds: float) -> dict:
     'answers_per_second': answered / took,
     'answered': answered,
   }
-  for kind, values in sorted(kinds.items()):
+  for kind, values in sorted((kind, values) for kind, values in kinds.items() if values):
     half, most, nearly = np.percentile(values, [50, 95, 99])
     results[kind] = {
       'count': len(values),
@@ -353,6 +356,7 @@ def _make_model(folder, paths, schema):
   import tensorflow as tf
 
   from tfreid.joint_space import JointSpace
+  from tfreid.networks.heads import UnitNorm
   from tfreid.serving import export
 
   tf.keras.utils.set_random_seed(0)
@@ -361,10 +365,9 @@ def _make_model(folder, paths, schema):
   hidden = tf.keras.layers.Conv2D(16, 8, strides=8, activation='relu')(pixels)
   hidden = tf.keras.layers.Dense(WIDTH)(tf.keras.layers.Flatten()(hidden))
   space = JointSpace(
-    tf.keras.Model(pixels, tf.keras.layers.UnitNormalization()(hidden)),
-    tf.keras.Model(
-      vector, tf.keras.layers.UnitNormalization()(tf.keras.layers.Dense(WIDTH)(vector))
-    ),
+    tf.keras.Model(pixels, UnitNorm()(hidden)),
+    # Of layers that a server computes without TensorFlow, as those of the methods are.
+    tf.keras.Model(vector, UnitNorm()(tf.keras.layers.Dense(WIDTH)(vector))),
   )
   encoders = export.encoders(space)
   with open(paths[0], 'rb') as file:

@@ -19,9 +19,14 @@ class CancelledError(Exception):
 
 
 class Cancellation:
-  """Whether some work is to end; for the thread that does it and those that wait for it."""
+  """Whether some work is to end; for the thread that does it and those that wait for it.
 
-  def __init__(self) -> None:
+  Attributes:
+    turn_of: who asked for the work, where those who ask take turns; '' if nobody said.
+  """
+
+  def __init__(self, turn_of: str = '') -> None:
+    self.turn_of = turn_of
     self._cancelled = False
 
   def cancel(self) -> None:
@@ -45,12 +50,17 @@ def scope(cancellation: Cancellation) -> Iterator[None]:
     _local.cancellation = before
 
 
+def current() -> Cancellation | None:
+  """The cancellation that `check` looks at in this thread; None where there is no scope."""
+  return getattr(_local, 'cancellation', None)
+
+
 def check() -> None:
   """Does nothing while somebody waits for the work of this thread.
 
   Raises:
     CancelledError: nobody does.
   """
-  cancellation = getattr(_local, 'cancellation', None)
+  cancellation = current()
   if cancellation is not None and cancellation.cancelled:
     raise CancelledError('The work was cancelled.')

@@ -217,3 +217,29 @@ def test_concepts_of_too_many_dimensions_have_no_copy(tmp_path, monkeypatch):
   assert found.facts()['quantized'] == 'no; 9 dimensions are too many for it'
   (matches,) = found.search(concepts[:1], top_k=1)
   assert [match.row.id for match in matches] == ['id 0']
+
+
+def test_a_refresh_reads_only_what_is_new(digest_model, files, tmp_path):
+  directory = str(tmp_path / 'index')
+  writer.build(directory, files(40), digest_model)
+  found = engines.open_engine(IndexDirectory(directory), resident=True)
+  query = np.ones((1, found.width), np.float32)
+  found.search(query, top_k=5)
+  writer.add(directory, files(10, start=40), digest_model)
+  writer.remove(directory, ['id 3'])
+  newer = found.newer()
+  matches = newer.search(query, top_k=60)[0]
+  assert sorted(match.row.id for match in matches) == sorted(f'id {i}' for i in range(50) if i != 3)
+  before, after = (list(engine._held.values()) for engine in (found, newer))
+  assert (len(before), len(after)) == (1, 2)
+  for array, same in zip(before[0], after[0]):
+    assert same is array
+  assert [[match.row.id for match in newer.search(query, top_k=60)[0]]] == [
+    [name for name, _ in one] for one in answers_of(directory, query, 60)
+  ]
+
+
+def answers_of(directory, queries, top_k):
+  """Ids and scores of an index that is opened for this, without anything in memory."""
+  found = engines.open_engine(IndexDirectory(directory))
+  return [[(m.row.id, m.score) for m in one] for one in found.search(queries, top_k=top_k)]

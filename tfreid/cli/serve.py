@@ -70,7 +70,13 @@ _REFRESH = flags.DEFINE_float(
   'How often to look for new crops (--index) or another version (--server); 0: never.',
   lower_bound=0,
 )
-_THREADS = flags.DEFINE_integer('threads', 2, 'Searches at a time.', lower_bound=1)
+_THREADS = flags.DEFINE_integer(
+  'threads',
+  0,
+  'Searches at a time. 0: 64 of an index, which joins those that come together into one scan, and '
+  '2 of a model.',
+  lower_bound=0,
+)
 _QUEUE = flags.DEFINE_integer(
   'queue', 128, 'Searches that may wait; more are sent away.', lower_bound=0
 )
@@ -82,6 +88,9 @@ _TIMEOUT = flags.DEFINE_float(
 def main(argv):
   """Loads what is searched, and serves until SIGTERM or Ctrl-C."""
   startup.no_arguments(argv)
+  # Before NumPy is loaded: requests keep the cores busy already, and threads of OpenBLAS that wait
+  # for a core in each of them cost more than they compute.
+  os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
   source_flags.check()
   with startup.clear_errors():
     # What can be wrong is found before the model is loaded, which takes seconds.

@@ -303,6 +303,23 @@ class AttributeSchema:
             vector[block.start + attribute.values.index(value)] = on
     return vector
 
+  @property
+  def answers(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """For each attribute, its possible values and the vectors of descriptions that say only these.
+
+    V values, 'none' among them where an attribute has a column per value, and float32 [V, A].
+    """
+    return self.derive('answers', AttributeSchema._find_answers)
+
+  def _find_answers(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    found = {}
+    for attribute in self.attributes:
+      values = tuple(attribute.values) + (() if attribute.is_binary else (NONE,))
+      vectors = np.stack([self.encode_query({attribute.name: value}) for value in values])
+      vectors.setflags(write=False)  # of everybody who asks
+      found[attribute.name] = values, vectors
+    return found
+
   def describe(self, vector: np.ndarray) -> dict[str, str]:
     """A fully known vector [A] as attribute name to value; 'a+b' where several are on.
 

@@ -50,6 +50,7 @@ class EmbeddedIndex(Engine):
 
   name = 'embedded'
   can_compact = True
+  joins = True
 
   def __init__(
     self,
@@ -125,6 +126,8 @@ class EmbeddedIndex(Engine):
     self._size = int(self._live.sum())
     self._masks: collections.OrderedDict = collections.OrderedDict()
     self._exact, self._kernels, self._quantized = None, {}, None
+    # What is in memory of segments, by their files, which never change.
+    self._held: dict[str, quantized.Part] = {}
     # Readers may be many threads; what they remember for each other is changed by one at a time.
     self._remembering = threading.Lock()
 
@@ -276,13 +279,17 @@ class EmbeddedIndex(Engine):
     state = self.folder.read()
     if state['generation'] == self.state['generation']:
       return None
-    return EmbeddedIndex(
+    newer = EmbeddedIndex(
       self.folder,
       state,
       resident=self.resident,
       check=self.check,
       checked=self._checked_segments,
     )
+    # What both hold is in memory once, and only what is new is read.
+    with self._remembering:
+      newer._held = dict(self._held)
+    return newer
 
   def refresh(self) -> bool:
     """Takes over what was committed since; returns whether that was anything."""
@@ -427,12 +434,8 @@ class EmbeddedIndex(Engine):
     """Positions and scores of the best rows of each query, by `QuantizedScan`."""
     with self._remembering:
       if self._quantized is None:
-        held = np.array if self.resident else np.asarray
-        parts = [
-          quantized.Part(held(part.concepts), held(part.copy[0]), held(part.copy[1]))
-          for part in self._segments
-          if part.copy is not None  # as `_can_quantize` says of all
-        ]
+        parts = [self._part(part) for part in self._segments]
+        self._held = dict(zip(map(_key, self._segments), parts)) if self.resident else {}
         self._quantized = quantized.QuantizedScan(parts, width=self.width, score=engine.last_scores)
       scan = self._quantized
     return scan.search(
@@ -442,6 +445,15 @@ class EmbeddedIndex(Engine):
       min_score=min_score,
       check=cancellation.check,
     )
+
+  def _part(self, part):
+    """A segment as `QuantizedScan` takes it; of a resident index in memory."""
+    held = self._held.get(_key(part))
+    if held is None:
+      assert part.copy is not None  # as `_can_quantize` says of all
+      hold = np.array if self.resident else np.asarray
+      held = quantized.Part(hold(part.concepts), hold(part.copy[0]), hold(part.copy[1]))
+    return held
 
   def _in_memory(self, queries, top_k, keep, min_score):
     """Positions and scores of the best rows of each query, by `ExactSearch`."""
@@ -544,6 +556,11 @@ class _Candidates:
     able = scores >= self.bound
     self._scores, self._positions = [scores[able]], [positions[able]]
     self._count = int(able.sum())
+
+
+def _key(part: Segment) -> str:
+  """What names the files of a segment, and their contents."""
+  return repr((part.entry['name'], sorted(part.entry['files'].items())))
 
 
 def _live_rows(entry) -> int:

@@ -51,6 +51,8 @@ class Engine(abc.ABC):
     name: what index.json and the command line call the engine.
     outlives_process: the crops are there when the process that wrote them has ended.
     can_compact: `compact` erases what was removed; otherwise the engine does so by itself.
+    joins: several queries take less time together, so those of many threads are joined; see
+      `tfreid.index.joining`.
     folder: of the index.
     state: what index.json said.
   """
@@ -58,6 +60,7 @@ class Engine(abc.ABC):
   name: ClassVar[str]
   outlives_process: ClassVar[bool] = True
   can_compact: ClassVar[bool] = False
+  joins: ClassVar[bool] = False
 
   def __init__(
     self,

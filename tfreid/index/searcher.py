@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfreid import storage
-from tfreid.index import engines, filters, segment, trust
+from tfreid.index import engines, filters, joining, segment, trust
 from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Match
 from tfreid.index.writer import check_model
@@ -79,6 +79,8 @@ class Searcher:
     self.engine = engines.open_engine(folder, resident=resident, check=check)
     self._path = model if isinstance(model, str) else ''
     self._model = None if isinstance(model, str) else model
+    # Of this index in all its states: `newer` shares them.
+    self._joined, self._images = joining.JoinedSearch(), joining.JoinedImages()
     if self._model is not None:
       check_model(self.engine.state, self._model)
 
@@ -123,6 +125,7 @@ class Searcher:
     top_k: int = 20,
     text: str = '',
     explain: bool = False,
+    suggest: bool = False,
     options: SearchOptions | None = None,
     **narrowing: Unpack[Narrowing],
   ) -> Answer:
@@ -133,6 +136,7 @@ class Searcher:
       top_k: number of crops, at most.
       text: the description as it was given, for the answer.
       explain: fill `Hit.reasons`; a concept has no attributes, and so no reasons.
+      suggest: fill `Answer.suggestions`, from what is read for the answer; likewise.
       options: which crops may be answered.
       **narrowing: single options: where, must, must_not, exclude, min_score.
 
@@ -152,13 +156,18 @@ class Searcher:
         )
     started = time.perf_counter()
     options = SearchOptions.joined(options, narrowing)
-    matches = self._matches(concept, top_k=top_k, options=options)
+    # One scan for both: the best crops are the first of the candidates, or the other way round.
+    asked = suggestion.questions(self.schema, statements) if suggest and statements else []
+    most = max(top_k, CANDIDATES) if asked and top_k > 0 else top_k
+    found = self._matches(concept, top_k=most, options=options)
+    matches = found[:top_k]
     reasons: list[dict[str, float]] = [{} for _ in matches]
     if explain and statements and matches:
       without = self._scores(matches, attribution.leave_one_out(self.schema, statements))
       reasons = attribution.reasons(
         list(statements), np.array([match.score for match in matches]), without
       )
+    suggestions = self._suggestions(asked, found[:CANDIDATES])
     return Answer(
       query=statements,
       hits=[_hit(match, why) for match, why in zip(matches, reasons)],
@@ -166,6 +175,7 @@ class Searcher:
       source=self.directory,
       gallery_size=self.engine.size,
       seconds=time.perf_counter() - started,
+      suggestions=suggestions,
     )
 
   def suggest(
@@ -193,12 +203,11 @@ class Searcher:
     """
     options = SearchOptions.joined(options, narrowing)
     statements = queries.parsed(self.schema, query)
-
-    def score(vectors):
-      matches = self._matches(self.model.embed_query(statements), top_k=top_k, options=options)
-      return np.array([match.score for match in matches]), self._scores(matches, vectors)
-
-    return suggestion.suggest(self.schema, statements, score)
+    asked = suggestion.questions(self.schema, statements)
+    if not asked:
+      return []
+    matches = self._matches(self.model.embed_query(statements), top_k=top_k, options=options)
+    return self._suggestions(asked, matches)
 
   def like(
     self,
@@ -231,7 +240,7 @@ class Searcher:
         if not os.path.isfile(crop):
           raise ValueError(f"'{crop}' is neither an id of the index nor an image file.")
         crop = queries.contents_of(crop)
-      concept = self.model.embed_images([crop])[0]
+      concept = self._images.embed(self.model, crop)
     return self.search(concept, top_k=top_k, text=text, options=options)
 
   def embed(self, crops: Sequence[str | bytes]) -> np.ndarray:
@@ -253,7 +262,9 @@ class Searcher:
 
   def capabilities(self) -> Capabilities:
     """All that there is; the model must have a schema and the signatures for it."""
-    return Capabilities(explain=True, suggest=True, like=True, upload=True, narrow=True)
+    return Capabilities(
+      explain=True, suggest=True, like=True, upload=True, narrow=True, joins=self.engine.joins
+    )
 
   def pinned(self) -> Searcher:
     """This index, which takes over nothing by itself."""
@@ -356,14 +367,24 @@ class Searcher:
       filters.parse(options.where) if options.where else None,
       filters.required(self._attributes(options.must), self._attributes(options.must_not)),
     )
-    (matches,) = self.engine.search(
-      concept[np.newaxis],
+    return self._joined.search(
+      self.engine,
+      concept,
       top_k=top_k,
       where=condition,
       exclude=[form for identifier in options.exclude for form in spellings(identifier)],
       min_score=options.min_score,
     )
-    return matches
+
+  def _suggestions(
+    self, asked: Sequence[suggestion.Question], matches: Sequence[Match]
+  ) -> list[Suggestion]:
+    """What the answers to questions tell about which of the matches is meant."""
+    if not asked or not matches:
+      return []
+    vectors = np.concatenate([question.vectors for question in asked])
+    scores = np.array([match.score for match in matches])
+    return suggestion.suggestions(asked, scores, self._scores(matches, vectors))
 
   def _scores(self, matches: Sequence[Match], vectors: np.ndarray) -> np.ndarray:
     """Scores, float32 [K, M], of crops that were found for attribute vectors [M, A]."""

@@ -16,7 +16,7 @@ from tfreid.data import image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search import gallery
 from tfreid.serving import errors, loading, versions
-from tfreid.source import attribution, suggestion
+from tfreid.source import attribution, protocol, suggestion
 from tfreid.source import query as queries
 from tfreid.source.answer import Answer, Hit, Suggestion
 from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
@@ -72,6 +72,7 @@ class ExportedModel:
     top_k: int = 20,
     text: str = '',
     explain: bool = False,
+    suggest: bool = False,
     options: SearchOptions | None = None,
     **narrowing: Unpack[Narrowing],
   ) -> Answer:
@@ -99,9 +100,10 @@ class ExportedModel:
     else:
       outputs = self._ask('serving_default', attributes=vector)
     seconds = time.perf_counter() - started
-    return self._answer(
+    answer = self._answer(
       outputs, top_k=top_k, query=statements, text=text, seconds=seconds, reasons=reasons
     )
+    return protocol.with_suggestions(self, answer) if suggest else answer
 
   def like(
     self,

@@ -19,7 +19,7 @@ from tfreid.data.attributes import AttributeSchema
 from tfreid.query import read_setting
 from tfreid.search import client, gallery
 from tfreid.search.client import ServingError
-from tfreid.source import attribution, suggestion
+from tfreid.source import attribution, protocol, suggestion
 from tfreid.source import query as queries
 from tfreid.source.answer import Answer, Hit, Suggestion
 from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
@@ -148,6 +148,7 @@ class ServedModel:
     top_k: int = 20,
     text: str = '',
     explain: bool = False,
+    suggest: bool = False,
     options: SearchOptions | None = None,
     **narrowing: Unpack[Narrowing],
   ) -> Answer:
@@ -185,7 +186,8 @@ class ServedModel:
         served, outputs, started, top_k=top_k, query=statements, text=text, reasons=reasons
       )
 
-    return self._asking(ask)
+    answer = self._asking(ask)
+    return protocol.with_suggestions(self, answer) if suggest else answer
 
   def like(
     self,

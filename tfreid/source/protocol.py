@@ -88,6 +88,8 @@ class Capabilities:
     like: `like` of a crop of the gallery.
     upload: `like` of an image.
     narrow: the options of `SearchOptions`.
+    joins: what many threads ask at the same time takes less than one after the other: such a source
+      is best asked by many at a time.
   """
 
   explain: bool
@@ -95,6 +97,7 @@ class Capabilities:
   like: bool
   upload: bool
   narrow: bool
+  joins: bool = False
 
 
 class Source(Protocol):
@@ -115,6 +118,7 @@ class Source(Protocol):
     top_k: int = 20,
     text: str = '',
     explain: bool = False,
+    suggest: bool = False,
     options: SearchOptions | None = None,
     **narrowing: Unpack[Narrowing],
   ) -> Answer:
@@ -125,6 +129,8 @@ class Source(Protocol):
       top_k: number of crops, at most.
       text: the description as it was given, for the answer.
       explain: fill `Hit.reasons`.
+      suggest: fill `Answer.suggestions`, with what `suggest` says; where it can, a source reads its
+        gallery once for both.
       options: which crops may be answered; ValueError where `capabilities().narrow` is false.
       **narrowing: single options, for people: `where='camera == 1'`.
 
@@ -248,9 +254,25 @@ def ask(
   """
   can = source.capabilities()
   explain = can.explain if explain is None else explain
-  answer = source.search(query, top_k=top_k, text=text, explain=explain, options=options)
+  suggest = can.suggest if suggest is None else suggest
+  return source.search(
+    query, top_k=top_k, text=text, explain=explain, suggest=suggest, options=options
+  )
+
+
+def with_suggestions(
+  source: Source, answer: Answer, *, options: SearchOptions | None = None
+) -> Answer:
+  """An answer with what to ask for next, for sources that search anew for that.
+
+  Args:
+    source: to ask.
+    answer: of its `search`.
+    options: as in `Source.search`.
+
+  Raises:
+    CancelledError: nobody waits for it any more.
+  """
   cancellation.check()
-  if can.suggest if suggest is None else suggest:
-    asked = source.suggest(answer.query, top_k=CANDIDATES, options=options)
-    answer = dataclasses.replace(answer, suggestions=asked)
-  return answer
+  asked = source.suggest(answer.query, top_k=CANDIDATES, options=options)
+  return dataclasses.replace(answer, suggestions=asked)

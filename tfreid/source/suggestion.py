@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfreid.data.attributes import NONE, AttributeSchema
+from tfreid.data.attributes import AttributeSchema
 from tfreid.source.answer import Suggestion
 
 
@@ -41,12 +41,15 @@ def questions(schema: AttributeSchema, query: Mapping[str, str]) -> list[Questio
     that have a column per value.
   """
   found = []
-  for attribute in schema.attributes:
-    if attribute.name in query:
+  # An attribute has columns of its own, so an answer is the query with these exchanged.
+  said = schema.encode_query(query) if query else schema.unsaid()
+  for name, (values, alone) in schema.answers.items():
+    if name in query:
       continue
-    values = tuple(attribute.values) + (() if attribute.is_binary else (NONE,))
-    vectors = np.stack([schema.encode_query({**query, attribute.name: v}) for v in values])
-    found.append(Question(attribute.name, values, vectors))
+    vectors = np.repeat(said[np.newaxis], len(values), axis=0)
+    block = schema.block(name)
+    vectors[:, block] = alone[:, block]
+    found.append(Question(name, values, vectors))
   return found
 
 
@@ -109,10 +112,22 @@ def information_gain(scores: np.ndarray, answer_scores: np.ndarray, *, temperatu
   Returns:
     0 ... log2(min(C, V)).
   """
+  return float(_information_gains(scores, answer_scores, np.array([0]), temperature)[0])
+
+
+def _information_gains(scores, answer_scores, starts, temperature):
+  """`information_gain` of Q questions, [Q], whose answers begin at the columns `starts`."""
+  counts = np.diff([*starts, answer_scores.shape[1]])
   candidates = _softmax(np.asarray(scores, np.float64) / temperature)  # [C]
-  answers = _softmax(np.asarray(answer_scores, np.float64) / temperature)  # [C, V]
-  gain = _entropy(candidates @ answers) - candidates @ _entropy(answers)
-  return float(max(gain, 0.0))  # rounding may leave -1e-17
+  answers = np.asarray(answer_scores, np.float64) / temperature  # [C, sum of V]
+  # As `_softmax`, of each question's columns.
+  answers = np.exp(
+    answers - np.repeat(np.maximum.reduceat(answers, starts, axis=1), counts, axis=1)
+  )
+  answers /= np.repeat(np.add.reduceat(answers, starts, axis=1), counts, axis=1)
+  known = np.add.reduceat(_surprises(answers), starts, axis=1)  # H(V | C = c), [C, Q]
+  gains = np.add.reduceat(_surprises(candidates @ answers), starts) - candidates @ known
+  return np.maximum(gains, 0.0)  # rounding may leave -1e-17
 
 
 def suggestions(
@@ -128,15 +143,11 @@ def suggestions(
   if not asked or not len(scores):
     return []
   unit = temperature(scores, answer_scores)
-  found, start = [], 0
-  for question in asked:
-    stop = start + len(question.values)
-    # Without any difference between candidates, no answer tells anything.
-    gain = (
-      information_gain(scores, answer_scores[:, start:stop], temperature=unit) if unit > 0 else 0.0
-    )
-    found.append(Suggestion(question.attribute, gain))
-    start = stop
+  gains = np.zeros(len(asked))
+  if unit > 0:  # without any difference between candidates, no answer tells anything
+    starts = np.cumsum([0, *(len(question.values) for question in asked[:-1])])
+    gains = _information_gains(scores, answer_scores, starts, unit)
+  found = [Suggestion(question.attribute, float(gain)) for question, gain in zip(asked, gains)]
   return sorted(found, key=lambda suggestion: -suggestion.gain)
 
 
@@ -146,7 +157,6 @@ def _softmax(values):
   return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _entropy(shares):
-  """In bits, along the last axis; 0 log 0 = 0."""
-  logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
-  return -np.sum(shares * logs, axis=-1)
+def _surprises(shares):
+  """-p log p of each share, in bits; 0 log 0 = 0. Their sum is the entropy."""
+  return -shares * np.log2(shares, out=np.zeros_like(shares), where=shares > 0)

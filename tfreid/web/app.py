@@ -39,7 +39,7 @@ from tfreid.web.middleware import SecurityMiddleware
 from tfreid.web.policy import Policy
 from tfreid.web.query_log import QueryLog
 from tfreid.web.service import SearchService
-from tfreid.web.services import Limits, Services
+from tfreid.web.services import JOINED_THREADS, THREADS, Limits, Services
 from tfreid.web.thumbnails import Thumbnails
 
 _STATIC = {
@@ -121,7 +121,10 @@ def _services(source, policy, audit, access, limits) -> Services:
     limits=limits,
     thumbnails=Thumbnails(blur=policy.blur_thumbnails),
     searches=BoundedExecutor(
-      'search', threads=limits.threads, waiting=limits.waiting, timeout=limits.seconds
+      'search',
+      threads=limits.threads or (JOINED_THREADS if source.capabilities().joins else THREADS),
+      waiting=limits.waiting,
+      timeout=limits.seconds,
     ),
     pictures=BoundedExecutor(
       'pictures', threads=_PICTURE_THREADS, waiting=1024, timeout=limits.seconds

@@ -25,9 +25,9 @@ class TooSlowError(Exception):
 class _Job(Generic[_Result]):
   """A call that waits or runs."""
 
-  def __init__(self, function: Callable[[], _Result]):
+  def __init__(self, function: Callable[[], _Result], turn_of: str):
     self.future: concurrent.futures.Future[_Result] = concurrent.futures.Future()
-    self.cancellation = cancellation.Cancellation()
+    self.cancellation = cancellation.Cancellation(turn_of)
     self._function = function
 
   def run(self) -> None:
@@ -95,7 +95,7 @@ class BoundedExecutor:
       BusyError: the queue is full; the function was not called.
       TooSlowError: no result in time.
     """
-    job = _Job(lambda: function(*arguments))
+    job = _Job(lambda: function(*arguments), turn_of)
     with self._lock:
       if self.is_full:
         raise BusyError

@@ -145,9 +145,10 @@ class _LimitedReceive:
   async def __call__(self):
     if self._complete:
       return await self._receive()
-    self.is_cut_off = True
     body = self._body
     assert body is not None  # `open` comes first
+    # Where no body is to come, nothing is cut off by an answer that does not wait for its end.
+    self.is_cut_off = self._length != 0
     if not self._begun:
       self._begun = True
       await self._begin(body)

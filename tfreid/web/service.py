@@ -9,6 +9,8 @@ import collections
 import dataclasses
 import hashlib
 import io
+import itertools
+import keyword
 import logging
 import os
 import re
@@ -381,10 +383,12 @@ def warm(source: Source, *, all_kinds: bool = True) -> None:
   attribute = source.schema.attributes[0]
   query = {attribute.name: attribute.values[-1]}
   hits = source.search(query, top_k=20).hits
-  if able.narrow and hits:
-    # With a mask of rows, too.
-    source.search(query, top_k=20, exclude=[hits[0].id])
-    source.search(query, top_k=CANDIDATES, exclude=[hits[0].id])
+  if able.narrow:
+    # For what suggestions need, and with a mask of rows, too.
+    fields = filter(_can_be_said, source.info().get('fields', {}))
+    for where in ('', *(f'{name} is None' for name in itertools.islice(fields, 1))):
+      source.search(query, top_k=CANDIDATES, where=where)
+      source.search(query, top_k=20, where=where)
   if not all_kinds:
     return
   if able.explain:
@@ -398,6 +402,11 @@ def warm(source: Source, *, all_kinds: bool = True) -> None:
     picture = io.BytesIO()
     Image.new('RGB', (64, 128), 'gray').save(picture, 'PNG')
     source.like(picture.getvalue(), top_k=1)
+
+
+def _can_be_said(name: str) -> bool:
+  """Whether a filter can ask for a field of that name."""
+  return name.isidentifier() and not keyword.iskeyword(name)
 
 
 def _names(source: Source, facts: Mapping[str, Any], name: str) -> list[tuple[str, str]]:

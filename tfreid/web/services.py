@@ -12,13 +12,18 @@ from tfreid.web.query_log import QueryLog
 from tfreid.web.service import SearchService
 from tfreid.web.thumbnails import Thumbnails
 
+# Searches at a time: of a source that computes each by itself, which takes the machine's cores, and
+# of one that joins them, where most of them wait for the same scan.
+THREADS, JOINED_THREADS = 2, 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
   """How much at a time, and how long.
 
   Attributes:
-    threads: searches at a time.
+    threads: searches at a time; 0 for JOINED_THREADS of a source that joins searches, and THREADS
+      of another one.
     waiting: searches that may wait besides; more are sent away.
     seconds: that a search may take, waiting included.
     body_seconds: in which a request must have arrived.
@@ -27,7 +32,7 @@ class Limits:
       version of a served model; 0 for never.
   """
 
-  threads: int = 2
+  threads: int = 0
   waiting: int = 128
   seconds: float = 30.0
   body_seconds: float = 20.0
