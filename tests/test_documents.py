@@ -28,7 +28,7 @@ GENERATED = ('docs/results/tables.md',)
 AS_WRITTEN = ('docs/results/photographs/README.md',)
 DOCUMENTS = sorted(
   path.relative_to(ROOT).as_posix()
-  for pattern in ('*.md', 'docs/**/*.md', 'serving/*.md', 'saved_models/README.md')
+  for pattern in ('*.md', 'docs/**/*.md', 'serving/*.md', 'saved_models/**/*.md')
   for path in ROOT.glob(pattern)
   if path.relative_to(ROOT).as_posix() not in GENERATED
 )
