@@ -189,7 +189,8 @@ def test_the_shipped_model_is_trained_on_what_is_said_alone(parsed):
     "ENCODING = 'three_state'",
     'pipeline.Pipeline.attribute_dropout = 0.0',
     'STAGES = [@deepmar/stages.Stage()]',
-    "deepmar/stages.Stage.carry = {'person_ids': ('image_encoder',)}",
+    'deepmar/stages.Stage.carry = {}',
+    'experiment.train.first_stages = ()',
     'OSNET_WEIGHTS = None',
   ):
     assert line in text, line

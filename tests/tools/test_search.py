@@ -133,9 +133,9 @@ def test_an_older_export_is_searched_without_reasons_unless_they_are_asked_for(p
 def test_what_is_wrong_is_said_in_a_sentence(people, tmp_path):
   model, index = f'--model={people.model}', f'--index={people.index}'
   for arguments, message in [
-    ([], '--model=DIRECTORY, --index=DIRECTORY or --server=ADDRESS'),
+    ([], '--index=DIRECTORY, --model=DIRECTORY or --server=ADDRESS'),
     ([model], 'a description in quotation marks'),
-    (['woman'], '--model=DIRECTORY, --index=DIRECTORY or --server=ADDRESS'),
+    (['woman'], '--index=DIRECTORY, --model=DIRECTORY or --server=ADDRESS'),
     ([model, '--like=005.png', 'woman'], 'or --like'),
     ([model, '--filter=camera == 1', 'woman'], 'need --index'),
     ([model, '--explain', '--like=005.png'], '--explain needs a description'),
