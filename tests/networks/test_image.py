@@ -222,3 +222,30 @@ def test_file_without_any_weights_is_refused(body, tmp_path):
     pass
   with pytest.raises(ValueError, match='does not hold the weights of ResNet-50'):
     image._load_weights(body, str(path))
+
+
+def test_what_is_taken_from_inside_keras_is_still_there():
+  """Keras 2.15's own ResNet is the one part of its inside that is used, and by one file."""
+  import inspect
+  from pathlib import Path
+
+  from keras.src.applications import resnet
+
+  import tfreid
+
+  package = Path(tfreid.__file__).parent
+  users = [
+    str(path.relative_to(package))
+    for path in package.rglob('*.py')
+    if 'from keras.src' in path.read_text(encoding='utf-8')
+  ]
+  assert users == ['networks/image.py']
+  told = (
+    'networks/image.py builds its ResNet-50 of it; write these blocks there if Keras drops them'
+  )
+  stack = inspect.signature(resnet.stack1).parameters
+  assert list(stack)[:3] == ['x', 'filters', 'blocks'] and {'stride1', 'name'} <= set(stack), told
+  assert {'stack_fn', 'preact', 'use_bias'} <= set(inspect.signature(resnet.ResNet).parameters), (
+    told
+  )
+  assert 'resnet50' in resnet.WEIGHTS_HASHES and resnet.BASE_WEIGHTS_PATH.startswith('https'), told
