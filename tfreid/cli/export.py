@@ -225,13 +225,19 @@ def _gallery_precision(space):
 def _from_files(console):
   """The gallery of a data set or a folder, which is embedded, and further arguments of `export`."""
   from tfreid import replicas
+  from tfreid.data import attributes
   from tfreid.serving import export, galleries
 
   strategy = replicas.local(_DEVICES.value)
   space, make_encoders, origin, schema = _original()
   if _DATASET.value:
     benchmark = _benchmark(schema)
-    galleries.check_schema(schema, benchmark.schema)
+    attributes.check_same_columns(
+      schema,
+      benchmark.schema,
+      advice='Export it with --images, which needs no attributes, or with a data set that has the '
+      'same.',
+    )
     schema = schema or benchmark.schema
     files = galleries.files_of_split(benchmark.test, benchmark.schema)
   else:

@@ -448,3 +448,26 @@ class AttributeTable:
       return np.zeros(0, np.int64), []
     keys, ids = np.unique(rows, axis=0, return_inverse=True)
     return ids.astype(np.int64).reshape(-1), [tuple(int(v) for v in key) for key in keys]
+
+
+def check_same_columns(
+  trained: AttributeSchema | None, schema: AttributeSchema, *, advice: str
+) -> None:
+  """Refuses a data set whose attribute columns are not those that a space was trained on.
+
+  Args:
+    trained: of the space; None where it is not known, and anything fits.
+    schema: of the data set.
+    advice: what to do then, a sentence.
+
+  Raises:
+    ValueError: they differ.
+  """
+  if trained is None:
+    return
+  if (trained.column_names, trained.encoding) != (schema.column_names, schema.encoding):
+    raise ValueError(
+      f'The joint space was trained on the {trained.size} {trained.encoding} attribute columns of '
+      f'{trained.name}, but {schema.name} has other ones ({schema.size}, {schema.encoding}). '
+      f'{advice}'
+    )

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfreid import storage
 from tfreid.data import shared_attributes
-from tfreid.data.attributes import AttributeSchema
+from tfreid.data.attributes import AttributeSchema, check_same_columns
 from tfreid.data.benchmark import Benchmark, Split
 from tfreid.data.pipeline import Pipeline
 from tfreid.evaluation import partial, retrieval
@@ -177,25 +177,14 @@ def _asked(directory, about, benchmark, part, through) -> _Asked:
     )
   trained = _trained_schema(about)
   if not through:
-    _check_same(trained, benchmark.schema)
+    advice = 'Evaluate it on a data set with the same attributes.'
+    check_same_columns(trained, benchmark.schema, advice=advice)
     return _Asked(split, split, benchmark.schema.groups, benchmark.seen(split))
   if trained is None:
     raise ValueError(f"'{directory}' does not say what attributes it was trained on.")
   shared = shared_attributes.schema(through)
   split, labels = shared_attributes.asked(split, benchmark.schema, shared, trained)
   return _Asked(split, labels, shared.groups, None)
-
-
-def _check_same(trained: AttributeSchema | None, schema: AttributeSchema) -> None:
-  """Refuses a data set whose attribute columns are not those the space was trained on."""
-  if trained is None:
-    return
-  if (trained.column_names, trained.encoding) != (schema.column_names, schema.encoding):
-    raise ValueError(
-      f'The joint space was trained on the {trained.size} {trained.encoding} attribute columns of '
-      f'{trained.name}, but {schema.name} has other ones ({schema.size}, {schema.encoding}). '
-      'Evaluate it on a data set with the same attributes.'
-    )
 
 
 def _embeddings(space, split, batch_size, progress) -> Embeddings:

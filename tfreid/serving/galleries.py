@@ -55,26 +55,6 @@ class Gallery(NamedTuple):
   rows: Iterable[Mapping[str, Any]] | None = None
 
 
-def check_schema(trained: AttributeSchema | None, schema: AttributeSchema) -> None:
-  """Refuses a data set whose attribute columns are not those the space was trained on.
-
-  Args:
-    trained: of the space; None where it is not known, and anything fits.
-    schema: of the data set.
-
-  Raises:
-    ValueError: they differ.
-  """
-  if trained is None:
-    return
-  if (trained.column_names, trained.encoding) != (schema.column_names, schema.encoding):
-    raise ValueError(
-      f'The joint space was trained on the {trained.size} {trained.encoding} attribute columns of '
-      f'{trained.name}, but {schema.name} has other ones ({schema.size}, {schema.encoding}). '
-      'Export it with --images, which needs no attributes, or with a data set that has the same.'
-    )
-
-
 def files_of_split(split: Split, schema: AttributeSchema) -> Files:
   """The files of a split, with person, camera and attributes.
 
