@@ -229,9 +229,11 @@ def test_weights_that_onednn_keeps_are_those_of_each_model(precision, tmp_path):
   expected = [
     encoder(tf.constant(images[:size])).numpy() for size in (6, 1, 6) for encoder in encoders * 2
   ]
-  assert np.abs(expected[0] - expected[1]).max() > 0.01
+  # How far bfloat16 rounds depends on the processor's kernels; another model is much farther away.
+  tolerance = folding.TOLERANCES[precision]
+  assert folding.relative_errors(expected[0], expected[1]).min() > 3 * tolerance
   for one, other in zip(found, expected):
-    np.testing.assert_allclose(one, other, atol=1e-2 if precision == 'bfloat16' else 1e-5)
+    assert folding.relative_errors(one, other).max() < tolerance
 
 
 def test_other_things_than_functional_models_are_refused():
