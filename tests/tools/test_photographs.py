@@ -43,11 +43,11 @@ def test_every_system_and_seed_of_the_tables_is_planned(plan):
 
 
 def test_the_test_split_chooses_nothing(plan):
-  for part in ('choose', 'figure3'):
+  for part in ('choose', 'choose_osnet', 'figure3'):
     (step,) = plan.parts[part]
     assert step.command[0] == 'tune'
     assert flag(step, 'share') == ['0'] and flag(step, 'dataset') == ['peta']
-  assert all(step.part != 'choose' for step in plan.steps())
+  assert not any(step.part.startswith('choose') for step in plan.steps())
 
 
 def test_a_start_is_trained_on_the_data_of_its_own_comparison_and_no_other(plan):
@@ -58,7 +58,18 @@ def test_a_start_is_trained_on_the_data_of_its_own_comparison_and_no_other(plan)
       assert flag(step, 'out')[0] in start
       folders.setdefault(start, []).append((part, flag(step, 'dataset')[0]))
   assert len(folders) == 3 + 10 and [('peta', 'peta'), ('real', 'peta')] in folders.values()
-  assert not [text for step in plan.parts['starts'] for text in step.command if 'ATTRIB' in text]
+  others = [step for part in ('starts', 'osnet', 'choose_osnet') for step in plan.parts[part]]
+  assert not [text for step in others for text in step.command if 'ATTRIB' in text]
+
+
+def test_starts_have_grids_and_lengths_of_their_own(plan):
+  (chosen,), (tables,) = plan.parts['choose_osnet'], plan.parts['osnet']
+  for step in (chosen, tables):
+    assert flag(step, 'gin_file') == ['photographs/peta.gin', 'photographs/from_osnet.gin']
+    assert any('OSNET_WEIGHTS' in binding for binding in flag(step, 'gin_bindings'))
+  assert chosen.seconds < plan.parts['choose'][0].seconds
+  assert tables.seconds < plan.parts['peta'][0].seconds
+  assert flag(tables, 'systems') == flag(plan.parts['peta'][0], 'systems')
 
 
 def test_figure_3_has_the_papers_weights():
@@ -77,7 +88,9 @@ def test_each_subset_is_left_out_once_and_each_model_is_asked_for_both(plan):
   assert len(pairs) == len(plan.parts['across']) == 3 * 5 * 2 * 2
 
 
-@pytest.mark.parametrize('part', ['peta', 'market', 'sal', 'starts', 'subsets', 'real', 'resnet50'])
+@pytest.mark.parametrize(
+  'part', ['osnet', 'peta', 'market', 'sal', 'starts', 'subsets', 'real', 'resnet50']
+)
 def test_the_bindings_of_the_steps_are_used_by_their_recipes(plan, part):
   for step in plan.parts[part][-1:]:
     for system in flag(step, 'systems')[0].split(',')[-3:]:

@@ -9,13 +9,15 @@ its steps and an estimate of the time first. Each step is another sub-command, w
 running the same command again continues where it stopped. --parts chooses among
 
   choose      settings on PETA's validation part (write what it finds into gin/photographs/peta.gin)
-  peta        Tables 2 and 3 on PETA's split 'paper', five seeds
+  choose_osnet  the same from the published OSNet (for gin/photographs/from_osnet.gin)
+  osnet       Tables 2 and 3 on PETA's split 'paper' from the published OSNet (--osnet), five seeds
+  peta        the same from attributes, five seeds
   real        the image GAN of Table 3, three seeds
   sal         PETA's split 'sal', for comparison with other work
   market      the same as `peta` on Market-1501, nothing chosen there
   figure3     the two weights of A2Img, on PETA's validation part
   person_ids  a start for `starts`: crops with person ids and no attributes (--ids)
-  starts      from random weights, person ids and the published OSNet (--osnet), three seeds
+  starts      from random weights and from person ids, three seeds
   resnet50    the paper's encoder from random weights, small, one seed
   across      models of one data set asked for the people of the other
   subsets     each of PETA's ten subsets left out
@@ -43,11 +45,11 @@ _PETA = flags.DEFINE_string('peta', None, "PETA's folder, with PETA.mat and the 
 _MARKET = flags.DEFINE_string('market', None, "Market-1501's folder, or one of its layout.")
 _IDS = flags.DEFINE_list('ids', [], 'Folders of crops with person ids, see gin/stages/person_ids.')
 _OSNET = flags.DEFINE_string(
-  'osnet', None, 'The published OSNet x0.25, .onnx or .npz, for `starts`.'
+  'osnet', None, 'The published OSNet x0.25, .onnx or .npz, for `osnet`.'
 )
 _OUT = flags.DEFINE_string('out', os.path.join('runs', 'photographs'), 'Where runs are written.')
 _PARTS = flags.DEFINE_list(
-  'parts', None, 'Which parts; default: all that the data allow, but `choose`.'
+  'parts', None, 'Which parts; default: all that the data allow, but those that choose.'
 )
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Seeds of `peta` and `market`.', lower_bound=1)
 _SPEED = flags.DEFINE_float(
@@ -137,6 +139,8 @@ class Plan:
     self._costs: dict[tuple, float] = {}
     makers: dict[str, Callable[[], list[Step]]] = {
       'choose': self._choose,
+      'choose_osnet': self._choose_osnet,
+      'osnet': self._osnet,
       'peta': self._peta,
       'real': self._real,
       'sal': self._sal,
@@ -151,7 +155,7 @@ class Plan:
     self.parts = {name: make() for name, make in makers.items()}
 
   def steps(self, parts: Sequence[str] | None = None) -> list[Step]:
-    """The steps of these parts, or of all but `choose`, in the plan's order.
+    """The steps of these parts, or of all but those that choose, in the plan's order.
 
     Raises:
       ValueError: there is no such part, or the data for it are not given.
@@ -163,7 +167,7 @@ class Plan:
         raise ValueError(
           f"The part '{part}' needs --market, --ids or --osnet; `--help` says which."
         )
-    parts = parts or [part for part in self.parts if part != 'choose']
+    parts = parts or [part for part in self.parts if not part.startswith('choose')]
     return [step for part, steps in self.parts.items() if part in parts for step in steps]
 
   # The bindings that the start needs.
@@ -182,6 +186,14 @@ class Plan:
       '--gin_file=photographs/from_ids.gin',
       f'--gin_bindings=PERSON_CROPS = {self.ids!r}',
       f'--gin_bindings=PERSON_IDS_DIRECTORY = {self._ids_directory()!r}',
+    ]
+
+  def _from_osnet(self) -> list[str]:
+    """Flags of the start from the published weights."""
+    return [
+      '--gin_file=photographs/from_osnet.gin',
+      f'--gin_bindings=OSNET_WEIGHTS = {self.osnet!r}',
+      f'--gin_bindings=OSNET_STATISTICS_FROM = {os.path.join(self.peta, "images")!r}',
     ]
 
   def _ids_directory(self) -> str:
@@ -249,14 +261,38 @@ class Plan:
   def _choose(self) -> list[Step]:
     return [self._tune('choose', "Settings on PETA's validation part", 'photographs', '0')]
 
+  def _choose_osnet(self) -> list[Step]:
+    if not self.osnet:
+      return []
+    title = "Settings from the published OSNet, on PETA's validation part"
+    files = ['photographs/from_osnet.gin']
+    start = self._from_osnet()[1:]
+    return [self._tune('choose_osnet', title, 'from_osnet', '0', files=files, start=start)]
+
+  def _osnet(self) -> list[Step]:
+    if not self.osnet:
+      return []
+    return [
+      self._compare(
+        'osnet',
+        "PETA, 'paper', from the published OSNet",
+        'osnet',
+        [*ALIGNED, *RIVALS],
+        self.seeds,
+        files=['photographs/from_osnet.gin'],
+        start=self._from_osnet()[1:],  # without the file, which is named above
+      )
+    ]
+
   def _figure3(self) -> list[Step]:
     return [self._tune('figure3', "Figure 3 on PETA's validation part", 'figure3', '0,1')]
 
-  def _tune(self, part: str, title: str, grids: str, folds: str) -> Step:
+  def _tune(self, part, title, grids, folds, *, files=(), start=None) -> Step:
     """A step that is `tfreid tune`; without a share it evaluates on the validation part."""
     from tfreid.cli import gin_reading
 
     name = f'tuning/{grids}.json'
+    files = ['photographs/peta.gin', *files]
     with open(gin_reading.gin_path(name), encoding='utf-8') as file:
       content = json.load(file)
     command = [
@@ -266,22 +302,21 @@ class Plan:
       f'--data_root={self.peta}',
       '--share=0',
       f'--folds={folds}',
-      '--gin_file=photographs/peta.gin',
-      *self._start('peta'),
+      *(f'--gin_file={file}' for file in files),
+      *(self._start('peta') if start is None else start),
       f'--out={os.path.join(self.out, part)}',
     ]
     alone = ['without_adversarial']
-    files = ['photographs/peta.gin']
-    seconds = pretrained = self._cost(alone, files, _PAPER, 1.0) - self._joint()
+    seconds = pretrained = self._cost(alone, files, _PAPER, 1.0) - self._joint(files)
     for system, grid in content.items():
       points = 1 + sum(_product(values) for values in grid)
       seconds += points * max(60.0, self._cost([system], files, _PAPER, 1.0) - pretrained)
     return Step(part, title, tuple(command), len(folds.split(',')) * seconds)
 
-  def _joint(self) -> float:
+  def _joint(self, files) -> float:
     """Seconds of w/o adv behind its pre-training."""
-    both = self._cost(['without_adversarial', 'mmd'], ['photographs/peta.gin'], _PAPER, 1.0)
-    return both - self._cost(['without_adversarial'], ['photographs/peta.gin'], _PAPER, 1.0)
+    both = self._cost(['without_adversarial', 'mmd'], files, _PAPER, 1.0)
+    return both - self._cost(['without_adversarial'], files, _PAPER, 1.0)
 
   def _peta(self) -> list[Step]:
     systems = [*ALIGNED, *RIVALS]
@@ -317,15 +352,6 @@ class Plan:
     if self.ids:
       start = self._from_ids()
       steps.append(self._compare('starts', 'Person ids', 'from_ids', systems, seeds, start=start))
-    if self.osnet:
-      start = [
-        '--gin_file=photographs/from_osnet.gin',
-        f'--gin_bindings=OSNET_WEIGHTS = {self.osnet!r}',
-        f'--gin_bindings=OSNET_STATISTICS_FROM = {os.path.join(self.peta, "images")!r}',
-      ]
-      steps.append(
-        self._compare('starts', 'Published OSNet', 'from_osnet', systems, seeds, start=start)
-      )
     return steps
 
   def _resnet50(self) -> list[Step]:
