@@ -10,7 +10,7 @@ F1  networks, data, serving.versions                 rooms that do not know each
 F0  losses, correlation, replicas, spec, storage, printable, templating, forks, cancellation,
     evaluation.ranking, serving.search, serving.errors,
     serving.signatures, serving.operations, serving.light_encoder, serving.summation,
-    serving.quantized
+    serving.quantized, image_bytes
 Cellar  text, and query above it                     what even the ground floor stands on
 """
 
@@ -45,6 +45,7 @@ FLOORS = {
   'tfreid.serving.light_encoder': 0,
   'tfreid.serving.summation': 0,
   'tfreid.serving.quantized': 0,
+  'tfreid.image_bytes': 0,
   'tfreid.serving.versions': 1,
   'tfreid.serving.loading': 2,
   'tfreid.networks': 1,

@@ -14,7 +14,8 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.data import picture_zoo as zoo
-from tfreid.data import image_bytes, image_files
+from tfreid import image_bytes
+from tfreid.data import image_files
 
 FILES = zoo.zoo()
 RGB = zoo.saved(zoo.colors(), 'PNG')

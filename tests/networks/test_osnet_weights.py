@@ -127,11 +127,22 @@ def test_published_weights_give_the_features_of_onnxruntime(published, tmp_path)
 
   # With statistics of crops, the function stays, and training begins with it.
   for i in range(4):
-    Image.fromarray(pixels[i % 2].astype(np.uint8)).save(tmp_path / f'{i}.png')
+    Image.fromarray(pixels[i % 2].astype(np.uint8)).save(tmp_path / f'{i}.{"bmp" if i else "png"}')
+  # As in PETA: TensorFlow refuses a BMP file with bytes behind its last row.
+  with open(tmp_path / '3.bmp', 'ab') as file:
+    file.write(b'\0\0')
   images = osnet_weights.samples(tmp_path, crop[:2])
   assert images.shape == (4, *crop)
   osnet_weights.calibrate(loaded, images)
   np.testing.assert_allclose(encoder.features(loaded)(pixels), expected, atol=1e-3)
+
+
+def test_a_crop_that_cannot_be_read_is_named(tmp_path):
+  with pytest.raises(ValueError, match='No image file in .*statistics_from is a folder of crops'):
+    osnet_weights.samples(tmp_path, CROP[:2])
+  (tmp_path / 'broken.JPG').write_bytes(b'no picture')
+  with pytest.raises(ValueError, match=r"broken\.JPG', a crop for osnet\.osnet\.statistics_from: "):
+    osnet_weights.samples(tmp_path, CROP[:2])
 
 
 def test_file_of_another_network_is_refused(tmp_path):

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tensorflow_serving.apis import predict_pb2
 
-from tfreid.data import image_bytes
+from tfreid import image_bytes
 from tfreid.serving import signatures
 
 sys.path.insert(0, str(Path(__file__).parent))

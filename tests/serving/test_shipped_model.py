@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfreid import search
-from tfreid.data import image_bytes, mixture, synthetic
+from tfreid import image_bytes, search
+from tfreid.data import mixture, synthetic
 from tfreid.index import default_model
 from tfreid.index.embedder import Embedder
 from tfreid.serving import golden, versions

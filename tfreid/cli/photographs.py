@@ -190,10 +190,12 @@ class Plan:
 
   def _from_osnet(self) -> list[str]:
     """Flags of the start from the published weights."""
+    # Crops of others, if there are any: some of PETA's images are for testing.
+    crops = self.ids[0] if self.ids else os.path.join(self.peta, 'images')
     return [
       '--gin_file=photographs/from_osnet.gin',
       f'--gin_bindings=OSNET_WEIGHTS = {self.osnet!r}',
-      f'--gin_bindings=OSNET_STATISTICS_FROM = {os.path.join(self.peta, "images")!r}',
+      f'--gin_bindings=OSNET_STATISTICS_FROM = {crops!r}',
     ]
 
   def _ids_directory(self) -> str:

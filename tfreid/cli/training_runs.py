@@ -89,7 +89,7 @@ def num_images(recipe: recipes.Recipe) -> int:
   Args:
     recipe: of any of the systems; all have the same data.
   """
-  from tfreid.data import image_bytes
+  from tfreid import image_bytes
 
   reader, arguments = recipe.dataset()
   if reader in _COUNTED:

@@ -25,8 +25,8 @@ import re
 from tfreid.data import reid_folder
 from tfreid.data.attributes import Attribute, AttributeSchema
 from tfreid.data.benchmark import Benchmark
-from tfreid.data.image_bytes import ENDING_PATTERN
 from tfreid.data.words import color_words
+from tfreid.image_bytes import ENDING_PATTERN
 
 NAME = 'DukeMTMC-reID'
 ANNOTATION_FILE = 'duke_attribute.mat'

@@ -6,7 +6,7 @@ import collections
 import os
 from collections.abc import Iterator
 
-from tfreid.data import image_bytes
+from tfreid import image_bytes
 
 # What systems put beside people's files: deleted ones, previews, halves of Apple's files.
 _OF_THE_SYSTEM = ('__macosx', '@eadir', '$recycle.bin', 'system volume information', 'lost+found')

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfreid.data import image_bytes
+from tfreid import image_bytes
 
 # Called with (images done, images in all) while something lasts.
 Progress = Callable[[int, int], None]

@@ -20,8 +20,8 @@ import re
 from tfreid.data import reid_folder
 from tfreid.data.attributes import Attribute, AttributeSchema
 from tfreid.data.benchmark import Benchmark
-from tfreid.data.image_bytes import ENDING_PATTERN
 from tfreid.data.words import color_words
+from tfreid.image_bytes import ENDING_PATTERN
 
 NAME = 'Market-1501'
 ANNOTATION_FILE = 'market_attribute.mat'

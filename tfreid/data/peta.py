@@ -23,9 +23,9 @@ import pandas as pd
 from tfreid.data import held_out
 from tfreid.data.attributes import Attribute, AttributeSchema, AttributeTable
 from tfreid.data.benchmark import Benchmark, ImageRecord, Split, assemble, join
-from tfreid.data.image_bytes import ENDING_PATTERN
 from tfreid.data.reid_folder import not_a_crop, read_mat, scan
 from tfreid.data.words import color_words
+from tfreid.image_bytes import ENDING_PATTERN
 
 NAME = 'PETA'
 ANNOTATION_FILE = 'PETA.mat'

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfreid.data import augmentation, image_bytes, image_files
+from tfreid import image_bytes
+from tfreid.data import augmentation, image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.data.augmentation import Stream
 from tfreid.data.benchmark import Split

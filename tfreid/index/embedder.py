@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfreid import forks
-from tfreid.data import image_bytes
+from tfreid import forks, image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import errors, light_encoder, versions
 

@@ -30,7 +30,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tfreid.data import folders, image_bytes, tables
+from tfreid import image_bytes
+from tfreid.data import folders, tables
 from tfreid.index import filters, segment
 from tfreid.index.segment import Row
 from tfreid.text import normalized, shortened

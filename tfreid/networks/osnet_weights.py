@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from tfreid import image_bytes
+
 # Images that the statistics of batch norms are taken of: with 32, features of training and of
 # inference had a cosine of 0.98 on other photographs.
 _SAMPLES = 64
-_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp')
 
 
 def load(model: tf.keras.Model, path: str, *, statistics_from: str | None = None):
@@ -225,18 +226,23 @@ def samples(folder: str, size: Sequence[int]) -> np.ndarray:
   """Some images of a folder and the folders in it, float32 [N, *size, 3], for `calibrate`.
 
   Raises:
-    ValueError: there is no image.
+    ValueError: there is no image, or one of those chosen cannot be read.
   """
   paths = sorted(
-    path for path in Path(folder).expanduser().rglob('*') if path.suffix.lower() in _ENDINGS
+    path
+    for path in Path(folder).expanduser().rglob('*')
+    if path.suffix.lower() in image_bytes.ENDINGS
   )
   if not paths:
     raise ValueError(
-      f"No .jpg, .png or .bmp file in '{folder}'. osnet.osnet.statistics_from is a folder of crops."
+      f"No image file in '{folder}'. osnet.osnet.statistics_from is a folder of crops."
     )
   chosen = paths[:: -(-len(paths) // _SAMPLES)]
-  images = [
-    tf.io.decode_image(tf.io.read_file(str(path)), channels=3, expand_animations=False)
-    for path in chosen
-  ]
-  return np.stack([tf.image.resize(image, size, antialias=True).numpy() for image in images])
+  return np.stack([tf.image.resize(_pixels(path), size, antialias=True) for path in chosen])
+
+
+def _pixels(path: Path) -> np.ndarray:
+  try:
+    return image_bytes.pixels(image_bytes.read(path))
+  except image_bytes.BadImageError as error:
+    raise ValueError(f"'{path}', a crop for osnet.osnet.statistics_from: {error}.") from error

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfreid import forks
-from tfreid.data import image_bytes
+from tfreid import forks, image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search import gallery
 from tfreid.serving import errors, loading, versions

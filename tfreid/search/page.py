@@ -7,8 +7,7 @@ import io
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tfreid import templating
-from tfreid.data import image_bytes
+from tfreid import image_bytes, templating
 from tfreid.source.answer import CROSS, TICK, UNKNOWN, Answer, Hit, describe, verdict
 
 _THUMBNAIL = (128, 256)  # width, height in pixels, at most

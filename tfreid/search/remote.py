@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tfreid.data import image_bytes
+from tfreid import image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.query import read_setting
 from tfreid.search import client, gallery

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfreid import replicas
-from tfreid.data import image_bytes, image_files
+from tfreid import image_bytes, replicas
+from tfreid.data import image_files
 from tfreid.joint_space import JointSpace
 from tfreid.serving.folding import FoldedEncoder
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tfreid.data import folders, image_bytes, synthetic
+from tfreid import image_bytes
+from tfreid.data import folders, synthetic
 from tfreid.serving.encoders import Crop, Encoders, Progress, embed_files
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfreid.data import image_bytes, image_files
+from tfreid import image_bytes
+from tfreid.data import image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.joint_space import JointSpace
 from tfreid.serving import folding

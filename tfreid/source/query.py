@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tfreid.data import image_bytes, words
+from tfreid import image_bytes
+from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.query import Query
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from PIL import ImageFilter
 
-from tfreid.data import image_bytes
+from tfreid import image_bytes
 
 SIZE = (128, 256)  # width, height in pixels, at most
 # What may be searched for.

@@ -1,4 +1,4 @@
-"""What the bytes of an image file hold: its kind, its size, and the picture, by Pillow. Floor 1.
+"""What the bytes of an image file hold: its kind, its size, and the picture, by Pillow. Floor 0.
 
 The one place that says which files are pictures, how large they may be, and what they look like:
 upright, as a viewer shows them, in 8-bit RGB. `image_files` decodes the common kinds with
