@@ -1,4 +1,4 @@
-"""Speed of the training step: the whole A2Img step, images per second at 256x128.
+"""Speed of the training step: the whole A2Img step, images per second.
 
 In each precision and, with --xla, also compiled with XLA. Where there is a Python that has PyTorch,
 a step of its own takes turns with ours, on the same encoder: channels_last, automatic mixed
@@ -7,6 +7,7 @@ discriminator, whose share of ours is small, so the comparison is kind to it.
 
   python benchmarks/training.py --batch_size=128 --policies=float32,mixed_float16 --xla \
     --torch_python=<environment with torch>/bin/python
+  python benchmarks/training.py --encoder=osnet_x0_25 --image_size=128x64 --cores=1
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +34,7 @@ _WARM_UP = 3
 
 
 def _tensorflow_step(
-  policy: str, *, encoder: str, compiled: bool, batch_size: int
+  policy: str, *, encoder: str, compiled: bool, batch_size: int, image_size: tuple[int, int]
 ) -> Callable[[], float]:
   """A function that takes one step, waits for it, and nothing else."""
   import numpy as np
@@ -45,7 +47,7 @@ def _tensorflow_step(
 
   tf.keras.mixed_precision.set_global_policy(policy)
   spec = DatasetSpec(
-    image_shape=(*IMAGE_SIZE, 3),
+    image_shape=(*image_size, 3),
     attribute_names=tuple(f'attribute_{i}' for i in range(30)),
     num_semantic_ids=NUM_CLASSES,
   )
@@ -64,7 +66,7 @@ def _tensorflow_step(
     )
     trainer = Trainer(method, strategy, jit_compile=compiled)
   rng = np.random.default_rng(0)
-  pixels = rng.uniform(0, 255, (batch_size, *IMAGE_SIZE, 3)).astype(np.float32)
+  pixels = rng.uniform(0, 255, (batch_size, *image_size, 3)).astype(np.float32)
   batch = {
     'image': tf.constant(pixels),
     'attributes': tf.constant(rng.integers(0, 2, (batch_size, 30)), tf.float32),
@@ -79,7 +81,7 @@ def _tensorflow_step(
 
 
 def _torch_step(
-  policy: str, *, encoder: str, compiled: bool, batch_size: int
+  policy: str, *, encoder: str, compiled: bool, batch_size: int, image_size: tuple[int, int]
 ) -> Callable[[], float]:
   """The same of PyTorch: policies by their Keras names."""
   import _torch_resnet
@@ -93,7 +95,7 @@ def _torch_step(
   adam = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=5e-4, fused=True)
   scaler = torch.amp.GradScaler(device.type, enabled=policy == 'mixed_float16')
   forward = torch.compile(network) if compiled else network
-  pixels = torch.rand(batch_size, 3, *IMAGE_SIZE, device=device)
+  pixels = torch.rand(batch_size, 3, *image_size, device=device)
   pixels = pixels.contiguous(memory_format=torch.channels_last)
   labels = torch.randint(NUM_CLASSES, (batch_size,), device=device)
 
@@ -122,6 +124,7 @@ def run(
   *,
   encoder: str = 'resnet50',
   batch_size: int = BATCH_SIZE,
+  image_size: tuple[int, int] = IMAGE_SIZE,
   repeats: int = 5,
   policies: Sequence[str] = POLICIES,
   xla: bool = False,
@@ -134,6 +137,7 @@ def run(
   Args:
     encoder: see `_encoders`.
     batch_size: images per step.
+    image_size: height and width in pixels.
     repeats: measured steps of each.
     policies: of Keras's precision: float32, mixed_float16, mixed_bfloat16.
     xla: measure each also compiled, by XLA and by torch.compile.
@@ -150,6 +154,7 @@ def run(
   options = [
     f'--encoder={encoder}',
     f'--batch_size={batch_size}',
+    f'--image_size={image_size[0]}x{image_size[1]}',
     f'--policies={",".join(policies)}',
     *['--xla'] * xla,
   ]
@@ -185,21 +190,36 @@ def run(
   }
 
 
+def _size(text: str) -> tuple[int, int]:
+  height, width = text.split('x')
+  return int(height), int(width)
+
+
 def _main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--encoder', default='resnet50', help=_encoders.__doc__)
   parser.add_argument('--batch_size', type=int, default=BATCH_SIZE)
+  parser.add_argument('--image_size', type=_size, default=IMAGE_SIZE, help='for example 128x64')
+  parser.add_argument('--cores', type=int, help='how many may be used; all if not given')
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--policies', default=','.join(POLICIES))
   parser.add_argument('--xla', action='store_true', help='each also compiled')
   parser.add_argument('--torch_python', default=sys.executable)
   parser.add_argument('--contestant', help=argparse.SUPPRESS)
   given = parser.parse_args()
+  if given.cores:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
   policies = given.policies.split(',')
   if given.contestant:
     make = _torch_step if given.contestant == 'torch' else _tensorflow_step
     steps = {
-      name: make(policy, encoder=given.encoder, compiled=compiled, batch_size=given.batch_size)
+      name: make(
+        policy,
+        encoder=given.encoder,
+        compiled=compiled,
+        batch_size=given.batch_size,
+        image_size=given.image_size,
+      )
       for name, policy, compiled in _names(given.contestant, policies, compiled=given.xla)
     }
     _interleaved.serve(steps, warm_up=_WARM_UP)
@@ -207,6 +227,7 @@ def _main():
   measured = run(
     encoder=given.encoder,
     batch_size=given.batch_size,
+    image_size=given.image_size,
     repeats=given.repeats,
     policies=policies,
     xla=given.xla,

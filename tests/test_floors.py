@@ -72,6 +72,7 @@ SEATS = {
   '__gin__': (),
   'tensorflow_addons': ('tfreid.data.pipeline',),
   'simsimd': ('tfreid.serving.quantized',),
+  'numkong': ('tfreid.serving.quantized',),
   'pandas': ('tfreid.data', 'tfreid.evaluation.results'),
   'jinja2': ('tfreid.templating',),
   'tools': (),

@@ -7,6 +7,7 @@ import multiprocessing
 import sys
 import threading
 import time
+import types
 
 import hypothesis
 import hypothesis.extra.numpy
@@ -89,13 +90,20 @@ def _galleries():
 GALLERIES = _galleries()
 
 
-@pytest.fixture(params=['one after the other', 'together', 'together as a matrix'])
+@pytest.fixture(
+  params=['one after the other', 'together', 'a matrix of whole numbers', 'a matrix of float32']
+)
 def batches(request, monkeypatch):
-  """batches(queries): the queries one by one, by whole numbers; or all at once, as a matrix too."""
+  """batches(queries): the queries one by one, or all at once, in each way that there is."""
   if request.param == 'one after the other':
     return lambda queries: [queries[i : i + 1] for i in range(len(queries))]
-  if request.param == 'together as a matrix':
-    monkeypatch.setattr(quantized, '_MATRIX', 2)
+  few = {'a matrix of whole numbers': '_PACKED', 'a matrix of float32': '_MATRIX'}
+  for name in ('_PACKED', '_MATRIX'):
+    monkeypatch.setattr(quantized, name, 2 if few.get(request.param) == name else 1000)
+  if request.param == 'a matrix of float32':
+    monkeypatch.setattr(quantized, '_packs', lambda: False)
+  elif request.param == 'a matrix of whole numbers' and not quantized._packs():
+    pytest.skip('NumKong is not there: it has no wheels for Python 3.9.')
   return lambda queries: [queries]
 
 
@@ -210,10 +218,20 @@ def test_the_copy_says_how_far_it_is_off(rows):
   assert np.all(residuals[normal] <= 0.51 * steps[normal])
 
 
-def _bounds(rows, queries):
+# How queries are multiplied, with how many of them.
+KINDS = [('_One', 1), ('_Packed', 8), ('_Matrix', 8)]
+
+
+def kind_of(name):
+  if name == '_Packed' and not quantized._packs():
+    pytest.skip('NumKong is not there: it has no wheels for Python 3.9.')
+  return getattr(quantized, name)
+
+
+def _bounds(rows, queries, kind):
   """a(x) - s(x) and eps(x), float64 [Q, N], as the scan computes them."""
   codes, bounds = quantized.quantized(rows)
-  asked = quantized._Queries(queries, np.arange(len(queries)))
+  asked = kind_of(kind)(queries, np.arange(len(queries)))
   found = asked.factors[:, np.newaxis] * asked.products(codes, bounds[0]).T
   last = np.stack([last_scores(rows, query) for query in queries])
   everyone = [
@@ -222,28 +240,28 @@ def _bounds(rows, queries):
   return found - last, np.stack(everyone)
 
 
-@pytest.mark.parametrize('count', [1, 8])
+@pytest.mark.parametrize(('kind', 'count'), KINDS)
 @pytest.mark.parametrize('name', GALLERIES)
-def test_no_row_is_farther_off_than_its_bound(name, count):
+def test_no_row_is_farther_off_than_its_bound(name, kind, count):
   rng = np.random.default_rng(4)
   for scale in (1e-35, 1, 1e15):
-    off, epsilon = _bounds(GALLERIES[name], unit(rng, count, 40) * np.float32(scale))
+    off, epsilon = _bounds(GALLERIES[name], unit(rng, count, 40) * np.float32(scale), kind)
     assert np.all(np.abs(off) <= epsilon)
 
 
-@pytest.mark.parametrize('count', [1, 8])
-def test_the_bound_is_reached_by_what_is_worst_for_it(count):
+@pytest.mark.parametrize(('kind', 'count'), KINDS)
+def test_the_bound_is_reached_by_what_is_worst_for_it(kind, count):
   # The query points where rounding took from the row: by Cauchy and Schwarz nothing is worse.
   rng = np.random.default_rng(5)
   rows = unit(rng, count, 64)
   codes, bounds = quantized.quantized(rows)
   missing = rows - codes * bounds[0][:, np.newaxis]
   queries = (missing / np.linalg.norm(missing, axis=1, keepdims=True)).astype(np.float32)
-  off, epsilon = _bounds(rows, queries)
+  off, epsilon = _bounds(rows, queries, kind)
   worst = np.abs(np.diag(off))
   assert np.all(worst <= np.diag(epsilon))
-  # The rest is the query's own rounding; as a matrix, there is none.
-  assert np.all(worst >= (0.4 if count == 1 else 0.95) * np.diag(epsilon))
+  # The rest is the query's own rounding; as a matrix of float32, there is none.
+  assert np.all(worst >= (0.95 if kind == '_Matrix' else 0.4) * np.diag(epsilon))
 
 
 def test_rows_at_the_border_of_the_bound_are_looked_at(batches):
@@ -300,16 +318,18 @@ def test_low_scores_need_not_be_answered():
       assert 0 < able.sum() <= len(positions) < 1000
 
 
-def test_products_of_the_extremes_are_exact_in_whole_numbers():
+@pytest.mark.parametrize('kind', ['_One', '_Packed'])
+def test_products_of_the_extremes_are_exact_in_whole_numbers(kind):
   rng = np.random.default_rng(9)
   for width in (1, 31, 64, 100, 1000, 100_000, quantized.MAX_WIDTH):
-    codes = rng.choice(np.array([-127, 127], np.int8), (3, width))
-    asked = quantized._Queries(np.ones((1, width), np.float32), np.arange(1))
+    codes = rng.choice(np.array([-127, 127], np.int8), (5, width))
     for sign in (1, -1):
-      asked._queries = sign * codes[:1]
-      found = asked.products(codes, np.ones(3, np.float32))
-      exact = sign * codes.astype(np.int64) @ codes[0].astype(np.int64)
-      np.testing.assert_array_equal(found[:, 0], exact.astype(np.float32))
+      queries = sign * codes[: 1 if kind == '_One' else 3].astype(np.float32)
+      asked = kind_of(kind)(queries, np.arange(len(queries)))
+      np.testing.assert_array_equal(asked.factors, 1)
+      found = asked.products(codes, np.ones(5, np.float32))
+      exact = codes.astype(np.int64) @ queries.T.astype(np.int64)
+      np.testing.assert_array_equal(found, exact.astype(np.float32))
 
 
 def test_what_is_too_wide_or_does_not_fit_is_refused():
@@ -392,7 +412,9 @@ def test_a_forked_process_searches_with_threads_of_its_own(monkeypatch):
   monkeypatch.setattr(quantized, '_SHORTEST', 40 * 200)
   rows = GALLERIES['unit']
   parts = [quantized.Part(rows, *quantized.quantized(rows))]
-  scan = quantized.QuantizedScan(parts, width=40, score=lambda rows, query: rows @ query)
+  scan = quantized.QuantizedScan(
+    parts, width=40, score=lambda rows, query: np.sum(rows * query, axis=-1)
+  )
   query = unit(np.random.default_rng(11), 1, 40)
   expected = scan.search(query, top_k=5)[0][0].tolist()
   assert any(thread.name.startswith('quantized-scan') for thread in threading.enumerate())
@@ -409,6 +431,21 @@ def test_simsimd_is_missing(monkeypatch):
   assert quantized.is_available()
   monkeypatch.setitem(sys.modules, 'simsimd', None)
   assert not quantized.is_available()
+
+
+def test_numkong_is_missing_or_multiplies_otherwise(monkeypatch):
+  kind_of('_Packed')
+  rows = GALLERIES['unit']
+  queries = unit(np.random.default_rng(12), 30, 40)
+  for broken in (None, types.SimpleNamespace(dots_pack=np.asarray, dots_packed=lambda *_: 0)):
+    quantized._packs.cache_clear()
+    with monkeypatch.context() as patch:
+      patch.setitem(sys.modules, 'numkong', broken)
+      assert not quantized._packs()
+      assert_exact(scan_of(rows), rows, queries, 5)
+  quantized._packs.cache_clear()
+  assert quantized._packs()
+  assert_exact(scan_of(rows), rows, queries, 5)
 
 
 def test_a_simsimd_that_cannot_multiply_is_not_used(monkeypatch):

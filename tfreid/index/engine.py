@@ -302,14 +302,20 @@ class Engine(abc.ABC):
 
 
 def last_scores(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-  """s(x), float32 [M], of rows [M, E]: what the exported model answers, bit by bit."""
+  """s(x), float32 [M], of rows [M, E]: what the exported model answers, bit by bit.
+
+  Args:
+    rows: float32 [M, E].
+    query: float32 [E], or [M, E], one for each row.
+  """
   # TensorFlow takes seconds to import. Where it is there it is asked; where it is not, the order of
   # its sums is known for most builds.
   without = 'tensorflow' not in sys.modules and summation.is_known()
   add = _sums if without and rows.shape[1] <= summation.MAX_WIDTH else _sums_of_tensorflow
   pieces = [np.empty(0, np.float32)]
   for start in range(0, len(rows), _SCORED):
-    pieces.append(add(np.ascontiguousarray(rows[start : start + _SCORED]), query))
+    asked = query if query.ndim == 1 else query[start : start + _SCORED]
+    pieces.append(add(np.ascontiguousarray(rows[start : start + _SCORED]), asked))
   return np.concatenate(pieces)
 
 

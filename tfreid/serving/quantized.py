@@ -15,8 +15,9 @@ scale is 0, rho is the norm.
 *The scan.* The query q is quantised in the same way, in float64: q^ = t d, p = q - q^, pi >= ||p||.
 The products d . c are whole numbers, at most 127^2 E and exact in int32 for E <= `MAX_WIDTH`. Then
 a(x) = t (scale (d . c)), in which the conversion of the product to float32 and the multiplication
-by the scale round. For `_MATRIX` queries and more, a product of float32 matrices takes less time
-than whole numbers for each; there q^ = q, pi = 0, and a(x) is a float32 dot product with the
+by the scale round. Several queries are multiplied as a matrix, by NumKong in the same whole
+numbers. Where it is missing, `_MATRIX` queries and more are multiplied in float32, which takes less
+time than whole numbers for each: there q^ = q, pi = 0, and a(x) is a float32 dot product with the
 rounded x^.
 
 *The bound.* Let s(x) be the last score, the float32 dot product that all engines rank by, and
@@ -60,7 +61,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,9 +77,13 @@ _BLOCK, _SHORTEST = 1 << 22, 1 << 21
 _BLOCKS = 16
 # Rows per product of float32 matrices, for the same reasons.
 _TILE = 8192
+# Products of a block at the same time, where whole numbers are multiplied as a matrix.
+_PRODUCTS = 1 << 18
 # Rows scanned before there is a bound at all.
 _FIRST = 1024
-# From so many queries on, a product of float32 matrices is faster than whole numbers for each.
+# From so many queries on, a product of matrices of whole numbers is faster than a product for each
+# query, and one of matrices of float32 numbers.
+_PACKED = 3
 _MATRIX = 12
 # A block of which fewer than a part in so many may be answered is gathered first.
 _SPARSE = 4
@@ -92,7 +97,7 @@ _SCORED = 8192
 _INFINITE = np.float32(np.inf)
 _FAR = 1e37
 
-# Last scores, float32 [M], of rows [M, E] for a query [E].
+# Last scores, float32 [M], of rows [M, E] for a query [E], or each for one of its own [M, E].
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -133,6 +138,20 @@ def _multiplies() -> bool:
   except (TypeError, ValueError):
     return False
   return found.tolist() == [[2 * 127**2 + 9, 15]]
+
+
+@functools.cache
+def _packs() -> bool:
+  """Whether NumKong, which multiplies matrices of whole numbers, is here and does so."""
+  codes = np.array([[127, -127, 3], [-127, -127, 5]], np.int8)
+  try:
+    import numkong
+
+    found = np.asarray(numkong.dots_packed(codes, numkong.dots_pack(codes)))
+  except (ImportError, AttributeError, TypeError, ValueError):
+    return False
+  wanted = codes.astype(np.int32) @ codes.T.astype(np.int32)
+  return found.dtype == np.int32 and found.tolist() == wanted.tolist()
 
 
 def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -232,11 +251,15 @@ class QuantizedScan:
       For each query, positions (int64, at most K) and last scores (float32).
     """
     queries = np.ascontiguousarray(queries, np.float32)
-    candidates = _Candidates(top_k, len(queries), min_score, lambda q, p: self._last(queries[q], p))
+    candidates = _Candidates(
+      top_k, len(queries), min_score, lambda asked, p: self._last(queries, asked, p)
+    )
     asked = np.flatnonzero(queries.any(axis=1))
     if len(asked):
-      groups = [asked] if len(asked) >= _MATRIX else np.split(asked, len(asked))
-      scanned = [_Queries(queries[group], group) for group in groups]
+      kind = _Packed if len(asked) >= _PACKED and _packs() else _Matrix
+      together = len(asked) >= (_PACKED if kind is _Packed else _MATRIX)
+      groups = [asked] if together else np.split(asked, len(asked))
+      scanned = [(kind if together else _One)(queries[group], group) for group in groups]
       blocks = _Blocks(self._blocks)
       _in_parallel(
         lambda check: [
@@ -246,8 +269,7 @@ class QuantizedScan:
           for some in scanned
         ],
         check,
-        # The library that multiplies matrices has threads of its own, which would wait for ours.
-        helpers=0 if scanned[0].as_matrix else min(len(self._blocks), _cores()) - 1,
+        helpers=min(len(self._blocks), _cores()) - 1 if scanned[0].threaded else 0,
         stop=blocks.stop,
       )
     # All rows score 0 for a query of zeros: the first ones are the best.
@@ -274,9 +296,9 @@ class QuantizedScan:
         return
     while start < block.stop:
       # Short at first: without a bound every row is a candidate.
-      most = _TILE if queries.as_matrix else block.stop
-      stop = min(block.stop, start + (most if candidates.bounded(queries.numbers) else length))
-      length = min(2 * length, most)
+      bounded = candidates.bounded(queries.numbers)
+      stop = min(block.stop, start + (queries.rows if bounded else length))
+      length = min(2 * length, queries.rows)
       part = None
       if allowed is not None:
         part = allowed[start - block.start : stop - block.start]
@@ -298,18 +320,26 @@ class QuantizedScan:
     epsilon = queries.epsilon(asked, block.part.bounds[1][rows], block.part.bounds[2][rows])
     candidates.add(queries.numbers[asked], rows + block.offset, approximate, epsilon)
 
-  def _last(self, query, positions):
-    """The last scores of rows at ascending positions, which may be many."""
+  def _last(self, queries, asked, positions):
+    """The last scores of rows, which may be many, each for the query `asked` of it."""
     scores = [np.empty(0, np.float32)]
     for first in range(0, len(positions), _SCORED):
-      some = positions[first : first + _SCORED]
-      rows = np.empty((len(some), self.width), np.float32)
-      owners = np.searchsorted(self._starts, some, side='right') - 1
-      for i in np.unique(owners):
-        places = owners == i
-        rows[places] = self._parts[i].rows[some[places] - self._starts[i]]
-      scores.append(self._score(rows, query))
+      some, wanted = positions[first : first + _SCORED], asked[first : first + _SCORED]
+      rows = self._rows(some)
+      alone = wanted[0] == wanted[-1]  # those of a query are together
+      scores.append(self._score(rows, queries[wanted[0]] if alone else queries[wanted]))
     return np.concatenate(scores)
+
+  def _rows(self, positions):
+    """The float32 rows at positions."""
+    owners = np.searchsorted(self._starts, positions, side='right') - 1
+    if owners[0] == owners[-1] and np.all(owners == owners[0]):
+      return self._parts[owners[0]].rows[positions - self._starts[owners[0]]]
+    rows = np.empty((len(positions), self.width), np.float32)
+    for i in np.unique(owners):
+      places = owners == i
+      rows[places] = self._parts[i].rows[positions[places] - self._starts[i]]
+    return rows
 
 
 class _Block:
@@ -357,44 +387,43 @@ class _Blocks:
 
 
 class _Queries:
-  """One query, or at least `_MATRIX`, none of them zeros, as the scan multiplies them.
+  """Queries, none of them zeros, as the scan multiplies them: in whole numbers here.
 
   Attributes:
     numbers: int64 [Q], the place of each among those that were asked.
     factors: float64 [Q], t.
-    as_matrix: they are multiplied as a float32 matrix.
+    rows: of a block, that are multiplied together.
+    threaded: several blocks can be multiplied at the same time.
   """
+
+  rows = _BLOCK
+  threaded = True
 
   def __init__(self, queries: np.ndarray, numbers: np.ndarray):
     self.numbers = numbers
-    self.as_matrix = len(queries) > 1
-    exact = queries.astype(np.float64)
-    norms, lost = _lengths(exact), np.zeros(len(queries))
-    self.factors = np.ones(len(queries))
     self._all = slice(None)
-    self._queries = queries
-    if not self.as_matrix:
-      self.factors = np.abs(exact).max(axis=1) / 127
-      whole = np.rint(exact / self.factors[:, np.newaxis])
-      lost = _lengths(exact - whole * self.factors[:, np.newaxis])
-      self._queries = np.clip(whole, -127, 127).astype(np.int8)
-    width = queries.shape[1]
+    exact = queries.astype(np.float64)
+    self.factors, copies, lost = self._copied(exact)
+    self._queries = self._prepared(copies)
+    norms, width = _lengths(exact), queries.shape[1]
     gamma = (width + 8) * 2.0**-24 / (1.0 - (width + 8) * 2.0**-24)
     self._of_residual = 1.01 * norms
     self._of_norm = 1.01 * (lost + 2 * gamma * (norms + lost) + width * 2.0**-125)
     self._tiny = 1.01 * width * 2.0**-125 * (1 + norms)
 
+  def _copied(self, exact: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Factors t, d (int8 [Q, E]) and pi."""
+    factors = np.abs(exact).max(axis=1) / 127
+    whole = np.clip(np.rint(exact / factors[:, np.newaxis]), -127, 127)
+    lost = _lengths(exact - whole * factors[:, np.newaxis])
+    return factors, whole.astype(np.int8), lost
+
+  def _prepared(self, copies: np.ndarray) -> Any:
+    return copies
+
   def products(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """a(x) / t, float32 [rows, Q]."""
-    if self.as_matrix:
-      copies = codes.astype(np.float32)
-      copies *= scales[:, np.newaxis]
-      return copies @ self._queries.T
-    import simsimd
-
-    found = np.asarray(simsimd.cdist(self._queries, codes, 'dot', out_dtype='float32'))
-    found *= scales
-    return found.reshape(-1, 1)
+    raise NotImplementedError
 
   def epsilon(self, asked, residuals, norms) -> np.ndarray:
     """Bounds eps(x), float64, of rows with these rho and nu for the queries `asked`."""
@@ -414,6 +443,52 @@ class _Queries:
     return np.nextafter(least, -_INFINITE)
 
 
+class _One(_Queries):
+  """One query, multiplied by SimSIMD."""
+
+  def products(self, codes, scales):
+    import simsimd
+
+    found = np.asarray(simsimd.cdist(self._queries, codes, 'dot', out_dtype='float32'))
+    found *= scales
+    return found.reshape(-1, 1)
+
+
+class _Packed(_Queries):
+  """Several queries, multiplied by NumKong as a matrix of whole numbers."""
+
+  def _prepared(self, copies):
+    import numkong
+
+    # As many products at a time as a cache holds.
+    self.rows = max(_TILE, _PRODUCTS // len(copies))
+    return numkong.dots_pack(copies)
+
+  def products(self, codes, scales):
+    import numkong
+
+    found = np.asarray(numkong.dots_packed(codes, self._queries)).astype(np.float32)
+    found *= scales[:, np.newaxis]
+    return found
+
+
+class _Matrix(_Queries):
+  """Many queries, multiplied by NumPy as a matrix of float32 numbers."""
+
+  rows = _TILE
+  # The library that multiplies matrices has threads of its own, which would wait for ours.
+  threaded = False
+
+  def _copied(self, exact):
+    nothing = np.zeros(len(exact))
+    return nothing + 1, exact.astype(np.float32), nothing
+
+  def products(self, codes, scales):
+    copies = codes.astype(np.float32)
+    copies *= scales[:, np.newaxis]
+    return copies @ self._queries.T
+
+
 class _Candidates:
   """Rows that may be among the best of each query, and what is needed to be one of them.
 
@@ -426,7 +501,7 @@ class _Candidates:
     top_k: int,
     count: int,
     min_score: float | None,
-    last: Callable[[int, np.ndarray], np.ndarray],
+    last: Callable[[np.ndarray, np.ndarray], np.ndarray],
   ):
     self.bounds = np.full(count, -np.inf)
     if min_score is not None:
@@ -454,7 +529,7 @@ class _Candidates:
 
   def put(self, q: int, positions: np.ndarray) -> None:
     """Makes ascending rows the answer to a query, in the order of their last scores."""
-    self._best[q] = positions, self._last(q, positions)
+    self._best[q] = positions, self._last(np.full(len(positions), q), positions)
 
   def answers(self) -> list[tuple[np.ndarray, np.ndarray]]:
     """Positions and last scores of the best of each query."""
@@ -489,20 +564,33 @@ class _Candidates:
   def _settle(self):
     """Scores what is pending, and keeps the best."""
     groups, pending = self._groups()
-    for q, places in groups:
-      _, positions, _, upper = pending
-      order = places[np.argsort(-upper[places], kind='stable')]
-      start, length = 0, min(self._top_k, _SCORED)
-      while start < len(order) and upper[order[start]] >= self.bounds[q]:
-        some = np.sort(positions[order[start : start + length]])
-        joined = np.concatenate([self._best[q][0], some])
-        scores = np.concatenate([self._best[q][1], self._last(q, some)])
-        best = np.lexsort((joined, -scores))[: self._top_k]
-        self._best[q] = joined[best], scores[best]
-        if len(best) == self._top_k:
-          self.bounds[q] = max(self.bounds[q], float(scores[best[-1]]))
-        start, length = start + length, min(2 * length, _SCORED)
+    if not groups:
+      return
+    _, positions, _, upper = pending
+    # Places of each query, those of the greatest upper bound first.
+    queues = {q: places[np.argsort(-upper[places], kind='stable')] for q, places in groups}
+    length = min(self._top_k, _SCORED)
+    while queues:
+      # Of all queries together: what a call costs is more than what a hundred rows cost.
+      taken = [np.sort(positions[queue[:length]]) for queue in queues.values()]
+      counts = [len(some) for some in taken]
+      scores = self._last(np.repeat(list(queues), counts), np.concatenate(taken))
+      for q, some, own in zip(queues, taken, np.split(scores, np.cumsum(counts)[:-1])):
+        self._keep(q, some, own)
+      left = {q: queue[length:] for q, queue in queues.items()}
+      able = {q: np.count_nonzero(upper[queue] >= self.bounds[q]) for q, queue in left.items()}
+      queues = {q: left[q][:count] for q, count in able.items() if count}
+      length = min(2 * length, _SCORED)
     self._pending, self._number = [], 0
+
+  def _keep(self, q: int, positions: np.ndarray, scores: np.ndarray) -> None:
+    """Takes rows with their last scores among the best of a query."""
+    positions = np.concatenate([self._best[q][0], positions])
+    scores = np.concatenate([self._best[q][1], scores])
+    best = np.lexsort((positions, -scores))[: self._top_k]
+    self._best[q] = positions[best], scores[best]
+    if len(best) == self._top_k:
+      self.bounds[q] = max(self.bounds[q], float(scores[best[-1]]))
 
 
 def _cores() -> int:
