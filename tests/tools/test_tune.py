@@ -119,6 +119,8 @@ def test_points_share_a_pretraining_never_read_the_test_split_and_are_done_once(
   report = (out / 'tuning.md').read_text()
   assert '| *recipe* |' in report.replace('**', '')
   assert 'DCCA_EPOCHS = 2' in report
+  # One fold has no deviation.
+  assert 'Each fold holds 0.3 of the training' in report and '±' not in report
   assert (out / 'pretrain' / 'fold-3' / 'pretrain').is_dir()
   assert not (out / 'dcca' / 'recipe' / 'fold-3' / 'pretrain').exists()
   again = tune(*flags)
@@ -127,3 +129,14 @@ def test_points_share_a_pretraining_never_read_the_test_split_and_are_done_once(
   changed = tune(*flags, '--gin_bindings=PRETRAIN_EPOCHS = 2')
   assert changed.returncode == 1
   assert 'another configuration' in changed.stderr
+
+
+def test_the_report_says_where_a_data_set_has_a_validation_part_of_its_own():
+  from tfreid.cli import tune as module
+
+  text = module._introduction('tfreid tune', share=0.0, folds=1, metric='mAP')
+  assert text.startswith('# Settings tried on the validation part\n')
+  assert 'Number of seeds: 1.' in text and 'One training each' in text and 'holds' not in text
+  text = module._introduction('tfreid tune', share=0.25, folds=3, metric='rank1')
+  assert text.startswith('# Settings tried on held-out training people\n')
+  assert 'holds 0.25 of' in text and 'Mean and standard deviation, in percent' in text

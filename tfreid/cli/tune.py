@@ -157,15 +157,14 @@ class Tuning:
 
   def write(self):
     """Writes the report of what is known so far."""
-    from tfreid.comparison import plan, processes
+    from tfreid.comparison import plan
 
     parts = [
-      _INTRODUCTION.format(
-        command=training_runs.typed('tune'),
+      _introduction(
+        training_runs.typed('tune'),
         share=_SHARE.value,
         folds=len(self.folds),
-        metric=_LABELS[_METRIC.value],
-        machine=', '.join(processes.machine().values()),
+        metric=_METRIC.value,
       )
     ]
     for system, points in self.points.items():
@@ -261,15 +260,34 @@ class Tuning:
 
 
 _LABELS = {'mAP': 'mAP', 'rank1': 'rank-1', 'rank5': 'rank-5', 'rank10': 'rank-10'}
-_INTRODUCTION = """# Settings tried on held-out training people
+_INTRODUCTION = """# Settings tried on {held_out}
 
     {command}
 
-Each fold holds {share:g} of the training semantic IDs out, others in each of {folds} folds, trains
-on the rest and searches the held-out people. The test split is not read. Mean and standard
-deviation over folds, in percent; **bold** is the best {metric}, *recipe* is what the system's gin
-files said when this was run. Machine: {machine}.
+{how} The test split is not read. {values}, in percent; **bold** is the best {metric}, *recipe* is
+what the system's gin files said when this was run. Machine: {machine}.
 """
+_FOLDS_ARE = (
+  'Each fold holds {share:g} of the training semantic IDs out, others in each of {folds} folds,\n'
+  'trains on the rest and searches the held-out people.'
+)
+_SEEDS_ARE = (
+  'Each point trains on the training part and searches the validation part, which has other\n'
+  "semantic IDs; the data set's split says which. Number of seeds: {folds}."
+)
+
+
+def _introduction(command: str, *, share: float, folds: int, metric: str) -> str:
+  from tfreid.comparison import processes
+
+  return _INTRODUCTION.format(
+    held_out='held-out training people' if share else 'the validation part',
+    how=(_FOLDS_ARE if share else _SEEDS_ARE).format(share=share, folds=folds),
+    values='Mean and standard deviation' if folds > 1 else 'One training each',
+    command=command,
+    metric=_LABELS[metric],
+    machine=', '.join(processes.machine().values()),
+  )
 
 
 def _table(system, rows) -> str:
@@ -284,8 +302,10 @@ def _table(system, rows) -> str:
   for i, (point, values) in enumerate(rows):
     cells = []
     for name in _METRICS:
-      deviation = statistics.stdev(values[name]) if len(values[name]) > 1 else 0.0
-      cells.append(f'{statistics.mean(values[name]):.2f} ± {deviation:.2f}')
+      cell = f'{statistics.mean(values[name]):.2f}'
+      if len(values[name]) > 1:
+        cell += f' ± {statistics.stdev(values[name]):.2f}'
+      cells.append(cell)
     setting = f'`{_title(point)}`' if point else '*recipe*'
     mark = '**' if i == best else ''
     lines.append(
