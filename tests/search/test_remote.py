@@ -94,6 +94,21 @@ def test_model_index_and_server_suggest_the_same(remote, local):
   assert remote.suggest({'gender': 'male', 'hat': 'no', 'upper_color': 'red'}) == []
 
 
+def test_reasons_and_suggestions_come_with_one_request(remote, local, monkeypatch):
+  predict, asked = type(remote._opened.client).predict, []
+  monkeypatch.setattr(
+    type(remote._opened.client),
+    'predict',
+    lambda *given: asked.append(given[1]) or predict(*given),
+  )
+  answer = remote.search({'upper_color': 'red'}, explain=True, suggest=True)
+  assert asked == ['explain']
+  expected = local[0].search({'upper_color': 'red'}, explain=True, suggest=True)
+  assert_same_answers(answer, expected)
+  assert [name for name, _ in answer.suggestions] == [name for name, _ in expected.suggestions]
+  assert len(answer.suggestions) == 2
+
+
 def test_model_index_and_server_embed_the_same(remote, local, people):
   crops = [hit.path for hit in local[0].search({'hat': 'yes'}, top_k=3).hits]
   for source in local:

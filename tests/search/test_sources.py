@@ -99,6 +99,39 @@ def test_sources_suggest_the_same_with_the_same_gains(sources):
       source.suggest('purple')
 
 
+@pytest.mark.parametrize('explain', [False, True])
+def test_an_answer_brings_the_reasons_and_suggestions_that_are_asked_for_alone(sources, explain):
+  for query in ({'hat': 'yes'}, {'upper_color': '!red'}, {'gender': 'male', 'hat': 'no'}):
+    for source in sources:
+      answer = source.search(query, explain=explain, suggest=True)
+      alone = source.suggest(query)
+      assert [s.attribute for s in answer.suggestions] == [s.attribute for s in alone] != []
+      assert [s.gain for s in answer.suggestions] == pytest.approx(
+        [s.gain for s in alone], abs=1e-5
+      )
+      plain = source.search(query, explain=explain)
+      assert [hit.id for hit in answer.hits] == [hit.id for hit in plain.hits]
+      for hit, other in zip(answer.hits, plain.hits):
+        assert hit.reasons == pytest.approx(other.reasons, abs=1e-5)
+        assert bool(hit.reasons) == explain
+  for source in sources:
+    # Nothing is left to be asked.
+    assert not source.search('woman, red top, no hat', suggest=True).suggestions
+
+
+def test_reasons_and_suggestions_take_one_pass_through_an_exported_model(people, monkeypatch):
+  asked = []
+  ask = ExportedModel._ask
+  monkeypatch.setattr(
+    ExportedModel, '_ask', lambda *given, **inputs: asked.append(given[1]) or ask(*given, **inputs)
+  )
+  with tfreid.search.load(people.model) as source:
+    source.search({'hat': 'yes'}, explain=True, suggest=True)
+    source.search({'hat': 'yes'}, suggest=True)
+    source.search({'hat': 'yes'})
+  assert asked == ['explain', 'explain', 'serving_default']
+
+
 def test_suggestions_are_about_the_best_crops_alone(sources):
   for source in sources:
     # Of one crop, nothing is left to be known.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import time
@@ -15,7 +16,7 @@ from tfreid import forks, image_bytes
 from tfreid.data.attributes import AttributeSchema
 from tfreid.search import gallery
 from tfreid.serving import errors, loading, versions
-from tfreid.source import attribution, protocol, suggestion
+from tfreid.source import explanation, suggestion
 from tfreid.source import query as queries
 from tfreid.source.answer import Answer, Hit, Suggestion
 from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
@@ -77,8 +78,8 @@ class ExportedModel:
   ) -> Answer:
     """The best crops for a description; see `Source`.
 
-    The export fixed how many there are at most, and there are no options. Reasons come from the
-    same pass through the model.
+    The export fixed how many there are at most, and there are no options. Reasons and suggestions
+    come from the same pass through the model.
 
     Raises:
       ValueError: an unknown word, attribute or value, an option, or `explain` of a model that was
@@ -90,19 +91,21 @@ class ExportedModel:
     statements = queries.parsed(self.schema, query)
     vector = tf.constant(self.schema.encode_query(statements)[np.newaxis])
     started = time.perf_counter()
+    more = explanation.Explanation(self.schema, statements, explain=explain, suggest=suggest)
     reasons: list[dict[str, float]] = []
-    if explain:
-      variants = attribution.leave_one_out(self.schema, statements)[np.newaxis]
-      outputs = self._ask('explain', attributes=vector, variants=tf.constant(variants))
-      scores, without = outputs['scores'].numpy()[0], outputs['variant_scores'].numpy()[0]
-      reasons = attribution.reasons(list(statements), scores, without)
+    suggestions: Sequence[Suggestion] = ()
+    if explain or len(more.variants):
+      variants = tf.constant(more.variants[np.newaxis])
+      outputs = self._ask('explain', attributes=vector, variants=variants)
+      found = outputs['scores'].numpy()[0], outputs['variant_scores'].numpy()[0]
+      reasons, suggestions = more.reasons(*found), more.suggestions(*found)
     else:
       outputs = self._ask('serving_default', attributes=vector)
     seconds = time.perf_counter() - started
     answer = self._answer(
       outputs, top_k=top_k, query=statements, text=text, seconds=seconds, reasons=reasons
     )
-    return protocol.with_suggestions(self, answer) if suggest else answer
+    return dataclasses.replace(answer, suggestions=suggestions)
 
   def like(
     self,

@@ -6,6 +6,7 @@ No TensorFlow is imported for REST: a client starts in a fraction of a second.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import time
@@ -19,7 +20,7 @@ from tfreid.data.attributes import AttributeSchema
 from tfreid.query import read_setting
 from tfreid.search import client, gallery
 from tfreid.search.client import ServingError
-from tfreid.source import attribution, protocol, suggestion
+from tfreid.source import explanation, suggestion
 from tfreid.source import query as queries
 from tfreid.source.answer import Answer, Hit, Suggestion
 from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
@@ -154,8 +155,8 @@ class ServedModel:
   ) -> Answer:
     """The best crops for a description; see `Source`.
 
-    The export fixed how many there are at most, and there are no options. Reasons come with the
-    same request.
+    The export fixed how many there are at most, and there are no options. Reasons and suggestions
+    come with the same request.
 
     Raises:
       ValueError: an unknown word, attribute or value, or an option.
@@ -167,27 +168,28 @@ class ServedModel:
 
     def ask(served: _Opened) -> Answer:
       started = time.perf_counter()
-      if isinstance(query, str) and served.schema is None and not explain:
+      if isinstance(query, str) and served.schema is None and not (explain or suggest):
         statements, outputs = self._read_there(served, query)
         return self._answer(served, outputs, started, top_k=top_k, query=statements, text=text)
       schema = self._schema(served)
       statements = queries.parsed(schema, query)
       vector = schema.encode_query(statements)[np.newaxis]
+      more = explanation.Explanation(schema, statements, explain=explain, suggest=suggest)
       reasons: list[dict[str, float]] = []
-      if explain:
-        variants = attribution.leave_one_out(schema, statements)[np.newaxis]
-        outputs = served.client.predict('explain', {'attributes': vector, 'variants': variants})
-        reasons = attribution.reasons(
-          list(statements), outputs['scores'][0], outputs['variant_scores'][0]
-        )
+      suggestions: Sequence[Suggestion] = ()
+      if explain or len(more.variants):
+        asked = {'attributes': vector, 'variants': more.variants[np.newaxis]}
+        outputs = served.client.predict('explain', asked)
+        found = outputs['scores'][0], outputs['variant_scores'][0]
+        reasons, suggestions = more.reasons(*found), more.suggestions(*found)
       else:
         outputs = served.client.predict('serving_default', {'attributes': vector})
-      return self._answer(
+      answer = self._answer(
         served, outputs, started, top_k=top_k, query=statements, text=text, reasons=reasons
       )
+      return dataclasses.replace(answer, suggestions=suggestions)
 
-    answer = self._asking(ask)
-    return protocol.with_suggestions(self, answer) if suggest else answer
+    return self._asking(ask)
 
   def like(
     self,

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Union
 
-from tfreid import cancellation
 from tfreid.source.answer import Answer, Hit, Suggestion
 
 if TYPE_CHECKING:
@@ -258,21 +257,3 @@ def ask(
   return source.search(
     query, top_k=top_k, text=text, explain=explain, suggest=suggest, options=options
   )
-
-
-def with_suggestions(
-  source: Source, answer: Answer, *, options: SearchOptions | None = None
-) -> Answer:
-  """An answer with what to ask for next, for sources that search anew for that.
-
-  Args:
-    source: to ask.
-    answer: of its `search`.
-    options: as in `Source.search`.
-
-  Raises:
-    CancelledError: nobody waits for it any more.
-  """
-  cancellation.check()
-  asked = source.suggest(answer.query, top_k=CANDIDATES, options=options)
-  return dataclasses.replace(answer, suggestions=asked)
