@@ -48,7 +48,7 @@ _EXPLAIN = flags.DEFINE_bool(
   'explain',
   None,
   'Show what each attribute adds to the scores, and what to ask for next. Done by default wherever '
-  'the model can, which takes some more vectors through its attribute encoder and a second search.',
+  'the model can, which takes some more vectors through its attribute encoder.',
 )
 _HTML = flags.DEFINE_string('html', None, 'Also write the answer as one self-contained page.')
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
