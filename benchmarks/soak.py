@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
-import http.client
 import json
 import os
 import random
@@ -26,7 +25,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -219,31 +217,44 @@ def _port(server: subprocess.Popen) -> int:
   raise RuntimeError('The server did not start.')
 
 
-class _Client(threading.Thread):
-  """Asks one thing after the other."""
+# What of an answer says which crops it holds; reading all of it would take the client as long as it
+# takes the server to write it.
+_THUMBNAIL = re.compile(rb'"thumbnail": ?"([^"]+)"')
+_ID = re.compile(rb'"id": ?("[^"]+")')
+_LENGTH = re.compile(rb'\r\ncontent-length: *(\d+)', re.IGNORECASE)
 
-  def __init__(
-    self, number: int, port: int, picture: bytes, end: threading.Event, *, pictures: int = 6
-  ):
-    super().__init__(daemon=True)
+
+class _Client:
+  """Asks one thing after the other, over one connection.
+
+  By hand, and all in one thread: whatever the clients compute, the server, which has the same
+  cores, cannot.
+  """
+
+  def __init__(self, number: int, port: int, picture: bytes, *, pictures: int = 6):
     self._pictures = pictures
     self.milliseconds: dict[str, list[float]] = collections.defaultdict(list)
     self.errors: collections.Counter = collections.Counter()
     self._random = random.Random(number)
-    self._port, self._picture, self._end = port, picture, end
-    self._connection = None
+    self._port, self._picture = port, picture
+    self._connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-  def run(self):
-    while not self._end.is_set():
-      hits = self._search()
-      for hit in hits[: self._pictures]:
-        self._request('picture', 'GET', hit['thumbnail'])
-      if hits and self._random.random() < 0.2:
-        self._json('like', '/api/v1/like', {'id': self._random.choice(hits)['id']})
+  async def run(self, end: asyncio.Event):
+    """Goes on until `end`, and finishes what it has begun."""
+    while not end.is_set():
+      answer = await self._search()
+      for path in _THUMBNAIL.findall(answer)[: self._pictures]:
+        await self._request('picture', b'GET', path)
+      names = _ID.findall(answer)
+      if names and self._random.random() < 0.2:
+        body = b'{"id": %s}' % self._random.choice(names)
+        await self._request('like', b'POST', b'/api/v1/like', body)
       if self._random.random() < 0.1:
-        self._upload()
+        await self._upload()
+    if self._connection:
+      self._connection[1].close()
 
-  def _search(self):
+  async def _search(self) -> bytes:
     draw = self._random
     query = draw.choice(
       [
@@ -252,52 +263,69 @@ class _Client(threading.Thread):
         {'hat': draw.choice(['yes', 'no']), 'age': 'adult', 'hair': 'long'},
       ]
     )
-    asked = {'query': query, 'explain': True, 'suggest': True}
+    asked, kind = {'query': query, 'explain': True, 'suggest': True}, 'search'
     if draw.random() < 0.2:
       asked['where'] = f'camera in [{draw.randrange(20)}, {draw.randrange(20)}]'
-      return self._json('filtered', '/api/v1/search', asked)
-    return self._json('search', '/api/v1/search', asked)
+      kind = 'filtered'
+    return await self._request(kind, b'POST', b'/api/v1/search', json.dumps(asked).encode())
 
-  def _json(self, kind, path, asked):
-    body = json.dumps(asked).encode()
-    contents = self._request(kind, 'POST', path, body, 'application/json')
-    return json.loads(contents)['hits'] if contents else []
-
-  def _upload(self):
+  async def _upload(self):
     head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
     body = head + self._picture + b'\r\n--b--\r\n'
-    self._request('upload', 'POST', '/api/v1/like', body, 'multipart/form-data; boundary=b')
+    await self._request(
+      'upload', b'POST', b'/api/v1/like', body, b'multipart/form-data; boundary=b'
+    )
 
-  def _request(self, kind, method, path, body=None, content_type=''):
+  async def _request(self, kind, method, path, body=b'', content_type=b'application/json'):
     started = time.perf_counter()
     try:
-      if self._connection is None:
-        self._connection = http.client.HTTPConnection('127.0.0.1', self._port, timeout=120)
-      headers = {'Content-Type': content_type} if content_type else {}
-      self._connection.request(method, path, body, headers)
-      answer = self._connection.getresponse()
-      contents = answer.read()
-    except (OSError, http.client.HTTPException) as error:
+      status, contents = await asyncio.wait_for(
+        self._exchange(method, path, body, content_type), timeout=120
+      )
+    except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, ValueError) as error:
       self.errors[f'{kind}: {type(error).__name__}'] += 1
+      if self._connection:
+        self._connection[1].close()
       self._connection = None
       return b''
-    if answer.status != 200:
-      self.errors[f'{kind}: {answer.status}'] += 1
+    if status != 200:
+      self.errors[f'{kind}: {status}'] += 1
       return b''
     self.milliseconds[kind].append(1000 * (time.perf_counter() - started))
     return contents
 
+  async def _exchange(self, method, path, body, content_type):
+    """The status and the body of an answer."""
+    if self._connection is None:
+      self._connection = await asyncio.open_connection('127.0.0.1', self._port, limit=2**20)
+    reader, writer = self._connection
+    about = b'Content-Type: %s\r\nContent-Length: %d\r\n' % (content_type, len(body))
+    writer.write(
+      b'%s %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n' % (method, path, about if body else b'') + body
+    )
+    head = await reader.readuntil(b'\r\n\r\n')
+    length = _LENGTH.search(head)
+    if length is None:
+      raise ValueError('An answer does not say how long it is.')
+    contents = await reader.readexactly(int(length[1]))
+    if b'\r\nconnection: close' in head.lower():
+      writer.close()
+      self._connection = None
+    return int(head.split(b' ', 2)[1]), contents
+
+
+async def _ask_together(asking: Sequence[_Client], seconds: float) -> None:
+  end = asyncio.Event()
+  tasks = [asyncio.ensure_future(client.run(end)) for client in asking]
+  await asyncio.wait(tasks, timeout=seconds)  # one that ends has failed, and is told below
+  end.set()
+  await asyncio.wait_for(asyncio.gather(*tasks), timeout=180)
+
 
 def _ask(port: int, picture: bytes, *, clients: int, seconds: float, pictures: int = 6) -> dict:
-  end = threading.Event()
-  asking = [_Client(number, port, picture, end, pictures=pictures) for number in range(clients)]
+  asking = [_Client(number, port, picture, pictures=pictures) for number in range(clients)]
   started = time.perf_counter()
-  for client in asking:
-    client.start()
-  time.sleep(seconds)
-  end.set()
-  for client in asking:
-    client.join(180)
+  asyncio.run(_ask_together(asking, seconds))
   took = time.perf_counter() - started
   errors = sum((client.errors for client in asking), collections.Counter())
   kinds: Mapping[str, list[float]] = collections.defaultdict(list)

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -354,26 +353,22 @@ def test_files_that_vanish_or_change_between_listing_and_reading(
     assert not any('id 14' in problem for problem in opened.problems(files=True))
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_embedded(tmp_path, files, digest_model):
-  rows, stop = files(3), threading.Event()
-  # Large enough for reading it to take a while.
-  with open(rows[1].path, 'wb') as file:
-    file.truncate(100_000_000)
+def test_a_file_that_changes_while_it_is_read_is_not_embedded(
+  tmp_path, files, digest_model, monkeypatch
+):
+  rows = files(3)
+  fstat, changing = os.fstat, os.stat(rows[1].path).st_ino
 
-  def keep_changing():
-    count = 0
-    while not stop.wait(0.001):
-      count += 1
-      os.utime(rows[1].path, ns=(count, count))
+  def changed_after(descriptor):
+    status = fstat(descriptor)
+    if status.st_ino == changing:
+      os.utime(rows[1].path, ns=(0, status.st_mtime_ns + 1_000_000))
+    return status
 
-  changing = threading.Thread(target=keep_changing)
-  changing.start()
-  try:
+  with monkeypatch.context() as patch:
+    patch.setattr(writer.os, 'fstat', changed_after)
     with pytest.raises(ValueError, match='1 file cannot be read') as error:
       writer.build(str(tmp_path / 'index'), rows, digest_model)
-  finally:
-    stop.set()
-    changing.join()
   assert f'{rows[1].path} (it changes while it is read)' in str(error.value)
   assert writer.build(str(tmp_path / 'index'), rows, digest_model).added == 3
 

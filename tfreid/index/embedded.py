@@ -11,6 +11,7 @@ them. All answer the same, since float32 has the last word.
 from __future__ import annotations
 
 import collections
+import functools
 import os
 import shutil
 import threading
@@ -170,8 +171,8 @@ class EmbeddedIndex(Engine):
       for positions, scores in find(queries[start : start + _QUERIES], top_k, keep, min_score):
         if min_score is not None:
           positions, scores = positions[scores >= min_score], scores[scores >= min_score]
-        ranked = zip(self._rows_at(positions), scores, self._vectors_at(positions))
-        results.append([Match(row, float(score), concept) for row, score, concept in ranked])
+        ranked = zip(self._readers(positions), scores.tolist(), self._vectors_at(positions))
+        results.append([Match(read, score, concept) for read, score, concept in ranked])
     return results
 
   def rows(self, ids: Sequence[str]) -> dict[str, Row]:
@@ -392,6 +393,15 @@ class EmbeddedIndex(Engine):
       for place, row in zip(places, read):
         rows[place] = row
     return rows
+
+  def _readers(self, positions):
+    """What reads the row at each position."""
+    owners = self._owner(positions)
+    places = positions - self._starts[owners]
+    return [
+      functools.partial(self._segments[owner].row, place)
+      for owner, place in zip(owners.tolist(), places.tolist())
+    ]
 
   def _vectors_at(self, positions):
     vectors = np.empty((len(positions), self.width), np.float32)

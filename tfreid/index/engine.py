@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,18 +27,40 @@ _SCORED = 8192
 Progress = Callable[[int, int], None]
 
 
-class Match(NamedTuple):
+class Match:
   """One result.
 
   Attributes:
-    row: the crop.
     score: of the crop for the query.
     concept: float32 [E], the crop's; None where it was not searched for.
   """
 
-  row: Row
-  score: float
-  concept: np.ndarray | None = None
+  __slots__ = ('_row', 'concept', 'score')
+
+  def __init__(self, row: Row | Callable[[], Row], score: float, concept: np.ndarray | None = None):
+    """Holds a result.
+
+    Args:
+      row: the crop, or what reads it when it is first asked for: of the many that are looked at to
+        suggest what to ask next, few are shown.
+      score: of the crop.
+      concept: of the crop.
+    """
+    self._row, self.score, self.concept = row, score, concept
+
+  @property
+  def row(self) -> Row:
+    """The crop.
+
+    Raises:
+      ValueError: what the index holds of it is damaged.
+    """
+    if not isinstance(self._row, Row):
+      self._row = self._row()
+    return self._row
+
+  def __repr__(self) -> str:
+    return f'Match({self.row!r}, {self.score!r})'
 
 
 class Engine(abc.ABC):

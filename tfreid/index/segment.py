@@ -457,11 +457,13 @@ class Segment:
 
   def rows(self, positions: Iterable[int]) -> Iterator[Row]:
     """The rows at these positions."""
-    for position in positions:
-      line = self._lines[int(self._offsets[position]) : int(self._offsets[position + 1])]
-      with self._checked('rows.jsonl'):
-        row = Row.from_json(json.loads(line))
-      yield row
+    return map(self.row, positions)
+
+  def row(self, position: int) -> Row:
+    """The row at a position."""
+    line = self._lines[int(self._offsets[position]) : int(self._offsets[position + 1])]
+    with self._checked('rows.jsonl'):
+      return Row.from_json(json.loads(line))
 
   def column(self, name: str) -> Column | None:
     """A field or an attribute of all rows, removed ones too; None if no row has it."""
