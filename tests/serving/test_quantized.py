@@ -305,6 +305,26 @@ def test_memory_stays_bounded_where_every_row_is_a_candidate(monkeypatch, batche
   assert most and max(most) <= 500 + 300 * 5  # and a block for each query
 
 
+def test_rows_of_a_mapped_file_are_asked_for_before_they_are_read(tmp_path, monkeypatch):
+  rows = GALLERIES['unit']
+  np.save(tmp_path / 'rows.npy', rows)
+  mapped = np.load(tmp_path / 'rows.npy', mmap_mode='r')
+  asked = []
+  read = quantized._ReadAhead.read
+
+  def noted(self, places):
+    asked.append((self._mapping is not None, len(places)))
+    read(self, places)
+
+  monkeypatch.setattr(quantized._ReadAhead, 'read', noted)
+  queries = unit(np.random.default_rng(13), 3, 40)
+  # A part of a mapping, a whole one, and an array that is none.
+  scan = scan_of(mapped[1:2000], mapped[2000:], rows[:50])
+  assert_exact(scan, np.concatenate([rows[1:], rows[:50]]), queries, 200)
+  assert {is_mapped for is_mapped, _ in asked} == {True, False}
+  assert max(count for is_mapped, count in asked if is_mapped) > quantized._AHEAD
+
+
 def test_low_scores_need_not_be_answered():
   rng = np.random.default_rng(8)
   rows, queries = unit(rng, 4000, 24), unit(rng, 5, 24)

@@ -58,6 +58,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import itertools
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -91,6 +92,8 @@ _SPARSE = 4
 _PENDING = 1 << 20
 # Candidates are looked through when there are so many times as many as were left the last time.
 _ROOM = 4
+# Rows of a file that are asked for at once: fewer are waited for one by one.
+_AHEAD = 8
 # Candidates scored together: the first ones, and the most.
 _SCORED = 8192
 
@@ -218,6 +221,7 @@ class QuantizedScan:
         raise ValueError(f'Rows and their copy have shapes and types {found}; expected {wanted}.')
     # A slice of a plain array costs less than one of a memory map.
     self._parts = [Part(*(np.asarray(array).view(np.ndarray) for array in part)) for part in parts]
+    self._ahead = [_ReadAhead(part.rows) for part in parts]
     self._starts = np.cumsum([0, *(len(part.rows) for part in parts)])
     self.size, self.width = int(self._starts[-1]), width
     self._score = score
@@ -333,13 +337,45 @@ class QuantizedScan:
   def _rows(self, positions):
     """The float32 rows at positions."""
     owners = np.searchsorted(self._starts, positions, side='right') - 1
-    if owners[0] == owners[-1] and np.all(owners == owners[0]):
-      return self._parts[owners[0]].rows[positions - self._starts[owners[0]]]
+    present = np.unique(owners)
+    own = [positions[owners == i] - self._starts[i] for i in present]
+    # Of all parts, before the first is waited for.
+    for i, places in zip(present, own):
+      self._ahead[i].read(places)
+    if len(present) == 1:
+      return self._parts[present[0]].rows[own[0]]
     rows = np.empty((len(positions), self.width), np.float32)
-    for i in np.unique(owners):
-      places = owners == i
-      rows[places] = self._parts[i].rows[positions[places] - self._starts[i]]
+    for i, places in zip(present, own):
+      rows[owners == i] = self._parts[i].rows[places]
     return rows
+
+
+class _ReadAhead:
+  """Asks the system for rows of a file that is mapped, all at once.
+
+  Otherwise each row that is not in memory would be waited for by itself, and 128 KiB around it read
+  with it.
+  """
+
+  def __init__(self, rows: np.ndarray):
+    """Finds the mapping that holds float32 [n, E], if there is one."""
+    self._mapping, self._row_bytes = None, rows.strides[0] if len(rows) else 0
+    base: Any = rows
+    while isinstance(base, np.ndarray):
+      base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, 'MADV_WILLNEED') and len(rows):
+      self._mapping = base
+      whole = np.frombuffer(base, np.uint8)
+      self._start = rows.__array_interface__['data'][0] - whole.__array_interface__['data'][0]
+
+  def read(self, places: np.ndarray) -> None:
+    """Begins to read the rows at these places, and does not wait."""
+    if self._mapping is None or len(places) < _AHEAD:
+      return
+    first = (self._start + places * self._row_bytes) // mmap.PAGESIZE
+    last = (self._start + (places + 1) * self._row_bytes - 1) // mmap.PAGESIZE
+    for page, count in zip(first.tolist(), (last - first + 1).tolist()):
+      self._mapping.madvise(mmap.MADV_WILLNEED, page * mmap.PAGESIZE, count * mmap.PAGESIZE)
 
 
 class _Block:
