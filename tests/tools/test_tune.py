@@ -62,6 +62,18 @@ def test_every_combination_is_a_point_once_after_the_recipe(grids):
   ]
 
 
+def test_what_the_recipe_says_already_is_not_a_point_of_its_own(grids):
+  flag = grids({'a2img': [{'alignment.Adversarial.generator_weight': [0.1, 0.001]}, {'SEED': [7]}]})
+  result = tune(flag, '--dry_run', '--folds=0')
+  assert result.returncode == 0, result.stderr
+  # lambda_G is 0.001 in the paper.
+  assert result.stdout.splitlines() == [
+    'a2img: recipe: 0 of 1 folds done',
+    'a2img: generator_weight = 0.1: 0 of 1 folds done',
+    'a2img: SEED = 7: 0 of 1 folds done',
+  ]
+
+
 @pytest.mark.parametrize(
   ('content', 'flags', 'said'),
   [

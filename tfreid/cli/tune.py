@@ -75,6 +75,17 @@ class Tuning:
     self.points = {system: _points(grids) for system, grids in self.grids.items()}
     self.failed: dict[str, str] = {}
     self._check_use()
+    self.points = {
+      system: self._distinct(system, points) for system, points in self.points.items()
+    }
+
+  def _distinct(self, system, points) -> list[dict]:
+    """The points without those that say what the recipe, or another point, says already."""
+    fold = self.folds[0] if self.folds else 0
+    known: dict[str, dict] = {}
+    for point in points:
+      known.setdefault(self._fingerprint(system, point, fold), point)
+    return list(known.values())
 
   def _check_use(self):
     """Refuses a misspelled name, which would train the recipe under another title."""
