@@ -15,14 +15,19 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
-def plan(tmp_path_factory):
-  return photographs.Plan(
-    peta='/data/peta',
-    market='/data/market',
-    ids=['/data/cuhk01', '/data/pku'],
-    osnet='/data/osnet.onnx',
-    out=str(tmp_path_factory.mktemp('out')),
-  )
+def given(tmp_path_factory):
+  return {
+    'peta': '/data/peta',
+    'market': '/data/market',
+    'ids': ['/data/cuhk01', '/data/pku'],
+    'osnet': '/data/osnet.onnx',
+    'out': str(tmp_path_factory.mktemp('out')),
+  }
+
+
+@pytest.fixture(scope='module', params=['osnet', 'attributes'])
+def plan(request, given):
+  return photographs.Plan(**given, start=request.param)
 
 
 def flag(step, name):
@@ -43,33 +48,55 @@ def test_every_system_and_seed_of_the_tables_is_planned(plan):
 
 
 def test_the_test_split_chooses_nothing(plan):
-  for part in ('choose', 'choose_osnet', 'figure3'):
+  for part in ('choose', 'figure3'):
     (step,) = plan.parts[part]
     assert step.command[0] == 'tune'
     assert flag(step, 'share') == ['0'] and flag(step, 'dataset') == ['peta']
-  assert not any(step.part.startswith('choose') for step in plan.steps())
+  assert all(step.part != 'choose' for step in plan.steps())
 
 
-def test_a_start_is_trained_on_the_data_of_its_own_comparison_and_no_other(plan):
-  folders = {}
+def test_a_start_is_trained_on_the_data_of_its_own_comparison_and_no_other(given):
+  folders, plan = {}, photographs.Plan(**given, start='attributes')
   for part in ('peta', 'real', 'sal', 'market', 'subsets'):
     for step in plan.parts[part]:
       (start,) = [text for text in flag(step, 'gin_bindings') if 'ATTRIBUTES_DIRECTORY' in text]
       assert flag(step, 'out')[0] in start
       folders.setdefault(start, []).append((part, flag(step, 'dataset')[0]))
   assert len(folders) == 3 + 10 and [('peta', 'peta'), ('real', 'peta')] in folders.values()
-  others = [step for part in ('starts', 'osnet', 'choose_osnet') for step in plan.parts[part]]
-  assert not [text for step in others for text in step.command if 'ATTRIB' in text]
 
 
-def test_starts_have_grids_and_lengths_of_their_own(plan):
-  (chosen,), (tables,) = plan.parts['choose_osnet'], plan.parts['osnet']
-  for step in (chosen, tables):
-    assert flag(step, 'gin_file') == ['photographs/peta.gin', 'photographs/from_osnet.gin']
-    assert any('OSNET_WEIGHTS' in binding for binding in flag(step, 'gin_bindings'))
-  assert chosen.seconds < plan.parts['choose'][0].seconds
-  assert tables.seconds < plan.parts['peta'][0].seconds
-  assert flag(tables, 'systems') == flag(plan.parts['peta'][0], 'systems')
+def test_a_published_network_is_what_all_begins_from_where_it_is_given(given):
+  plan = photographs.Plan(**given)
+  assert plan.start == 'osnet'
+  for part in ('choose', 'peta', 'real', 'sal', 'market', 'figure3', 'subsets'):
+    for step in plan.parts[part]:
+      assert 'photographs/from_osnet.gin' in flag(step, 'gin_file')
+      bindings = flag(step, 'gin_bindings')
+      assert any('OSNET_WEIGHTS' in text for text in bindings)
+      # No picture that is tested on tells batch norms' statistics.
+      assert any('OSNET_STATISTICS_FROM' in text and given['ids'][0] in text for text in bindings)
+      assert not any('ATTRIBUTES' in text for text in bindings)
+  others = photographs.Plan(**given, start='attributes')
+  assert flag(plan.parts['choose'][0], 'grids') == ['tuning/from_osnet.json']
+  assert flag(others.parts['choose'][0], 'grids') == ['tuning/photographs.json']
+  # It has fewer epochs than what begins with less.
+  for part in ('choose', 'peta'):
+    assert plan.parts[part][0].seconds < others.parts[part][0].seconds
+  with pytest.raises(ValueError, match='--start=osnet needs --osnet'):
+    photographs.Plan(**{**given, 'osnet': None}, start='osnet')
+
+
+@pytest.mark.parametrize(
+  ('start', 'others'),
+  [
+    ('osnet', ['Random weights', 'Attributes', 'Person ids']),
+    ('attributes', ['Random weights', 'Person ids', 'Published OSNet']),
+  ],
+)
+def test_the_other_starts_are_compared_with_it(given, start, others):
+  plan = photographs.Plan(**given, start=start)
+  assert [step.title for step in plan.parts['starts']] == others
+  assert len({flag(step, 'out')[0] for step in plan.parts['starts']}) == 3
 
 
 def test_figure_3_has_the_papers_weights():
@@ -88,9 +115,7 @@ def test_each_subset_is_left_out_once_and_each_model_is_asked_for_both(plan):
   assert len(pairs) == len(plan.parts['across']) == 3 * 5 * 2 * 2
 
 
-@pytest.mark.parametrize(
-  'part', ['osnet', 'peta', 'market', 'sal', 'starts', 'subsets', 'real', 'resnet50']
-)
+@pytest.mark.parametrize('part', ['peta', 'market', 'sal', 'starts', 'subsets', 'real', 'resnet50'])
 def test_the_bindings_of_the_steps_are_used_by_their_recipes(plan, part):
   for step in plan.parts[part][-1:]:
     for system in flag(step, 'systems')[0].split(',')[-3:]:

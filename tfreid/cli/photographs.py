@@ -8,19 +8,21 @@ What is compared, and what counts as better, stands in docs/results/photographs/
 its steps and an estimate of the time first. Each step is another sub-command, which the plan shows;
 running the same command again continues where it stopped. --parts chooses among
 
-  choose      settings on PETA's validation part (write what it finds into gin/photographs/peta.gin)
-  choose_osnet  the same from the published OSNet (for gin/photographs/from_osnet.gin)
-  osnet       Tables 2 and 3 on PETA's split 'paper' from the published OSNet (--osnet), five seeds
-  peta        the same from attributes, five seeds
+  choose      settings on PETA's validation part (write what it finds into gin/photographs/)
+  peta        Tables 2 and 3 on PETA's split 'paper', five seeds
   real        the image GAN of Table 3, three seeds
   sal         PETA's split 'sal', for comparison with other work
   market      the same as `peta` on Market-1501, nothing chosen there
   figure3     the two weights of A2Img, on PETA's validation part
   person_ids  a start for `starts`: crops with person ids and no attributes (--ids)
-  starts      from random weights and from person ids, three seeds
+  starts      the starts that --start has not chosen: random weights, attributes, person ids, the
+              published OSNet; three seeds
   resnet50    the paper's encoder from random weights, small, one seed
   across      models of one data set asked for the people of the other
   subsets     each of PETA's ten subsets left out
+
+All of them but `starts` and `resnet50` begin from --start: the published OSNet (--osnet), or an
+attributes' stage on their own training data.
 """
 
 from __future__ import annotations
@@ -44,12 +46,13 @@ flags.adopt_module_key_flags(gin_flags)
 _PETA = flags.DEFINE_string('peta', None, "PETA's folder, with PETA.mat and the images.")
 _MARKET = flags.DEFINE_string('market', None, "Market-1501's folder, or one of its layout.")
 _IDS = flags.DEFINE_list('ids', [], 'Folders of crops with person ids, see gin/stages/person_ids.')
-_OSNET = flags.DEFINE_string(
-  'osnet', None, 'The published OSNet x0.25, .onnx or .npz, for `osnet`.'
+_OSNET = flags.DEFINE_string('osnet', None, 'The published OSNet x0.25, .onnx or .npz.')
+_START = flags.DEFINE_enum(
+  'start', None, ['osnet', 'attributes'], 'What all begins from; by default osnet if that is given.'
 )
 _OUT = flags.DEFINE_string('out', os.path.join('runs', 'photographs'), 'Where runs are written.')
 _PARTS = flags.DEFINE_list(
-  'parts', None, 'Which parts; default: all that the data allow, but those that choose.'
+  'parts', None, 'Which parts; default: all that the data allow, but `choose`.'
 )
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Seeds of `peta` and `market`.', lower_bound=1)
 _SPEED = flags.DEFINE_float(
@@ -119,6 +122,7 @@ class Plan:
     seeds: int = 5,
     speed: float = 480.0,
     workers: int = 1,
+    start: str | None = None,
   ):
     """Reads nothing and runs nothing.
 
@@ -131,16 +135,21 @@ class Plan:
       seeds: of the main tables.
       speed: images per second, for the estimate.
       workers: runs at a time.
+      start: 'osnet' or 'attributes', what all begins from; by default the first if it is given.
+
+    Raises:
+      ValueError: the start is 'osnet', and there are no weights.
     """
     self.peta, self.market, self.ids, self.osnet, self.out = peta, market, tuple(ids), osnet, out
+    self.start = start or ('osnet' if osnet else 'attributes')
+    if self.start == 'osnet' and not osnet:
+      raise ValueError('--start=osnet needs --osnet, the file of the published weights.')
     self.seeds = list(range(seeds))
     self.speed = speed
     self.workers = workers
     self._costs: dict[tuple, float] = {}
     makers: dict[str, Callable[[], list[Step]]] = {
       'choose': self._choose,
-      'choose_osnet': self._choose_osnet,
-      'osnet': self._osnet,
       'peta': self._peta,
       'real': self._real,
       'sal': self._sal,
@@ -155,7 +164,7 @@ class Plan:
     self.parts = {name: make() for name, make in makers.items()}
 
   def steps(self, parts: Sequence[str] | None = None) -> list[Step]:
-    """The steps of these parts, or of all but those that choose, in the plan's order.
+    """The steps of these parts, or of all but `choose`, in the plan's order.
 
     Raises:
       ValueError: there is no such part, or the data for it are not given.
@@ -167,45 +176,50 @@ class Plan:
         raise ValueError(
           f"The part '{part}' needs --market, --ids or --osnet; `--help` says which."
         )
-    parts = parts or [part for part in self.parts if not part.startswith('choose')]
+    parts = parts or [part for part in self.parts if part != 'choose']
     return [step for part, steps in self.parts.items() if part in parts for step in steps]
 
-  # The bindings that the start needs.
+  # The bindings that a start needs.
 
-  def _start(self, directory: str) -> list[str]:
-    """Flags of the common start of the runs below a folder: the attributes of their own data."""
+  def _start_of(self, directory: str) -> tuple[list[str], list[str]]:
+    """Gin files and flags of what the runs below a folder begin from."""
+    if self.start == 'osnet':
+      return self._from_osnet()
+    return self._from_attributes(directory)
+
+  def _from_attributes(self, directory: str) -> tuple[list[str], list[str]]:
+    """The attributes of the runs' own training data, which they share."""
     attributes = os.path.join(self.out, directory, 'attributes')
-    return [
-      '--gin_file=photographs/from_attributes.gin',
-      f'--gin_bindings=ATTRIBUTES_DIRECTORY = {attributes!r}',
-    ]
+    flag = f'--gin_bindings=ATTRIBUTES_DIRECTORY = {attributes!r}'
+    return ['photographs/from_attributes.gin'], [flag]
 
-  def _from_ids(self) -> list[str]:
-    """Flags of the start from person ids, which all that begin there share."""
-    return [
-      '--gin_file=photographs/from_ids.gin',
+  def _from_ids(self) -> tuple[list[str], list[str]]:
+    """Person ids, which all that begin there share."""
+    flags_ = [
       f'--gin_bindings=PERSON_CROPS = {self.ids!r}',
       f'--gin_bindings=PERSON_IDS_DIRECTORY = {self._ids_directory()!r}',
     ]
+    return ['photographs/from_ids.gin'], flags_
 
-  def _from_osnet(self) -> list[str]:
-    """Flags of the start from the published weights."""
+  def _from_osnet(self) -> tuple[list[str], list[str]]:
+    """The published weights."""
     # Crops of others, if there are any: some of PETA's images are for testing.
     crops = self.ids[0] if self.ids else os.path.join(self.peta, 'images')
-    return [
-      '--gin_file=photographs/from_osnet.gin',
+    flags_ = [
       f'--gin_bindings=OSNET_WEIGHTS = {self.osnet!r}',
       f'--gin_bindings=OSNET_STATISTICS_FROM = {crops!r}',
     ]
+    return ['photographs/from_osnet.gin'], flags_
 
   def _ids_directory(self) -> str:
     return os.path.join(self.out, 'person_ids', 'person_ids')
 
   def _compare(self, part, title, directory, systems, seeds, *, data='peta', files=(), more=(),
                start=None, images=_PAPER, speed=1.0) -> Step:  # fmt: skip
-    """A step that is `tfreid compare`."""
+    """A step that is `tfreid compare`; `start` has gin files and flags, or is that of all."""
     recipe = 'photographs/market.gin' if data == 'market1501' else 'photographs/peta.gin'
-    files = [recipe, *files]
+    start_files, start_flags = self._start_of(directory) if start is None else start
+    files = [recipe, *files, *start_files]
     command = [
       'compare',
       f'--dataset={data}',
@@ -214,14 +228,14 @@ class Plan:
       f'--seeds={",".join(map(str, seeds))}',
       f'--out={os.path.join(self.out, directory)}',
       *(f'--gin_file={file}' for file in files),
-      *(self._start(directory) if start is None else start),
+      *start_flags,
       f'--workers={self.workers}',
       '--nountrained',
       '--nofigure3',
       *more,
     ]
     seconds = len(seeds) * self._cost(systems, [*files], images, speed)
-    if start is None:
+    if 'photographs/from_attributes.gin' in files:
       seconds += _ATTRIBUTES_EPOCHS * images / (self.speed * speed)
     return Step(part, title, tuple(command), seconds)
 
@@ -246,12 +260,14 @@ class Plan:
   def _person_ids(self) -> list[Step]:
     if not self.ids:
       return []
+    files, start_flags = self._from_ids()
     command = [
       'train',
       '--gin_file=methods/without_adversarial.gin',
       '--gin_file=datasets/peta.gin',
       '--gin_file=photographs/peta.gin',
-      *self._from_ids(),
+      *(f'--gin_file={file}' for file in files),
+      *start_flags,
       f'--gin_bindings=DATA_ROOT = {self.peta!r}',
       '--gin_bindings=METHOD = "person_ids"',
       '--gin_bindings=STAGES = []',
@@ -261,39 +277,18 @@ class Plan:
     return [Step('person_ids', 'Person ids', tuple(command), 60 * _CROPS / self.speed)]
 
   def _choose(self) -> list[Step]:
-    return [self._tune('choose', "Settings on PETA's validation part", 'photographs', '0')]
-
-  def _choose_osnet(self) -> list[Step]:
-    if not self.osnet:
-      return []
-    title = "Settings from the published OSNet, on PETA's validation part"
-    files = ['photographs/from_osnet.gin']
-    start = self._from_osnet()[1:]
-    return [self._tune('choose_osnet', title, 'from_osnet', '0', files=files, start=start)]
-
-  def _osnet(self) -> list[Step]:
-    if not self.osnet:
-      return []
-    return [
-      self._compare(
-        'osnet',
-        "PETA, 'paper', from the published OSNet",
-        'osnet',
-        [*ALIGNED, *RIVALS],
-        self.seeds,
-        files=['photographs/from_osnet.gin'],
-        start=self._from_osnet()[1:],  # without the file, which is named above
-      )
-    ]
+    grids = 'from_osnet' if self.start == 'osnet' else 'photographs'
+    return [self._tune('choose', "Settings on PETA's validation part", grids, '0')]
 
   def _figure3(self) -> list[Step]:
     return [self._tune('figure3', "Figure 3 on PETA's validation part", 'figure3', '0,1')]
 
-  def _tune(self, part, title, grids, folds, *, files=(), start=None) -> Step:
+  def _tune(self, part: str, title: str, grids: str, folds: str) -> Step:
     """A step that is `tfreid tune`; without a share it evaluates on the validation part."""
     from tfreid.cli import gin_reading
 
     name = f'tuning/{grids}.json'
+    files, start_flags = self._start_of('peta')
     files = ['photographs/peta.gin', *files]
     with open(gin_reading.gin_path(name), encoding='utf-8') as file:
       content = json.load(file)
@@ -305,7 +300,7 @@ class Plan:
       '--share=0',
       f'--folds={folds}',
       *(f'--gin_file={file}' for file in files),
-      *(self._start('peta') if start is None else start),
+      *start_flags,
       f'--out={os.path.join(self.out, part)}',
     ]
     alone = ['without_adversarial']
@@ -349,12 +344,20 @@ class Plan:
     ]
 
   def _starts(self) -> list[Step]:
-    systems, seeds = ['without_adversarial', 'a2img'], self.seeds[:3]
-    steps = [self._compare('starts', 'Random weights', 'from_random', systems, seeds, start=[])]
+    others: list[tuple[str, str, tuple[list[str], list[str]]]] = [
+      ('Random weights', 'from_random', ([], []))
+    ]
+    if self.start != 'attributes':
+      others.append(('Attributes', 'from_attributes', self._from_attributes('from_attributes')))
     if self.ids:
-      start = self._from_ids()
-      steps.append(self._compare('starts', 'Person ids', 'from_ids', systems, seeds, start=start))
-    return steps
+      others.append(('Person ids', 'from_ids', self._from_ids()))
+    if self.osnet and self.start != 'osnet':
+      others.append(('Published OSNet', 'from_osnet', self._from_osnet()))
+    systems, seeds = ['without_adversarial', 'a2img'], self.seeds[:3]
+    return [
+      self._compare('starts', title, directory, systems, seeds, start=start)
+      for title, directory, start in others
+    ]
 
   def _resnet50(self) -> list[Step]:
     return [
@@ -365,7 +368,7 @@ class Plan:
         ['without_adversarial', 'a2img'],
         self.seeds[:1],
         files=['photographs/resnet50.gin'],
-        start=[],
+        start=([], []),
         speed=_RESNET_SPEED,
       )
     ]
@@ -485,6 +488,7 @@ def main(argv):
       seeds=_SEEDS.value,
       speed=_SPEED.value,
       workers=_WORKERS.value,
+      start=_START.value,
     )
     steps = plan.steps(_PARTS.value)
     print(describe(steps, _OUT.value), flush=True)

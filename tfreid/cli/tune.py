@@ -75,9 +75,7 @@ class Tuning:
     self.points = {system: _points(grids) for system, grids in self.grids.items()}
     self.failed: dict[str, str] = {}
     self._check_use()
-    self.points = {
-      system: self._distinct(system, points) for system, points in self.points.items()
-    }
+    self.points = {system: self._distinct(system, points) for system, points in self.points.items()}
 
   def _distinct(self, system, points) -> list[dict]:
     """The points without those that say what the recipe, or another point, says already."""
