@@ -38,10 +38,10 @@ def check_versions(installed: Callable[[str], str | None] = _installed_version) 
   Raises:
     ImportError: TensorFlow is missing or is not 2.15, or Keras is missing or is not 2.15.
   """
-  found = {name: version for name in _TENSORFLOW if (version := installed(name)) is not None}
-  if not found:
+  present = {name: version for name in _TENSORFLOW if (version := installed(name)) is not None}
+  if not present:
     raise ImportError(f'tfreid needs TensorFlow 2.15, and no TensorFlow is installed: {_ADVICE}.')
-  for name, version in found.items():
+  for name, version in present.items():
     if version.split('.')[:2] != ['2', '15']:
       raise ImportError(
         f'tfreid needs TensorFlow 2.15, the last one with Keras 2, and {name} {version} is '
@@ -52,7 +52,7 @@ def check_versions(installed: Callable[[str], str | None] = _installed_version) 
   if keras is None or keras.split('.')[:2] != ['2', '15']:
     raise ImportError(
       f'tfreid needs Keras 2.15, and {"no Keras" if keras is None else f"Keras {keras}"} is '
-      f'installed beside TensorFlow {next(iter(found.values()))}: {_ADVICE}.'
+      f'installed beside TensorFlow {next(iter(present.values()))}: {_ADVICE}.'
     )
 
 

@@ -155,12 +155,12 @@ def read(path: str | os.PathLike) -> bytes:
   except (OSError, ValueError) as error:
     raise BadImageError('the file cannot be read') from error
   try:
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
       raise BadImageError('it is not a regular file')
-    if found.st_size > MAX_BYTES:
+    if status.st_size > MAX_BYTES:
       raise BadImageError(
-        f'the file has {found.st_size:,} bytes, and at most {MAX_BYTES:,} are read: cut out the '
+        f'the file has {status.st_size:,} bytes, and at most {MAX_BYTES:,} are read: cut out the '
         'person, or shrink the image'
       )
     with open(descriptor, 'rb', closefd=False) as file:

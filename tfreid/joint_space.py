@@ -139,9 +139,9 @@ class JointSpace(tf.Module):
     """
     path = os.path.join(directory, 'space.json')
     if not os.path.isfile(path):
-      found = sorted(os.listdir(directory))[:5] if os.path.isdir(directory) else 'no such folder'
+      present = sorted(os.listdir(directory))[:5] if os.path.isdir(directory) else 'no such folder'
       raise FileNotFoundError(
-        f"'{directory}' holds no joint space (found: {found}). Give the 'space' folder of a "
+        f"'{directory}' holds no joint space (found: {present}). Give the 'space' folder of a "
         'finished stage, for example runs/demo/joint/space.'
       )
     what = 'description of the joint space'

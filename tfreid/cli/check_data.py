@@ -120,9 +120,9 @@ def main(argv):
       groups = audit.group_counts(benchmark)
       if len(groups):
         console.print(_table('People with values', groups))
-    found = audit.findings(benchmark, rare=_RARE.value)
-    console.print(f'{len(found)} remarks' if found else 'No remarks.', style='bold')
-    for finding in found:
+    findings = audit.findings(benchmark, rare=_RARE.value)
+    console.print(f'{len(findings)} remarks' if findings else 'No remarks.', style='bold')
+    for finding in findings:
       text = printable(f'- {finding}')
       console.print(text, highlight=False, markup=False, soft_wrap=True)
     if _IMAGES.value and check_images(benchmark, console):

@@ -169,8 +169,8 @@ def main(argv):
     about = JointSpace.metadata(_SPACE.value)
     run = experiment.run_of(_SPACE.value)
     benchmark = load_benchmark(about, run)
-    found = evaluate_space(benchmark)
-    title = _title(about, benchmark, found)
+    result = evaluate_space(benchmark)
+    title = _title(about, benchmark, result)
     facts = {
       'dataset': benchmark.name,
       'method': about.get('method', ''),
@@ -180,9 +180,9 @@ def main(argv):
       'split': _SPLIT.value,
     }
     console = _console()
-    _print_evaluation(console, title, found)
+    _print_evaluation(console, title, result)
     beside = run or os.path.dirname(os.path.abspath(_SPACE.value))
-    _write(console, found, title=title, facts=facts, beside=beside, run=run)
+    _write(console, result, title=title, facts=facts, beside=beside, run=run)
 
 
 def _title(about, benchmark, found) -> str:

@@ -171,7 +171,7 @@ def _options(module: ModuleType, keep: Callable[[str], bool]) -> str:
   from absl import flags
 
   width = min(100, max(60, shutil.get_terminal_size((100, 24)).columns))
-  found = {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(module)}
+  own = {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(module)}
   return '\n'.join(
     textwrap.fill(
       _option(flag),
@@ -181,7 +181,7 @@ def _options(module: ModuleType, keep: Callable[[str], bool]) -> str:
       break_on_hyphens=False,
       break_long_words=False,
     )
-    for name, flag in sorted(found.items())
+    for name, flag in sorted(own.items())
     if keep(name)
   )
 

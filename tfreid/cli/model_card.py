@@ -111,11 +111,12 @@ def measure(model, name, split, *, resamples, count, about, groups):
     ids[asked],
     split.semantic_ids,
   )
-  found = descriptions.statements(schema, split)
+  statements = descriptions.statements(schema, split)
   judge = descriptions.Judge(split.person_ids, resamples=resamples)
-  rows = [scores({part.attribute: part.value}) for part in found]
+  rows = [scores({part.attribute: part.value}) for part in statements]
   answers = [
-    judge.judge({part.attribute: part.value}, part.truth, row) for part, row in zip(found, rows)
+    judge.judge({part.attribute: part.value}, part.truth, row)
+    for part, row in zip(statements, rows)
   ]
   card = {
     'dataset': name,
@@ -126,9 +127,9 @@ def measure(model, name, split, *, resamples, count, about, groups):
     },
     'whole_descriptions': retrieval.evaluate_embeddings(embeddings).to_json(),
     'attributes': [answer.to_json() for answer in answers],
-    'groups': _groups(descriptions, found, rows, split, groups, resamples),
-    'descriptions': _descriptions(descriptions, found, judge, scores, count, ()),
-    'descriptions_about': _descriptions(descriptions, found, judge, scores, count, about),
+    'groups': _groups(descriptions, statements, rows, split, groups, resamples),
+    'descriptions': _descriptions(descriptions, statements, judge, scores, count, ()),
+    'descriptions_about': _descriptions(descriptions, statements, judge, scores, count, about),
   }
   if split.subsets is not None and len(set(split.subsets)) > 1:
     parts = retrieval.by_subset(embeddings, split.subsets)
@@ -211,13 +212,13 @@ def markdown(card) -> str:
     )
   titles = {'descriptions': 'Commonest descriptions', 'descriptions_about': 'Colours and things'}
   for key, title in titles.items():
-    found = card[key]
+    value = card[key]
     lines += [
       *('', f'## {title}', ''),
-      f'Mean of {len(found["queries"])}: {_interval(found["mean_precision"])} of the first 20; '
-      f'guessing {_percent(found["mean_base_rate"])}.',
+      f'Mean of {len(value["queries"])}: {_interval(value["mean_precision"])} of the first 20; '
+      f'guessing {_percent(value["mean_base_rate"])}.',
       '',
-      *_table(found['queries']),
+      *_table(value['queries']),
     ]
   if 'subsets' in card:
     lines += [

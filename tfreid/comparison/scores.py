@@ -218,13 +218,13 @@ def joined(rows: Sequence[Mapping[str, Any]], files: Sequence[str]) -> list[dict
     FileNotFoundError: a file is not there.
     ValueError: one is of other data, or has other queries.
   """
-  found = [dict(row) for row in rows]
+  copies = [dict(row) for row in rows]
   for path in files:
     if not os.path.isfile(path):
       raise FileNotFoundError(f"There is no results file '{path}'.")
-    known = {row['run'] for row in found}
-    found += [row for row in read_rows(path) if row['run'] not in known]
-  evaluated = [row for row in found if row.get('metrics')]
+    known = {row['run'] for row in copies}
+    copies += [row for row in read_rows(path) if row['run'] not in known]
+  evaluated = [row for row in copies if row.get('metrics')]
   for name in ('dataset', 'split', 'protocol'):
     values = list(dict.fromkeys(row.get(name, '') for row in evaluated))
     if len(values) > 1:
@@ -241,7 +241,7 @@ def joined(rows: Sequence[Mapping[str, Any]], files: Sequence[str]) -> list[dict
       f'These results are of different questions: {described}. Name the results files of one '
       'comparison only.'
     )
-  return found
+  return copies
 
 
 def results(rows: Sequence[Mapping[str, Any]]) -> list[Result]:

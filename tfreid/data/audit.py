@@ -95,7 +95,7 @@ def findings(benchmark: Benchmark, *, rare: int = 5) -> list[str]:
     benchmark: the data.
     rare: fewer training people than this with (or without) an attribute are remarked on.
   """
-  found = []
+  findings = []
   train = _person_bits(benchmark.train, benchmark.schema)
   test = _person_bits(benchmark.test, benchmark.schema)
   for column, name in enumerate(_labels(benchmark.schema)):
@@ -103,29 +103,29 @@ def findings(benchmark: Benchmark, *, rare: int = 5) -> list[str]:
     if on in (0, len(train)):
       always = 'nobody' if on == 0 else 'everybody'
       text = f"'{name}': {always} has it in training, so it cannot be learned"
-      found.append(f'{text}; in test {tested} of {len(test)} people have it.')
+      findings.append(f'{text}; in test {tested} of {len(test)} people have it.')
     elif min(on, len(train) - on) < rare:
       who = f'{on} training people have' if on < rare else f'{len(train) - on} training people lack'
-      found.append(f"'{name}' is rare: only {who} it.")
+      findings.append(f"'{name}' is rare: only {who} it.")
     if tested == 0 and on:
-      found.append(f"'{name}': nobody has it in test, so no result says how well it is found.")
+      findings.append(f"'{name}': nobody has it in test, so no result says how well it is found.")
   for (split, attribute), counts in group_counts(benchmark).iterrows():
     if counts['several'] or counts['none']:
-      found.append(
+      findings.append(
         f"'{attribute}' in {split}: {counts['none']} people have no value, {counts['several']} "
         'have several.'
       )
   for name, split in splits(benchmark).items():
     ids = pd.Series(split.semantic_ids).groupby(split.person_ids).nunique()
     if (ids > 1).any():
-      found.append(
+      findings.append(
         f'{name}: {int((ids > 1).sum())} people are annotated differently from crop to crop, '
         f"'{ids.index[ids > 1][0]}' first."
       )
   both = sorted(set(benchmark.train.person_ids) & set(benchmark.test.person_ids))
   if both:
-    found.append(f"{len(both)} people are in training and in test, '{both[0]}' first.")
-  return found
+    findings.append(f"{len(both)} people are in training and in test, '{both[0]}' first.")
+  return findings
 
 
 def check_images(paths: Iterable[str], *, threads: int | None = None) -> Iterator[ImageCheck]:

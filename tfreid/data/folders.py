@@ -99,9 +99,9 @@ class ImageFolder:
     if os.path.commonpath([path, self._root]) == self._root:
       self.left_out['links to a folder that comes anyway'] += 1
       return False
-    found = entry.stat()
-    if (found.st_dev, found.st_ino) in self._linked:
+    status = entry.stat()
+    if (status.st_dev, status.st_ino) in self._linked:
       self.left_out['links to a folder that came already'] += 1
       return False
-    self._linked.add((found.st_dev, found.st_ino))
+    self._linked.add((status.st_dev, status.st_ino))
     return True

@@ -361,9 +361,9 @@ def _orientation(contents: tf.Tensor) -> tf.Tensor:
   length = tf.strings.length(before)
   is_segment = tf.strings.substr(tf.strings.join(['    ', before]), length, 2) == b'\xff\xe1'
   is_first = _occurrences(before[tf.newaxis], b'\xff\xda')[0] == 0
-  found = length + len(image_bytes.EXIF) <= tf.strings.length(start)
+  fits = length + len(image_bytes.EXIF) <= tf.strings.length(start)
   return tf.cond(
-    found & is_segment & is_first,
+    fits & is_segment & is_first,
     lambda: _tiff_orientation(
       tf.strings.substr(start, length + len(image_bytes.EXIF), image_bytes.EXIF_BYTES)
     ),
@@ -393,8 +393,10 @@ def _tiff_orientation(tiff: tf.Tensor) -> tf.Tensor:
     columns = tf.where(is_little, [1, 0, 3, 2, 9, 8], [0, 1, 2, 3, 8, 9])
     fields = tf.gather(entries, columns, axis=1)
     fields = fields[:, 0::2] * 256 + fields[:, 1::2]  # [entries, 3]
-    found = tf.boolean_mask(fields[:, 2], tf.reduce_all(fields[:, :2] == [0x0112, 3], axis=1))
-    value = tf.concat([found, [1]], axis=0)[0]
+    orientations = tf.boolean_mask(
+      fields[:, 2], tf.reduce_all(fields[:, :2] == [0x0112, 3], axis=1)
+    )
+    value = tf.concat([orientations, [1]], axis=0)[0]
     return tf.where((value >= 1) & (value <= 8), value, upright)
 
   is_big = tf.reduce_all(values[:4] == list(b'MM\0*'))

@@ -93,9 +93,9 @@ def scan(
       camera = int(match['camera']) if 'camera' in pattern.groupindex else 0
       records.append(ImageRecord(path, match['person'], camera))
   if not records and not set(dropped) & set(ignored.values()):
-    found = f"{len(names)} other files, '{names[0]}' first" if names else 'nothing'
+    contents = f"{len(names)} other files, '{names[0]}' first" if names else 'nothing'
     raise ValueError(
-      f"{name}: '{folder}' holds no crops (found: {found}). "
+      f"{name}: '{folder}' holds no crops (found: {contents}). "
       'Unpack the images into it with the file names they were published with.'
     )
   return records, dropped
@@ -134,9 +134,9 @@ def read_mat(path: str | os.PathLike, variable: str) -> np.ndarray:
       f"'{path}' is not a readable MATLAB file ({error}). Copy or download it again."
     ) from error
   if variable not in content:
-    found = sorted(key for key in content if not key.startswith('__'))
+    keys = sorted(key for key in content if not key.startswith('__'))
     raise ValueError(
-      f"'{path}' has no variable '{variable}' (found: {', '.join(found) or 'none'}). "
+      f"'{path}' has no variable '{variable}' (found: {', '.join(keys) or 'none'}). "
       'Is it the annotation file of another data set?'
     )
   return np.asarray(content[variable])

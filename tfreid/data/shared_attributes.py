@@ -37,12 +37,12 @@ def full_name(name: str) -> str:
   Raises:
     ValueError: it is not in the table.
   """
-  found = _SHORT.get(name, name)
-  if found not in correspondence.SCHEMAS:
+  full = _SHORT.get(name, name)
+  if full not in correspondence.SCHEMAS:
     raise ValueError(
       f"'{name}' is not in the table of correspondences; choose from {', '.join(_SHORT)}."
     )
-  return found
+  return full
 
 
 def schema(

@@ -169,8 +169,8 @@ def ranked_result(
       f'{len(attributes)}, {len(scores)} and {len(matches)}.'
     )
   asked = schema.describe(query)
-  found = [schema.describe(vector) for vector in attributes]
-  names = _telling(schema, asked, found, rows)
+  descriptions = [schema.describe(vector) for vector in attributes]
+  names = _telling(schema, asked, descriptions, rows)
   height, width = images[0].shape[:2]
   column = max(width + 2 * _FRAME, _LEAST_WIDTH) + _GAP
   top = _MARGIN + _ROW  # of the frames
@@ -194,7 +194,7 @@ def ranked_result(
     draw.text((_MARGIN + _PANEL // 2, y), value, fill=_INK, font=_font())
   if hidden:
     rest = [name for name in asked if name not in names]
-    wrong = sum(any(image[name] != asked[name] for image in found) for name in rest)
+    wrong = sum(any(image[name] != asked[name] for image in descriptions) for name in rest)
     note = f'{len(rest)} more attributes: ' + (f'{wrong} differ' if wrong else 'all as asked')
     draw.text((_MARGIN, table + _ROW * rows), note, fill=_SOFT, font=_font())
 
@@ -215,10 +215,10 @@ def ranked_result(
     picture.paste(Image.fromarray(image), (x + inset, top + _FRAME))
     for line, name in enumerate(names):
       y = table + _ROW * line
-      same = found[rank][name] == asked[name]
+      same = descriptions[rank][name] == asked[name]
       _mark(draw, (x + 1, y), same)
       if not same:
-        value = _fitted(found[rank][name], column - _GAP - 16)
+        value = _fitted(descriptions[rank][name], column - _GAP - 16)
         draw.text((x + 16, y), value, fill=_MISS, font=_font())
   return picture
 

@@ -201,13 +201,13 @@ def code_revision() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
   """Versions of Python, this package and what computes its numbers."""
-  found = {'python': platform.python_version(), 'tfreid': tfreid.__version__}
+  versions = {'python': platform.python_version(), 'tfreid': tfreid.__version__}
   for package in _PACKAGES:
     try:
-      found[package] = importlib.metadata.version(package)
+      versions[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
       pass
-  return found
+  return versions
 
 
 def _git(*arguments: str) -> str | None:

@@ -399,11 +399,11 @@ def subset_results(embeddings: Embeddings, split: Split) -> dict[str, Any]:
   """
   if split.subsets is None or len(set(split.subsets)) < 2:
     return {}
-  found = by_subset(embeddings, split.subsets)
+  parts = by_subset(embeddings, split.subsets)
   return {
     'subsets': {
       name: {field: float(value) for field, value in summary._asdict().items()}
-      for name, summary in found.items()
+      for name, summary in parts.items()
     }
   }
 

@@ -184,16 +184,16 @@ class _Signatures:
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
       self._model = loading.load(directory)
-    found = self._model.signatures
-    missing = [name for name in _SIGNATURES if name not in found]
+    signatures = self._model.signatures
+    missing = [name for name in _SIGNATURES if name not in signatures]
     if missing:
       raise ValueError(
         f"The model '{directory}' has no signature {' and '.join(missing)} (it has: "
-        f'{", ".join(found) or "none"}). Export it again with `tfreid export`.'
+        f'{", ".join(signatures) or "none"}). Export it again with `tfreid export`.'
       )
     self._tf = tf
-    self._images = _images(found['embed_images'], strategy)
-    self._attributes = found['embed_attributes']
+    self._images = _images(signatures['embed_images'], strategy)
+    self._attributes = signatures['embed_attributes']
 
   def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
     with self._clear():

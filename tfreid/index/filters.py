@@ -325,9 +325,9 @@ def _foreign(text: str) -> str:
   """Advice on what another language would write so; '' if there is nothing of the kind."""
   bare = _TEXT.sub('""', text)
   for pattern, advice in _FOREIGN:
-    found = pattern.search(bare)
-    if found:
-      return advice.format(found[0], found[0].lower())
+    match = pattern.search(bare)
+    if match:
+      return advice.format(match[0], match[0].lower())
   return ''
 
 

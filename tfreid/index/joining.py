@@ -329,9 +329,9 @@ class _Scan:
 
 
 def _scan(key: _Scan, asked: list[tuple[np.ndarray, int]]) -> list[list[Match]]:
-  found = key.engine.search(
+  results = key.engine.search(
     np.stack([query for query, _ in asked]),
     top_k=max(count for _, count in asked),
     where=key.where,
   )
-  return [matches[:count] for matches, (_, count) in zip(found, asked)]
+  return [matches[:count] for matches, (_, count) in zip(results, asked)]

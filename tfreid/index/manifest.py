@@ -180,9 +180,9 @@ def _row(table, line, record, folder, attributes, checked) -> Row:
   # In JSON, a name of digits only may come as a number.
   given = '' if given is None or isinstance(given, bool) else str(given)
   if not given:
-    found = ', '.join(f"'{key}'" for key in list(cells)[:20] if key != 'path')
+    present = ', '.join(f"'{key}'" for key in list(cells)[:20] if key != 'path')
     raise ValueError(
-      f"{where}: no 'path'. Each row needs the path of an image. It has: {found or 'nothing'}."
+      f"{where}: no 'path'. Each row needs the path of an image. It has: {present or 'nothing'}."
     )
   name = cells.get('id')
   name = given if name is None or name == '' else str(name)

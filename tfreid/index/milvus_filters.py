@@ -17,10 +17,10 @@ def mark(*names: str) -> str:
 
 def marks(fields: Mapping[str, Value], attributes: Mapping[str, str]) -> dict[str, int]:
   """The fields a crop has, and the values of its attributes, as 1 each, for `to_milvus`."""
-  found = [mark(name) for name in (*fields, *attributes)]
+  marked = [mark(name) for name in (*fields, *attributes)]
   for name, value in attributes.items():
-    found += [mark(name, part) for part in value.split('+')]
-  return dict.fromkeys(found, 1)
+    marked += [mark(name, part) for part in value.split('+')]
+  return dict.fromkeys(marked, 1)
 
 
 def to_milvus(condition: Condition) -> str:

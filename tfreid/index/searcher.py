@@ -159,15 +159,15 @@ class Searcher:
     # One scan for both: the best crops are the first of the candidates, or the other way round.
     asked = suggestion.questions(self.schema, statements) if suggest and statements else []
     most = max(top_k, CANDIDATES) if asked and top_k > 0 else top_k
-    found = self._matches(concept, top_k=most, options=options)
-    matches = found[:top_k]
+    candidates = self._matches(concept, top_k=most, options=options)
+    matches = candidates[:top_k]
     reasons: list[dict[str, float]] = [{} for _ in matches]
     if explain and statements and matches:
       without = self._scores(matches, attribution.leave_one_out(self.schema, statements))
       reasons = attribution.reasons(
         list(statements), np.array([match.score for match in matches]), without
       )
-    suggestions = self._suggestions(asked, found[:CANDIDATES])
+    suggestions = self._suggestions(asked, candidates[:CANDIDATES])
     return Answer(
       query=statements,
       hits=[_hit(match, why) for match, why in zip(matches, reasons)],

@@ -174,11 +174,11 @@ class DeepCCA(Method):
 
   def _project(self, whitened):
     """Ends both encoders in the CCA of the whitened views; returns the correlations [k]."""
-    found = correlation.canonical_projections(whitened)
-    weights = found.correlations**self.correlation_power
-    self.image_projection.assign(found.x_mean, found.x_projection * weights)
-    self.attribute_projection.assign(found.y_mean, found.y_projection * weights)
-    return found.correlations
+    projections = correlation.canonical_projections(whitened)
+    weights = projections.correlations**self.correlation_power
+    self.image_projection.assign(projections.x_mean, projections.x_projection * weights)
+    self.attribute_projection.assign(projections.y_mean, projections.y_projection * weights)
+    return projections.correlations
 
   def _rows(self, num_images: int) -> int:
     """Rows of a global batch of features.

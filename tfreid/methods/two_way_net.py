@@ -129,15 +129,15 @@ class TwoWayNet(Method):
     masks = two_way.tied_dropout_masks(
       batch['seed'], tf.shape(batch['image'])[0], widths=self.hidden, rate=self.dropout
     )
-    found = self.network(
+    outputs = self.network(
       {'features': batch['image'], 'attributes': batch['attributes'], **masks}, training=True
     )
     image_middle, attribute_middle = (
-      found['image_representation'],
-      found['attribute_representation'],
+      outputs['image_representation'],
+      outputs['attribute_representation'],
     )
-    image_error = _squared_distance(batch['image'], found['image_reconstruction'])
-    attribute_error = _squared_distance(batch['attributes'], found['attribute_reconstruction'])
+    image_error = _squared_distance(batch['image'], outputs['image_reconstruction'])
+    attribute_error = _squared_distance(batch['attributes'], outputs['attribute_reconstruction'])
     match = _squared_distance(image_middle, attribute_middle)
     # A second moment is of the whole batch: the norm of a mean is not the mean of norms.
     decorrelation = correlation.decorrelation(

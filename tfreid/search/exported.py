@@ -97,8 +97,8 @@ class ExportedModel:
     if explain or len(more.variants):
       variants = tf.constant(more.variants[np.newaxis])
       outputs = self._ask('explain', attributes=vector, variants=variants)
-      found = outputs['scores'].numpy()[0], outputs['variant_scores'].numpy()[0]
-      reasons, suggestions = more.reasons(*found), more.suggestions(*found)
+      scored = outputs['scores'].numpy()[0], outputs['variant_scores'].numpy()[0]
+      reasons, suggestions = more.reasons(*scored), more.suggestions(*scored)
     else:
       outputs = self._ask('serving_default', attributes=vector)
     seconds = time.perf_counter() - started

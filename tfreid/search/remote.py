@@ -180,8 +180,8 @@ class ServedModel:
       if explain or len(more.variants):
         asked = {'attributes': vector, 'variants': more.variants[np.newaxis]}
         outputs = served.client.predict('explain', asked)
-        found = outputs['scores'][0], outputs['variant_scores'][0]
-        reasons, suggestions = more.reasons(*found), more.suggestions(*found)
+        scored = outputs['scores'][0], outputs['variant_scores'][0]
+        reasons, suggestions = more.reasons(*scored), more.suggestions(*scored)
       else:
         outputs = served.client.predict('serving_default', {'attributes': vector})
       answer = self._answer(

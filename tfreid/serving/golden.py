@@ -161,15 +161,15 @@ def read(directory: str) -> dict[str, Any]:
       f"'{path}' does not exist, so nothing says what this version must answer. Export it again "
       'with `tfreid export`.'
     )
-  found = versions.read_json(directory, name)
+  content = versions.read_json(directory, name)
   try:
-    for entry in found['golden']:
+    for entry in content['golden']:
       inputs(entry['request'])
       _check_predictions(entry)
-    float(found['tolerance'])
+    float(content['tolerance'])
   except (ValueError, LookupError, TypeError, AttributeError) as error:
     raise ValueError(f"'{path}' is damaged: {error!r}. Export the model again.") from error
-  return found
+  return content
 
 
 def _check_predictions(entry: Mapping[str, Any]) -> None:
@@ -244,12 +244,12 @@ def replay(directory: str, ask: Ask, *, tolerance: float | None = None) -> list[
     FileNotFoundError: the version has no golden requests.
     ValueError: they are damaged.
   """
-  found = read(directory)
+  requests = read(directory)
   outcomes = []
-  for entry in found['golden']:
+  for entry in requests['golden']:
     request, predictions = entry['request'], entry['response']['predictions']
     signature = request['signature_name']
-    share = entry.get('tolerance', found['tolerance'])
+    share = entry.get('tolerance', requests['tolerance'])
     # Earlier exports did not put it down; most spaces have concepts of length 1.
     scale = max(1.0, _greatest_score(predictions))
     if share and 'score_tolerance' in entry:
@@ -296,17 +296,17 @@ class _Comparison:
         return self._object(f'its outputs are {sorted(answer)}, not {sorted(row)}')
       if any(len(value) != len(predictions) for value in answer.values()):
         return self._object(f'it does not answer {len(predictions)} requests with as many rows')
-      found = {name: _plain(value[number - 1]) for name, value in answer.items()}
+      plain = {name: _plain(value[number - 1]) for name, value in answer.items()}
       if 'ids' in row:
-        self._ranking(number, row, found)
+        self._ranking(number, row, plain)
       for name in set(row) - _RANKED_OUTPUTS:
         if isinstance(row[name], str):
-          if found[name] != row[name]:
-            self._object(f'request {number}: {name} is {found[name]!r}, not {row[name]!r}')
-        elif np.shape(found[name]) != np.shape(row[name]):
-          self._object(f'request {number}: {name} has the shape {np.shape(found[name])}')
+          if plain[name] != row[name]:
+            self._object(f'request {number}: {name} is {plain[name]!r}, not {row[name]!r}')
+        elif np.shape(plain[name]) != np.shape(row[name]):
+          self._object(f'request {number}: {name} has the shape {np.shape(plain[name])}')
         else:
-          error = folding.relative_errors(found[name], row[name])
+          error = folding.relative_errors(plain[name], row[name])
           self._measure(f'request {number}: {name}', float(error), self.tolerance)
     return None
 

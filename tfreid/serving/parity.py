@@ -53,8 +53,8 @@ def expected_concepts(
 ) -> dict[str, np.ndarray]:
   """The concepts that the space makes of crops and attribute vectors, by the side they are of."""
   if not isinstance(space, JointSpace):
-    found = space.embed([crop.contents for crop in crops], attributes)
-    return dict(zip(('image', 'attribute'), found))
+    embedded = space.embed([crop.contents for crop in crops], attributes)
+    return dict(zip(('image', 'attribute'), embedded))
   size = space.image_shape[:2]
   images = [tf.cast(image_files.decode(crop.contents, size), tf.float32) for crop in crops]
   return {
@@ -142,11 +142,11 @@ def check_ranking(
     zip(concepts, answer['ids'].numpy(), answer['scores'].numpy())
   ):
     expected = gallery @ query
-    found = expected[[rows[name.decode()] for name in names]]
+    own = expected[[rows[name.decode()] for name in names]]
     best = -np.sort(-expected)[: len(names)]
     products = gallery[[rows[name.decode()] for name in explained['ids'].numpy()[i]]] @ others[i].T
     if not (
-      np.abs(found - scores).max() <= room * np.linalg.norm(query)
+      np.abs(own - scores).max() <= room * np.linalg.norm(query)
       and np.abs(best - scores).max() <= room * np.linalg.norm(query)
       and len(set(names)) == len(names)
       and np.abs(explained['scores'].numpy()[i] - scores).max() <= room * np.linalg.norm(query)

@@ -137,10 +137,10 @@ def _multiplies() -> bool:
 
   codes = np.array([[127, -127, 3], [-127, -127, 5]], np.int8)
   try:
-    found = np.asarray(simsimd.cdist(codes[:1], codes, 'dot', out_dtype='float32'))
+    products = np.asarray(simsimd.cdist(codes[:1], codes, 'dot', out_dtype='float32'))
   except (TypeError, ValueError):
     return False
-  return found.tolist() == [[2 * 127**2 + 9, 15]]
+  return products.tolist() == [[2 * 127**2 + 9, 15]]
 
 
 @functools.cache
@@ -150,11 +150,11 @@ def _packs() -> bool:
   try:
     import numkong
 
-    found = np.asarray(numkong.dots_packed(codes, numkong.dots_pack(codes)))
+    products = np.asarray(numkong.dots_packed(codes, numkong.dots_pack(codes)))
   except (ImportError, AttributeError, TypeError, ValueError):
     return False
   wanted = codes.astype(np.int32) @ codes.T.astype(np.int32)
-  return found.dtype == np.int32 and found.tolist() == wanted.tolist()
+  return products.dtype == np.int32 and products.tolist() == wanted.tolist()
 
 
 def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -216,9 +216,9 @@ class QuantizedScan:
     for part in parts:
       count = len(part.rows)
       wanted = (((count, width), 'f4'), ((count, width), 'i1'), ((3, count), 'f4'))
-      found = [(array.shape, array.dtype.str[1:]) for array in part]
-      if found != list(wanted):
-        raise ValueError(f'Rows and their copy have shapes and types {found}; expected {wanted}.')
+      shapes = [(array.shape, array.dtype.str[1:]) for array in part]
+      if shapes != list(wanted):
+        raise ValueError(f'Rows and their copy have shapes and types {shapes}; expected {wanted}.')
     # A slice of a plain array costs less than one of a memory map.
     self._parts = [Part(*(np.asarray(array).view(np.ndarray) for array in part)) for part in parts]
     self._ahead = [_ReadAhead(part.rows) for part in parts]
@@ -311,16 +311,16 @@ class QuantizedScan:
 
   def _take(self, block, where, queries, candidates, allowed):
     codes, scales = block.part.codes[where], block.part.bounds[0][where]
-    found = queries.products(codes, scales)  # [rows, Q]
+    products = queries.products(codes, scales)  # [rows, Q]
     limits = queries.limits(candidates.bounds, *block.greatest)
-    able = np.flatnonzero(found >= limits)
+    able = np.flatnonzero(products >= limits)
     if not len(able):
       return
     places, asked = np.divmod(able, len(limits)) if len(limits) > 1 else (able, np.zeros_like(able))
     if allowed is not None:
       able, asked, places = (array[allowed[places]] for array in (able, asked, places))
     rows = where[places] if isinstance(where, np.ndarray) else places + where.start
-    approximate = queries.factors[asked] * found.ravel()[able]
+    approximate = queries.factors[asked] * products.ravel()[able]
     epsilon = queries.epsilon(asked, block.part.bounds[1][rows], block.part.bounds[2][rows])
     candidates.add(queries.numbers[asked], rows + block.offset, approximate, epsilon)
 
@@ -485,9 +485,9 @@ class _One(_Queries):
   def products(self, codes, scales):
     import simsimd
 
-    found = np.asarray(simsimd.cdist(self._queries, codes, 'dot', out_dtype='float32'))
-    found *= scales
-    return found.reshape(-1, 1)
+    products = np.asarray(simsimd.cdist(self._queries, codes, 'dot', out_dtype='float32'))
+    products *= scales
+    return products.reshape(-1, 1)
 
 
 class _Packed(_Queries):
@@ -503,9 +503,9 @@ class _Packed(_Queries):
   def products(self, codes, scales):
     import numkong
 
-    found = np.asarray(numkong.dots_packed(codes, self._queries)).astype(np.float32)
-    found *= scales[:, np.newaxis]
-    return found
+    products = np.asarray(numkong.dots_packed(codes, self._queries)).astype(np.float32)
+    products *= scales[:, np.newaxis]
+    return products
 
 
 class _Matrix(_Queries):

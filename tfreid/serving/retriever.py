@@ -198,8 +198,8 @@ class Retriever(tf.Module):
       return tf.reduce_max(tf.concat([tf.where(names == name)[:, 0], [-1]], axis=0))
 
     rows = tf.map_fn(find, crop_ids, fn_output_signature=tf.int64)
-    found = self.search(self.gallery.rows(tf.maximum(rows, 0)))
-    return _only(rows >= 0, found)
+    results = self.search(self.gallery.rows(tf.maximum(rows, 0)))
+    return _only(rows >= 0, results)
 
   def describe(self, any: tf.Tensor) -> dict[str, tf.Tensor]:
     """The schema and the sizes as JSON: 'description' string [B], B times the same."""
@@ -256,9 +256,9 @@ class Retriever(tf.Module):
     """
     assert self._read is not None  # or the signature is not available
     reading = self._read(texts)
-    found = self.search(self.embed_attributes(reading.vectors))
+    results = self.search(self.embed_attributes(reading.vectors))
     return {
-      **_only(reading.valid, found),
+      **_only(reading.valid, results),
       'understood': reading.understood,
       'unknown': reading.unknown,
       'contradictory': reading.contradictory,

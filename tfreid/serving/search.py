@@ -188,11 +188,11 @@ class ExactSearch(tf.Module):
     one = tf.cast(self.greatest_norm >= 0.0, tf.float32)
     factor = 1.0 + 2.0**-11 - 2.0**-18
     # As large as a GPU's kernels for matrices want it; it costs nothing beside a scan.
-    found = tf.matmul(
+    product = tf.matmul(
       tf.fill([_PROBED, self.width], one), tf.fill([self.width, _QUERIES], factor * one)
     )
     exact = factor * self.width
-    rounded = tf.reduce_any(tf.abs(found - exact) > 2.0**-12 * exact)
+    rounded = tf.reduce_any(tf.abs(product - exact) > 2.0**-12 * exact)
     return tf.where(rounded, _TF32_LOSS, 0.0)
 
   def _search(self, queries, epsilon, k, keep):

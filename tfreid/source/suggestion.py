@@ -40,7 +40,7 @@ def questions(schema: AttributeSchema, query: Mapping[str, str]) -> list[Questio
     In the order of the schema; none when everything is said. 'none' is an answer for attributes
     that have a column per value.
   """
-  found = []
+  asked = []
   # An attribute has columns of its own, so an answer is the query with these exchanged.
   said = schema.encode_query(query) if query else schema.unsaid()
   for name, (values, alone) in schema.answers.items():
@@ -49,8 +49,8 @@ def questions(schema: AttributeSchema, query: Mapping[str, str]) -> list[Questio
     vectors = np.repeat(said[np.newaxis], len(values), axis=0)
     block = schema.block(name)
     vectors[:, block] = alone[:, block]
-    found.append(Question(name, values, vectors))
-  return found
+    asked.append(Question(name, values, vectors))
+  return asked
 
 
 def suggest(
@@ -147,8 +147,8 @@ def suggestions(
   if unit > 0:  # without any difference between candidates, no answer tells anything
     starts = np.cumsum([0, *(len(question.values) for question in asked[:-1])])
     gains = _information_gains(scores, answer_scores, starts, unit)
-  found = [Suggestion(question.attribute, float(gain)) for question, gain in zip(asked, gains)]
-  return sorted(found, key=lambda suggestion: -suggestion.gain)
+  ranked = [Suggestion(question.attribute, float(gain)) for question, gain in zip(asked, gains)]
+  return sorted(ranked, key=lambda suggestion: -suggestion.gain)
 
 
 def _softmax(values):

@@ -43,8 +43,8 @@ _FULL = ('No space left', 'Disk quota exceeded', 'File too large')
 
 def numbers(directory: str) -> list[int]:
   """Epochs after which a checkpoint was written that is still there, descending."""
-  found = [_NAME.match(name) for name in _listed(directory)]
-  return sorted((int(match.group(1)) for match in found if match), reverse=True)
+  matches = [_NAME.match(name) for name in _listed(directory)]
+  return sorted((int(match.group(1)) for match in matches if match), reverse=True)
 
 
 def has_trained(directory: str) -> bool:
@@ -95,9 +95,9 @@ def newest(directory: str) -> str | None:
   Raises:
     ValueError: there are checkpoints, and none of them is whole.
   """
-  found = numbers(directory)
+  present = numbers(directory)
   sentences = []
-  for number in found:
+  for number in present:
     path = os.path.join(directory, f'ckpt-{number}')
     try:
       storage.check_seal(path, what='checkpoint')
@@ -109,9 +109,9 @@ def newest(directory: str) -> str | None:
     if sentences:
       _log.warning("Using '%s' instead, the newest checkpoint that is whole.", path)
     return path
-  if found:
+  if present:
     raise ValueError(
-      f"None of the {len(found)} checkpoints in '{directory}' is whole, and training does not "
+      f"None of the {len(present)} checkpoints in '{directory}' is whole, and training does not "
       f'begin anew by itself: {sentences[0]} To train this stage from its beginning, remove '
       f"'{directory}'."
     )

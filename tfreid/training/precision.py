@@ -71,9 +71,9 @@ def best(gpus: Sequence[tuple[int, int] | None], flags: Sequence[str]) -> Choice
     if all(capability is not None and capability >= _TENSOR_CORES for capability in gpus):
       return Choice('mixed_float16', 'each GPU has tensor cores')
     return Choice('float32', 'not every GPU has tensor cores')
-  found = [flag for flag in _BFLOAT16 if flag in flags]
-  if found and os.environ.get('TF_ENABLE_ONEDNN_OPTS', '1') != '0':
-    return Choice('mixed_bfloat16', f'the processor has {found[0]}')
+  present = [flag for flag in _BFLOAT16 if flag in flags]
+  if present and os.environ.get('TF_ENABLE_ONEDNN_OPTS', '1') != '0':
+    return Choice('mixed_bfloat16', f'the processor has {present[0]}')
   return Choice('float32', 'the processor has no instructions for bfloat16 that TensorFlow uses')
 
 
@@ -84,8 +84,8 @@ def _begun(run_directory: str) -> str:
     return ''
   with open(path, encoding='utf-8') as file:
     known: Mapping[str, Any] = json.load(file)
-  found = known.get('precision', '')
-  return found if found in POLICIES else ''
+  precision = known.get('precision', '')
+  return precision if precision in POLICIES else ''
 
 
 def _capabilities() -> list[tuple[int, int] | None]:

@@ -472,13 +472,13 @@ def _check_belongs(stage, directory, setting):
   mine = _identity(stage, setting)
   # Before anything was trained there, a folder belongs to nobody: a mistyped setting claims none.
   if os.path.isfile(path) and checkpoints.has_trained(directory):
-    found = checkpoints.read_document(path, what='record of the stage')
-    different = sorted(key for key in mine if found.get(key) != mine[key])
+    record = checkpoints.read_document(path, what='record of the stage')
+    different = sorted(key for key in mine if record.get(key) != mine[key])
     if different:
       key = different[0]
       raise ValueError(
         f"'{directory}' belongs to another stage or data set: its {', '.join(different)} differ "
-        f'({key} is {_short(found.get(key))} there and {_short(mine[key])} here). Give another '
+        f'({key} is {_short(record.get(key))} there and {_short(mine[key])} here). Give another '
         'run directory, or remove that one.'
       )
   elif setting.chief:

@@ -137,16 +137,16 @@ async def signed_in(request: fastapi.Request) -> str:
   name = ''
   if access.tokens:
     scheme, _, token = request.headers.get('authorization', '').partition(' ')
-    found = access.name_of(token.strip()) if scheme.lower() == 'bearer' else None
-    found = found or access.name_of_cookie(request.cookies.get(COOKIE, ''))
-    if found is None:
+    user = access.name_of(token.strip()) if scheme.lower() == 'bearer' else None
+    user = user or access.name_of_cookie(request.cookies.get(COOKIE, ''))
+    if user is None:
       raise ApiError(
         401,
         'token',
         'This server asks who you are. Send the header "Authorization: Bearer TOKEN", or enter '
         'your token in the page.',
       )
-    name = who['token'] = found
+    name = who['token'] = user
   if access.user_header:
     who['user'] = request.headers.get(access.user_header, '')[:200]
   return name

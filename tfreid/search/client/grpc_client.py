@@ -158,5 +158,5 @@ def _array(name: str, proto) -> np.ndarray:
 def _reason(details: str) -> str:
   """What gRPC's list of failed attempts comes down to."""
   details = details[: client.MAX_MESSAGE]
-  found = re.findall(r'[Ff]ailed to connect to [^:]+:[^;]*?: ?([^;()]+)', details)
-  return (found[-1] if found else details).strip()
+  reasons = re.findall(r'[Ff]ailed to connect to [^:]+:[^;]*?: ?([^;()]+)', details)
+  return (reasons[-1] if reasons else details).strip()
