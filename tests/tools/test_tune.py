@@ -141,12 +141,19 @@ def test_points_share_a_pretraining_never_read_the_test_split_and_are_done_once(
   assert 'another configuration' in changed.stderr
 
 
-def test_the_report_says_where_a_data_set_has_a_validation_part_of_its_own():
-  from tfreid.cli import tune as module
-
-  text = module._introduction('tfreid tune', share=0.0, folds=1, metric='mAP')
-  assert text.startswith('# Settings tried on the validation part\n')
-  assert 'Number of seeds: 1.' in text and 'One training each' in text and 'holds' not in text
-  text = module._introduction('tfreid tune', share=0.25, folds=3, metric='rank1')
-  assert text.startswith('# Settings tried on held-out training people\n')
-  assert 'holds 0.25 of' in text and 'Mean and standard deviation, in percent' in text
+@pytest.mark.parametrize(
+  ('arguments', 'title', 'said'),
+  [
+    ("share=0.0, folds=1, metric='mAP'", 'the validation part', 'Number of seeds: 1.'),
+    ("share=0.25, folds=3, metric='rank1'", 'held-out training people', 'holds 0.25 of'),
+  ],
+)
+def test_the_report_says_what_the_points_were_searched_in(arguments, title, said):
+  # In a process of its own: commands have flags of the same names.
+  program = f"from tfreid.cli import tune; print(tune._introduction('tfreid tune', {arguments}))"
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, check=True, cwd=ROOT
+  )
+  assert done.stdout.startswith(f'# Settings tried on {title}\n')
+  assert said in done.stdout
+  assert ('One training each' in done.stdout) == ('folds=1' in arguments)

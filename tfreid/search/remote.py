@@ -178,8 +178,9 @@ class ServedModel:
       reasons: list[dict[str, float]] = []
       suggestions: Sequence[Suggestion] = ()
       if explain or len(more.variants):
-        asked = {'attributes': vector, 'variants': more.variants[np.newaxis]}
-        outputs = served.client.predict('explain', asked)
+        outputs = served.client.predict(
+          'explain', {'attributes': vector, 'variants': more.variants[np.newaxis]}
+        )
         scored = outputs['scores'][0], outputs['variant_scores'][0]
         reasons, suggestions = more.reasons(*scored), more.suggestions(*scored)
       else:
