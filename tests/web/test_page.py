@@ -51,14 +51,22 @@ class Page:
     return self
 
   def until(self, condition):
-    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    # The page may draw an element anew between finding and reading it; then it is looked at again.
-    waiting = WebDriverWait(
-      self.driver, PATIENCE, ignored_exceptions=[StaleElementReferenceException]
-    )
-    return waiting.until(lambda _: condition())
+    def met(_):
+      # The page may draw an element anew between finding and reading it; then it is looked at
+      # again. Chromium has two names for that.
+      try:
+        return condition()
+      except StaleElementReferenceException:
+        return False
+      except WebDriverException as error:
+        if 'does not belong to the document' not in str(error):
+          raise
+        return False
+
+    return WebDriverWait(self.driver, PATIENCE).until(met)
 
   def all(self, selector):
     return self.driver.find_elements('css selector', selector)
