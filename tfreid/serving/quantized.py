@@ -55,6 +55,7 @@ then they are scored, and the K best of them kept.
 
 from __future__ import annotations
 
+import abc
 import concurrent.futures
 import functools
 import itertools
@@ -422,7 +423,7 @@ class _Blocks:
     self._stopped = True
 
 
-class _Queries:
+class _Queries(abc.ABC):
   """Queries, none of them zeros, as the scan multiplies them: in whole numbers here.
 
   Attributes:
@@ -457,9 +458,9 @@ class _Queries:
   def _prepared(self, copies: np.ndarray) -> Any:
     return copies
 
+  @abc.abstractmethod
   def products(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """a(x) / t, float32 [rows, Q]."""
-    raise NotImplementedError
+    """a(x) / t, float32 [rows, Q], of rows' codes, int8 [rows, E], and scales, float32 [rows]."""
 
   def epsilon(self, asked, residuals, norms) -> np.ndarray:
     """Bounds eps(x), float64, of rows with these rho and nu for the queries `asked`."""
