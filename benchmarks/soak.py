@@ -1,6 +1,7 @@
 """The server of the page under 50 clients at once for a minute, on an index of 100k crops.
 
   python benchmarks/soak.py --crops=1000000 --clients=10 --seconds=30
+  python benchmarks/soak.py --processes=2
   python benchmarks/soak.py --abuse --seconds=20
 
 Each client does what the page does: it searches (with reasons and the next question), fetches the
@@ -108,9 +109,11 @@ def measure(
 
 
 def _most_memory(pid: int) -> float:
-  """MiB that a process has had at most, resident."""
+  """MiB that a process and its children have had at most, resident, each for itself."""
   with open(f'/proc/{pid}/status', encoding='ascii') as file:
-    return next(int(line.split()[1]) for line in file if line.startswith('VmHWM')) / 1024
+    most = next(int(line.split()[1]) for line in file if line.startswith('VmHWM')) / 1024
+  with open(f'/proc/{pid}/task/{pid}/children', encoding='ascii') as file:
+    return most + sum(_most_memory(int(child)) for child in file.read().split())
 
 
 class _Abuse:
@@ -452,6 +455,7 @@ if __name__ == '__main__':
   parser.add_argument('--crops', type=int, default=NUM_CROPS)
   parser.add_argument('--clients', type=int, default=CLIENTS)
   parser.add_argument('--seconds', type=float, default=SECONDS)
+  parser.add_argument('--processes', type=int, default=1, help='of the server')
   parser.add_argument('--make', default='', help=argparse.SUPPRESS)
   parser.add_argument('--abuse', action='store_true', help='ask once more, beside an abuser')
   parser.add_argument('--kinds', default='{}', help=argparse.SUPPRESS)
@@ -463,6 +467,10 @@ if __name__ == '__main__':
     asyncio.run(_be_abusive(given.abuse_port, json.loads(given.kinds)))
   else:
     measured = measure(
-      crops=given.crops, clients=given.clients, seconds=given.seconds, abuse=given.abuse
+      crops=given.crops,
+      clients=given.clients,
+      seconds=given.seconds,
+      flags=[f'--processes={given.processes}'],
+      abuse=given.abuse,
     )
     print(json.dumps(measured, indent=1))

@@ -9,6 +9,8 @@ Only this machine can reach it unless --host is given; then users need tokens. T
 encryption: for other machines, put it behind a proxy that encrypts (docs/web.md).
 """
 
+import dataclasses
+import gc
 import ipaddress
 import logging
 import os
@@ -70,11 +72,18 @@ _REFRESH = flags.DEFINE_float(
   'How often to look for new crops (--index) or another version (--server); 0: never.',
   lower_bound=0,
 )
+_PROCESSES = flags.DEFINE_integer(
+  'processes',
+  1,
+  'Processes that answer, each with the model and the index in memory. Python keeps little more '
+  'than one core busy in each. 0: one for each core.',
+  lower_bound=0,
+)
 _THREADS = flags.DEFINE_integer(
   'threads',
   0,
-  'Searches at a time. 0: 64 of an index, which joins those that come together into one scan, and '
-  '2 of a model.',
+  'Searches at a time, of each process. 0: 64 of an index, which joins those that come together '
+  'into one scan, and 2 of a model.',
   lower_bound=0,
 )
 _QUEUE = flags.DEFINE_integer(
@@ -94,9 +103,13 @@ def main(argv):
   source_flags.check()
   with startup.clear_errors():
     # What can be wrong is found before the model is loaded, which takes seconds.
-    tokens = _tokens()
-    _check_access(tokens)
-    _check_proxy()
+    from tfreid.web import supervisor
+
+    told = supervisor.assignment()
+    tokens = told.tokens if told else _tokens()
+    if not told:
+      _check_access(tokens)
+      _check_proxy()
     try:
       import fastapi  # noqa: F401
       import uvicorn  # noqa: F401
@@ -105,22 +118,75 @@ def main(argv):
     from tfreid.web import policy
 
     rules = policy.read(_POLICY.value) if _POLICY.value else policy.Policy()
-    listening = _listen()
+    # The library speaks by the standard logging, whose root is absl's here.
+    logging.getLogger('tfreid').setLevel(logging.INFO)
+    if told:
+      _serve(socket.socket(fileno=told.listening), rules, tokens, told)
+      return
+    processes = _PROCESSES.value or _cores()
+    sockets = _listen(processes)
     try:
-      _serve(listening, rules, tokens)
+      if processes > 1:
+        _supervise(sockets, tokens)
+      else:
+        _serve(sockets[0], rules, tokens)
     finally:
-      listening.close()
+      for listening in sockets:
+        listening.close()
 
 
-def _serve(listening, rules, tokens):
+def _supervise(sockets, tokens):
+  """Starts a process for each socket, and watches over them until it is told to end."""
+  import secrets
+
+  from tfreid.web import supervisor
+
+  command = [*startup.program('serve'), *sys.argv[1:]]
+  key = secrets.token_bytes(32)
+  watching = supervisor.Supervisor(command, sockets, key=key, tokens=tokens)
+
+  def end(*_):
+    watching.should_end = True
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, end)
+
+  def opened():
+    for listening in sockets:
+      listening.listen(2048)
+    _announce(sockets[0], f' ({len(sockets)} processes)')
+
+  status = watching.run(opened)
+  if status:
+    sys.exit(status)
+  print('Ended.', flush=True)
+
+
+def _announce(listening, about=''):
+  """Says where the page is."""
+  if not _AUDIT_LOG.value:
+    print('Searches are not logged; --audit_log=FILE logs them.')
+  host, port = listening.getsockname()[:2]
+  if ipaddress.ip_address(host).is_unspecified:
+    host = socket.gethostname()
+  print(f'Open http://{f"[{host}]" if ":" in host else host}:{port}/{about}', flush=True)
+
+
+def _serve(listening, rules, tokens, told=None):
+  """Serves at a socket until it is told to end, alone or as one of several workers."""
   import uvicorn
 
   from tfreid.web import audit
 
-  # The library speaks by the standard logging, whose root is absl's here.
-  logging.getLogger('tfreid').setLevel(logging.INFO)
+  if told and told.number:
+    # The first one has said it.
+    logging.getLogger(audit.__name__).setLevel(logging.ERROR)
   log = audit.AuditLog(_AUDIT_LOG.value) if _AUDIT_LOG.value else None
-  server = uvicorn.Server(_server_configuration(_application(rules, tokens, log)))
+  server = uvicorn.Server(_server_configuration(_application(rules, tokens, log, told), told))
+  # What is there now stays: the modules, TensorFlow's among them, and what is searched. Looking for
+  # garbage in it took a seventh of the time of a busy server.
+  gc.collect()
+  gc.freeze()
 
   # uvicorn ends at a signal, and then sends it once more to whoever was there before: this, which
   # also hears those that come before uvicorn does. A server that was asked to end has ended well.
@@ -129,27 +195,37 @@ def _serve(listening, rules, tokens):
 
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, end)
-  if not log:
-    print('Searches are not logged; --audit_log=FILE logs them.')
   # From here on, who comes waits until the server takes up its work, and is not turned away.
   listening.listen(2048)
-  host, port = listening.getsockname()[:2]
-  if ipaddress.ip_address(host).is_unspecified:
-    host = socket.gethostname()
-  print(f'Open http://{f"[{host}]" if ":" in host else host}:{port}/', flush=True)
+  if told:
+    told.when_left(end)
+    told.ready()
+  else:
+    _announce(listening)
   server.run(sockets=[listening])
-  print('Ended.', flush=True)
+  if not told:
+    print('Ended.', flush=True)
   sys.stderr.flush()
   # The source and the log are closed. What is left is Python taking TensorFlow apart, object by
   # object, which can take longer than whoever stops a service waits before it kills.
   os._exit(0)
 
 
-def _application(rules, tokens, log):
-  """The ASGI application for a policy, the secrets of users and an audit log."""
-  from tfreid.web import access
+def _application(rules, tokens, log, told=None):
+  """The ASGI application for a policy, the secrets of users and an audit log.
+
+  Args:
+    rules: the policy.
+    tokens: the secrets.
+    log: the audit log, or None.
+    told: what it shares with other processes, or None if there are none.
+  """
+  from tfreid.web import access, state
   from tfreid.web import app as web
 
+  parts = told.processes if told else 1
+  shared = state.SharedState(told.folder, number=told.number, processes=parts) if told else None
+  of_sessions = {'key': told.key, 'ended': shared.ended} if shared else {}
   names = [*_ALLOWED_HOSTS.value, _HOST.value, socket.gethostname()]
   return web.create(
     source_flags.opened(timeout=_SERVER_TIMEOUT.value, resident=_RESIDENT.value, check=True),
@@ -160,18 +236,21 @@ def _application(rules, tokens, log):
       public_url=_PUBLIC_URL.value,
       user_header=_USER_HEADER.value,
       hosts=frozenset(name.strip().lower() for name in names),
+      **of_sessions,
     ),
     limits=web.Limits(
       threads=_THREADS.value,
-      waiting=_QUEUE.value,
+      waiting=-(-_QUEUE.value // parts),
       seconds=_TIMEOUT.value,
+      body_bytes=web.Limits.body_bytes // parts,
       refresh_seconds=_REFRESH.value,
     ),
+    seen=shared.seen if shared else None,
   )
 
 
-def _server_configuration(application):
-  """How uvicorn serves an application."""
+def _server_configuration(application, told=None):
+  """How uvicorn serves an application, alone or in one of several workers."""
   import uvicorn
 
   from tfreid.web import connections
@@ -179,6 +258,12 @@ def _server_configuration(application):
   limits = connections.ConnectionLimits(
     total=_most_connections(), exempt=frozenset(_TRUSTED_PROXIES.value)
   )
+  if told:
+    limits = dataclasses.replace(
+      limits,
+      total=max(1, limits.total // told.processes),
+      per_address=max(1, limits.per_address // told.processes),
+    )
   return uvicorn.Config(
     application,
     log_config=None,
@@ -231,27 +316,56 @@ def _check_proxy():
     )
 
 
-def _listen():
-  """A socket that listens at --host and --port; nobody is answered before the server runs."""
+def _listen(count):
+  """Sockets bound to --host and --port; nobody is answered before the server runs.
+
+  Args:
+    count: how many; Linux spreads connections over them.
+
+  Raises:
+    ValueError: --host is no address.
+    OSError: another server listens there, or this user may not.
+  """
   try:
     family, kind, protocol, _, address = socket.getaddrinfo(
       _HOST.value, _PORT.value, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
   except socket.gaierror as error:
     raise ValueError(f"--host: '{_HOST.value}' is no address: {error.strerror}.") from error
-  # With its protocol by name: otherwise asyncio leaves TCP's waiting for more to send switched on,
-  # and each answer takes 40 ms longer.
-  listening = socket.socket(family, kind, protocol)
-  listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-  try:
-    listening.bind(address)
-  except OSError as error:
-    listening.close()
-    raise OSError(
-      f'Cannot listen at {_HOST.value}, port {_PORT.value}: {error.strerror}. Choose another '
-      '--port (0: one that is free).'
-    ) from error
-  return listening
+
+  def bound(address, *, shared):
+    # With its protocol by name: otherwise asyncio leaves TCP's waiting for more to send switched
+    # on, and each answer takes 40 ms longer.
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+      listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+      listening.bind(address)
+    except OSError as error:
+      listening.close()
+      raise OSError(
+        f'Cannot listen at {_HOST.value}, port {_PORT.value}: {error.strerror}. Choose another '
+        '--port (0: one that is free).'
+      ) from error
+    return listening
+
+  first = bound(address, shared=False)
+  if count == 1:
+    return [first]
+  if sys.platform != 'linux':
+    return [first] * count  # elsewhere one socket is taken from by all, who may get unequal parts
+  # It was alone there, and so no other server would get a part of what comes. Now others may join.
+  address = first.getsockname()
+  first.close()
+  return [bound(address, shared=True) for _ in range(count)]
+
+
+def _cores():
+  """How many cores this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _tokens():

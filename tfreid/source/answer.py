@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tfreid.printable import printable
-from tfreid.query import read, setting
+from tfreid.query import Statement, read, setting
 
 TICK, CROSS, UNKNOWN = '✓', '✗', '·'
 
@@ -111,6 +111,7 @@ class Answer:
 
   def to_json(self) -> dict[str, Any]:
     """The answer as plain JSON types."""
+    asked = {name: read(value) for name, value in self.query.items()}
     return {
       'query': dict(self.query),
       'text': self.text,
@@ -127,9 +128,9 @@ class Answer:
           'attributes': dict(hit.attributes),
           'matches': {
             name: {TICK: True, CROSS: False, UNKNOWN: None}[
-              verdict(value, hit.attributes.get(name))
+              verdict(statement, hit.attributes.get(name))
             ]
-            for name, value in self.query.items()
+            for name, statement in asked.items()
           },
           'reasons': {name: float(change) for name, change in hit.reasons.items()},
           'metadata': dict(hit.metadata),
@@ -144,11 +145,11 @@ def describe(query: Mapping[str, str]) -> str:
   return ', '.join(setting(name, value).replace('!=', '≠') for name, value in query.items())
 
 
-def verdict(asked: str, annotated: str | None) -> str:
+def verdict(asked: str | Statement, annotated: str | None) -> str:
   """TICK, CROSS or UNKNOWN: whether a crop is as the query asked.
 
   Args:
-    asked: a value, 'a+b' or '!value'.
+    asked: a value, 'a+b' or '!value'; or what that says, for many crops.
     annotated: the crop's value, 'a+b' where several are on, or None.
   """
   if annotated is None:

@@ -11,8 +11,7 @@ import time
 import urllib.parse
 from collections.abc import Mapping
 
-# Sessions that were ended before their time and must be remembered until then.
-_MAX_ENDED = 100_000
+from tfreid.web.state import EndedHere, EndedSessions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +25,8 @@ class Access:
     public_url: how browsers reach this server through a proxy, 'https://depot.example'; '' if they
       reach it directly.
     session_seconds: after which a browser must show its token again.
-    key: what session cookies are signed with; new in each process.
+    key: what session cookies are signed with; new for each server.
+    ended: sessions that were ended before their time; of this process alone by default.
   """
 
   tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -35,7 +35,7 @@ class Access:
   public_url: str = ''
   session_seconds: int = 12 * 3600
   key: bytes = dataclasses.field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-  _ended: dict[str, int] = dataclasses.field(default_factory=dict, init=False, repr=False)
+  ended: EndedSessions = dataclasses.field(default_factory=EndedHere, repr=False)
 
   def name_of(self, token: str) -> str | None:
     """Whose token it is; None if nobody's. Takes as long for a wrong one as for a right one."""
@@ -63,19 +63,14 @@ class Access:
       return None
     if not hmac.compare_digest(signature.encode(), self._signature(name, session).encode()):
       return None
-    return name if time.time() < end and identifier not in self._ended else None
+    return name if time.time() < end and identifier not in self.ended else None
 
   def end_session(self, value: str) -> None:
     """Ends the session of a cookie: who has a copy of it has no session either."""
     if self.name_of_cookie(value) is None:
       return
-    now = time.time()
-    for identifier in [one for one, end in self._ended.items() if end < now]:
-      del self._ended[identifier]
     _, expires, identifier, _ = value.split('.')
-    if len(self._ended) >= _MAX_ENDED:
-      self._ended.pop(next(iter(self._ended)))
-    self._ended[identifier] = int(expires)
+    self.ended.add(identifier, int(expires))
 
   def needs_secure_cookie(self, scheme: str) -> bool:
     """Whether browsers reach this server by HTTPS, so that a cookie never goes another way.

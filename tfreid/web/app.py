@@ -40,6 +40,7 @@ from tfreid.web.policy import Policy
 from tfreid.web.query_log import QueryLog
 from tfreid.web.service import SearchService
 from tfreid.web.services import JOINED_THREADS, THREADS, Limits, Services
+from tfreid.web.state import Seen
 from tfreid.web.thumbnails import Thumbnails
 
 _STATIC = {
@@ -63,6 +64,7 @@ def create(
   audit: AuditLog | None = None,
   access: Access | None = None,
   limits: Limits | None = None,
+  seen: Seen | None = None,
 ) -> SecurityMiddleware:
   """The application; it closes the source and the log when it ends.
 
@@ -72,13 +74,14 @@ def create(
     audit: where queries are logged; nowhere by default.
     access: who may ask; everybody by default.
     limits: how much at a time.
+    seen: crops that were answered; of this process alone by default.
 
   Raises:
     ValueError: the policy does not fit the source.
     OSError: the source cannot be reached.
   """
   policy, access, limits = policy or Policy(), access or Access(), limits or Limits()
-  services = _services(source, policy, audit, access, limits)
+  services = _services(source, policy, audit, access, limits, seen)
   # Neither /docs nor /redoc: they load their scripts from other hosts.
   application = fastapi.FastAPI(
     title='tfreid',
@@ -112,10 +115,10 @@ def create(
   )
 
 
-def _services(source, policy, audit, access, limits) -> Services:
+def _services(source, policy, audit, access, limits, seen) -> Services:
   log_threads = BoundedExecutor('log', threads=_LOG_THREADS, waiting=1024, timeout=limits.seconds)
   return Services(
-    search=SearchService(source, policy),
+    search=SearchService(source, policy, seen),
     log=QueryLog(audit, log_threads),
     access=access,
     limits=limits,

@@ -5,16 +5,13 @@ Everything here runs in a worker's thread and knows nothing of HTTP.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import hashlib
 import io
 import itertools
 import keyword
 import logging
 import os
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,9 +29,8 @@ from tfreid.web import thumbnails
 from tfreid.web.messages import LikeRequest, Narrowing, SearchRequest
 from tfreid.web.policy import Policy, RefusedError
 from tfreid.web.reloading import ReloadingSource
+from tfreid.web.state import Seen, SeenHere
 
-# Crops whose pictures may be looked at: the last ones that were answered.
-_SEEN = 200_000
 # What a server says of a version that it has let go, and of a signature that a version lacks.
 _GONE, _LACKING = 'NOT_FOUND', 'FAILED_PRECONDITION'
 _ABSOLUTE_PATH = re.compile(r'(?<![\w.:/])~?/(?:[^\s\'"/]+/)+[^\s\'"/]*')
@@ -42,35 +38,6 @@ _ABSOLUTE_PATH = re.compile(r'(?<![\w.:/])~?/(?:[^\s\'"/]+/)+[^\s\'"/]*')
 
 class UnknownCropError(Exception):
   """There is no crop of that id."""
-
-
-class Seen:
-  """Crops that were in an answer: a key for each, and where its picture is.
-
-  Only their pictures are given out. So nobody can look through a gallery past the log of queries,
-  and a client names keys, never files.
-  """
-
-  def __init__(self, size: int = _SEEN):
-    """Remembers the last `size` crops."""
-    self._size = size
-    self._paths: collections.OrderedDict[str, str] = collections.OrderedDict()
-    self._lock = threading.Lock()
-
-  def add(self, identifier: str, path: str) -> str:
-    """Remembers a crop; returns its key, 32 hexadecimal digits."""
-    key = hashlib.blake2b(identifier.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()
-    with self._lock:
-      self._paths[key] = path
-      self._paths.move_to_end(key)
-      if len(self._paths) > self._size:
-        self._paths.popitem(last=False)
-    return key
-
-  def path(self, key: str) -> str | None:
-    """Where the picture is; None if the crop was not answered."""
-    with self._lock:
-      return self._paths.get(key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,18 +84,19 @@ class SearchService:
     seen: crops that were answered.
   """
 
-  def __init__(self, source: Source, policy: Policy):
+  def __init__(self, source: Source, policy: Policy, seen: Seen | None = None):
     """Asks the source what it is able to do, and a first question of each kind, to warm it.
 
     Args:
       source: what is asked; closed by `close` of `source`.
       policy: the rules.
+      seen: crops that were answered; of this process alone if not given.
 
     Raises:
       ValueError: the policy does not fit the source, or the source cannot be searched at all.
       OSError: it cannot be reached.
     """
-    self.seen = Seen()
+    self.seen = seen if seen is not None else SeenHere()
     self.source: ReloadingSource[Capabilities] = ReloadingSource(
       source, learn=lambda new, before: learn_capabilities(new, policy, before)
     )
@@ -224,7 +192,7 @@ class SearchService:
       raise UnknownCropError(
         f"There is no crop '{_short(asked.id)}' (any more). Take an id from an answer."
       )
-    self.seen.add(crop.id, crop.path)
+    self.seen.add([(crop.id, crop.path)])
     # Without the crop itself, which some sources count before they leave it out.
     return source.like(asked.id, top_k=_top_k(capabilities.policy, asked), options=options), ()
 
@@ -245,8 +213,8 @@ class SearchService:
     """What a client sees of an answer: no paths, and nothing of disabled attributes."""
     plain, policy = given.answer.to_json(), given.capabilities.policy
     hits = []
-    for hit, whole in zip(plain['hits'], given.answer.hits):
-      key = self.seen.add(whole.id, whole.path)
+    keys = self.seen.add([(whole.id, whole.path) for whole in given.answer.hits])
+    for hit, whole, key in zip(plain['hits'], given.answer.hits, keys):
       hits.append(
         {
           'rank': hit['rank'],
