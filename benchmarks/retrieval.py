@@ -1,8 +1,9 @@
 """Milliseconds of exact retrieval of 100 rows, at 100k and 1M rows of 128 numbers; beside others.
 
 The others are FAISS (IndexFlatIP) and usearch (exact). They are no dependencies of the project and
-take part where they can be imported, for example with PYTHONPATH=<site-packages of an environment
-that has faiss-cpu, usearch and the same numpy>. All take turns, so that all meet the same machine.
+take part where they can be imported and memory has room for them, for example with
+PYTHONPATH=<site-packages of an environment that has faiss-cpu, usearch and the same numpy>. All
+take turns, so that all meet the same machine.
 
   python benchmarks/retrieval.py --rows=10000000 --repeats=5     (needs 16 GB of memory)
   python benchmarks/retrieval.py --keep=0.1                      a filter that a tenth fulfils
@@ -29,10 +30,12 @@ WIDTH = 128
 TOP_K = 100
 QUERIES = (1, 64)
 
-# With more rows than this, a copy of them for the others would not fit beside.
-OTHERS_ROWS = 4_000_000
-# What the ratios are of.
-OWN = ('float32', 'bfloat16', 'int8')
+# With more rows than this, one engine of the project after the other, since memory is short.
+TOGETHER_ROWS = 4_000_000
+# What the ratios are of, each with the memory that it takes, in parts of what the rows take.
+OWN = {'float32': 1.0, 'bfloat16': 0.5, 'int8': 0.6}
+# Likewise FAISS: a copy of the rows.
+OTHERS = 1.0
 
 
 def _unit_rows(count: int, *, seed: int = 0) -> np.ndarray:
@@ -110,17 +113,18 @@ def _contestants(
   # Imported after usearch, SimSIMD does not multiply.
   if 'int8' in own and not quantized.is_available():
     raise RuntimeError('The package simsimd cannot be used here.')
-  if len(rows) <= OTHERS_ROWS:
+  free = _kibibytes('/proc/meminfo', 'MemAvailable')
+  if free is None or 1024 * free > 1.1 * rows.nbytes * (OTHERS + sum(OWN[name] for name in own)):
     found = {'faiss': _faiss(rows, keep), 'usearch': _usearch(rows, keep)}
   for name in own:
     found[name] = _int8(rows, keep) if name == 'int8' else _engine(rows, name, keep)
   return {name: function for name, function in found.items() if function is not None}
 
 
-def _status(field: str) -> int | None:
-  """A line of /proc/self/status in KiB; None where there is no such file."""
+def _kibibytes(path: str, field: str) -> int | None:
+  """A line of a file like /proc/self/status, in KiB; None where there is no such file."""
   try:
-    with open('/proc/self/status', encoding='ascii') as file:
+    with open(path, encoding='ascii') as file:
       return next(int(line.split()[1]) for line in file if line.startswith(field))
   except OSError:
     return None
@@ -133,9 +137,9 @@ def _with_growth(function: Callable[[], np.ndarray]) -> tuple[np.ndarray, float 
       file.write('5')  # forget the peak until now
   except OSError:
     return function(), None
-  before = _status('VmRSS')
+  before = _kibibytes('/proc/self/status', 'VmRSS')
   result = function()
-  return result, round((_status('VmHWM') - before) / 2**10, 1)
+  return result, round((_kibibytes('/proc/self/status', 'VmHWM') - before) / 2**10, 1)
 
 
 def _measure(
@@ -161,7 +165,7 @@ def _one_size(
   able = rows if kept is None else rows[kept]
   results: dict[str, object] = {'rows_mib': round(rows.nbytes / 2**20, 1)}
   # Where memory is short, one after the other.
-  rounds = [[name] for name in engines] if count > OTHERS_ROWS else [list(engines)]
+  rounds = [[name] for name in engines] if count > TOGETHER_ROWS else [list(engines)]
   for own in rounds:
     contestants = _contestants(rows, kept, own)
     for batch in QUERIES:
@@ -199,7 +203,7 @@ def run(
   rows: Sequence[int] = (100_000, 1_000_000),
   repeats: int = 9,
   keep: float = 1.0,
-  engines: Sequence[str] = OWN,
+  engines: Sequence[str] = tuple(OWN),
 ) -> dict[str, dict[str, object]]:
   """What an answer costs, by the number of rows and of queries at a time.
 

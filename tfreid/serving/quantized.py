@@ -337,6 +337,9 @@ class QuantizedScan:
 
   def _rows(self, positions):
     """The float32 rows at positions."""
+    if len(self._parts) == 1:
+      self._ahead[0].read(positions)
+      return self._parts[0].rows[positions]
     owners = np.searchsorted(self._starts, positions, side='right') - 1
     present = np.unique(owners)
     own = [positions[owners == i] - self._starts[i] for i in present]
@@ -578,6 +581,8 @@ class _Candidates:
     if not self._pending:
       return [], None
     asked, *others = (np.concatenate(column) for column in zip(*self._pending))
+    if len(self.bounds) == 1:
+      return [(0, np.arange(len(asked)))], (asked, *others)
     # Few distinct numbers of 16 bits: sorted in one pass.
     order = np.argsort(asked, kind='stable')
     values, starts = np.unique(asked[order], return_index=True)
