@@ -34,8 +34,8 @@ QUERIES = (1, 64)
 TOGETHER_ROWS = 4_000_000
 # What the ratios are of, each with the memory that it takes, in parts of what the rows take.
 OWN = {'float32': 1.0, 'bfloat16': 0.5, 'int8': 0.6}
-# Likewise FAISS: a copy of the rows.
-OTHERS = 1.0
+# Likewise the others: FAISS copies the rows, usearch keeps all scores of 64 queries.
+OTHERS = {'faiss': 1.0, 'usearch': 2.5}
 
 
 def _unit_rows(count: int, *, seed: int = 0) -> np.ndarray:
@@ -113,9 +113,12 @@ def _contestants(
   # Imported after usearch, SimSIMD does not multiply.
   if 'int8' in own and not quantized.is_available():
     raise RuntimeError('The package simsimd cannot be used here.')
+  needed, makers = sum(OWN[name] for name in own), {'faiss': _faiss, 'usearch': _usearch}
   free = _kibibytes('/proc/meminfo', 'MemAvailable')
-  if free is None or 1024 * free > 1.1 * rows.nbytes * (OTHERS + sum(OWN[name] for name in own)):
-    found = {'faiss': _faiss(rows, keep), 'usearch': _usearch(rows, keep)}
+  for name, make in makers.items():
+    needed += OTHERS[name]
+    if free is None or 1024 * free > 1.1 * rows.nbytes * needed:
+      found[name] = make(rows, keep)
   for name in own:
     found[name] = _int8(rows, keep) if name == 'int8' else _engine(rows, name, keep)
   return {name: function for name, function in found.items() if function is not None}
