@@ -1,12 +1,12 @@
-"""The server of the page before and after searches were joined, in turns, under 50 clients.
+"""The server of the page before and after searches were joined, and as several processes, in turns.
 
   python benchmarks/joining.py --base=COMMIT --crops=1000000 --rounds=3
   python benchmarks/joining.py --pictures    # batches of pictures, compared with single ones
 
-Both serve one index, of which `benchmarks/soak.py` says what is in it, and are asked by the same
+All serve one index, of which `benchmarks/soak.py` says what is in it, and are asked by the same 50
 clients: first with the pictures that the page fetches, six for each search, and then without them.
-The commit before is taken from git into a temporary folder. Both servers are there all the time,
-and only one of them is asked at a time: first the one and then the other, then the other way round.
+The commit before is taken from git into a temporary folder. All servers are there all the time, and
+only one of them is asked at a time, in one order and then the other way round.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def measure(*, base: str, crops: int, clients: int, seconds: float, rounds: int)
     For each kind of load and checkout: answers per second, the milliseconds that the server
     computed for each (which a busy machine changes less), those in which half of the requests of
     each kind were answered and the slowest was, and errors in all; and how many times the answers
-    per second of `base` they are.
+    per second of `base` each has.
   """
   with tempfile.TemporaryDirectory() as folder:
     before = os.path.join(folder, 'commit')
@@ -61,7 +61,10 @@ def measure(*, base: str, crops: int, clients: int, seconds: float, rounds: int)
     servers = {}
     try:
       for which, root in (('before', before), ('now', soak.ROOT)):
-        servers[which] = _start(root, os.path.join(folder, which), crops)
+        _make(root, os.path.join(folder, which), crops)
+        servers[which] = _start(root, os.path.join(folder, which))
+      processes = ['--processes=0']  # one for each core
+      servers['processes'] = _start(soak.ROOT, os.path.join(folder, 'now'), processes)
       return _compare(servers, folder, clients=clients, seconds=seconds, rounds=rounds)
     finally:
       for server, _ in servers.values():
@@ -69,14 +72,19 @@ def measure(*, base: str, crops: int, clients: int, seconds: float, rounds: int)
         server.wait(timeout=60)
 
 
-def _start(root, folder, crops):
-  """A server of the code at `root`, of an index made by it below `folder`; and its port."""
+def _make(root, folder, crops):
+  """Makes an index and a model below `folder` by the code at `root`."""
   os.mkdir(folder)
   make = os.path.join(root, 'benchmarks', 'soak.py')
-  environment = {**os.environ, 'PYTHONPATH': root}
   subprocess.run(
-    [sys.executable, make, f'--make={folder}', f'--crops={crops}'], check=True, env=environment
+    [sys.executable, make, f'--make={folder}', f'--crops={crops}'],
+    check=True,
+    env={**os.environ, 'PYTHONPATH': root},
   )
+
+
+def _start(root, folder, flags=()):
+  """A server of the code at `root`, of what was made below `folder`; and its port."""
   command = [
     sys.executable,
     os.path.join(root, 'tools', 'serve.py'),
@@ -84,7 +92,9 @@ def _start(root, folder, crops):
     f'--model={folder}/model',
     '--port=0',
     f'--audit_log={folder}/audit.jsonl',
+    *flags,
   ]
+  environment = {**os.environ, 'PYTHONPATH': root}
   server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
   return server, soak._port(server)
 
@@ -107,16 +117,19 @@ def _compare(servers, folder, *, clients, seconds, rounds):
         found[which].append(asked)
         print(which, name, json.dumps(_told([asked])), file=sys.stderr, flush=True)
     told = {which: _told(measured) for which, measured in found.items()}
-    told['times'] = told['now']['answers_per_second'] / told['before']['answers_per_second']
+    before = told['before']['answers_per_second']
+    told['times'] = {which: told[which]['answers_per_second'] / before for which in servers}
     results[name] = told
   return results
 
 
 def _cpu_seconds(pid):
-  """What a process has computed until now, on all cores together."""
+  """What a process and its children have computed until now, on all cores together."""
   with open(f'/proc/{pid}/stat', encoding='ascii') as file:
     fields = file.read().rsplit(')', 1)[1].split()
-  return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+  own = (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+  with open(f'/proc/{pid}/task/{pid}/children', encoding='ascii') as file:
+    return own + sum(_cpu_seconds(int(child)) for child in file.read().split())
 
 
 def _told(measured):
