@@ -115,7 +115,9 @@ def test_each_subset_is_left_out_once_and_each_model_is_asked_for_both(plan):
   assert len(pairs) == len(plan.parts['across']) == 3 * 5 * 2 * 2
 
 
-@pytest.mark.parametrize('part', ['peta', 'market', 'sal', 'starts', 'subsets', 'real', 'resnet50'])
+@pytest.mark.parametrize(
+  'part', ['peta', 'market', 'sal', 'starts', 'size', 'subsets', 'real', 'resnet50']
+)
 def test_the_bindings_of_the_steps_are_used_by_their_recipes(plan, part):
   for step in plan.parts[part][-1:]:
     for system in flag(step, 'systems')[0].split(',')[-3:]:
@@ -128,7 +130,7 @@ def test_the_bindings_of_the_steps_are_used_by_their_recipes(plan, part):
 def test_without_data_a_part_is_not_planned_and_says_so(tmp_path):
   bare = photographs.Plan(peta='p', market=None, ids=[], osnet=None, out=str(tmp_path))
   assert {step.part for step in bare.steps()} == {
-    *('peta', 'real', 'sal', 'figure3', 'starts', 'resnet50', 'subsets'),
+    *('peta', 'real', 'sal', 'figure3', 'starts', 'size', 'resnet50', 'subsets'),
   }
   assert not any('from_ids' in part for step in bare.steps() for part in step.command)
   with pytest.raises(ValueError, match="'across' needs --market"):

@@ -17,6 +17,7 @@ running the same command again continues where it stopped. --parts chooses among
   person_ids  a start for `starts`: crops with person ids and no attributes (--ids)
   starts      the starts that --start has not chosen: random weights, attributes, person ids, the
               published OSNet; three seeds
+  size        no alignment and A2Img at 256x128, three seeds
   resnet50    the paper's encoder from random weights, small, one seed
   across      models of one data set asked for the people of the other
   subsets     each of PETA's ten subsets left out
@@ -78,6 +79,7 @@ SUBSETS = (
 _PAPER, _SAL, _WITHOUT, _HALF, _CROPS = 9059, 11886, 11800, 8747, 13800
 _ATTRIBUTES_EPOCHS = 30
 _EVALUATION_SECONDS = 40.0
+_LARGE_SPEED = 0.25  # of 256x128 beside 128x64
 _RESNET_SPEED = 0.1  # of ResNet-50 at 64x32 beside OSNet x0.25 at 128x64
 _RECORDS = 'steps'
 
@@ -157,6 +159,7 @@ class Plan:
       'figure3': self._figure3,
       'person_ids': self._person_ids,
       'starts': self._starts,
+      'size': self._size,
       'resnet50': self._resnet50,
       'across': self._across,
       'subsets': self._subsets,
@@ -357,6 +360,19 @@ class Plan:
     return [
       self._compare('starts', title, directory, systems, seeds, start=start)
       for title, directory, start in others
+    ]
+
+  def _size(self) -> list[Step]:
+    return [
+      self._compare(
+        'size',
+        "PETA, 'paper', at 256x128",
+        'size_256x128',
+        ['without_adversarial', 'a2img'],
+        self.seeds[:3],
+        files=['photographs/size_256x128.gin'],
+        speed=_LARGE_SPEED,
+      )
     ]
 
   def _resnet50(self) -> list[Step]:
