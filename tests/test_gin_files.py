@@ -45,7 +45,8 @@ def _combinations():
   photographs = 'photographs/peta.gin'
   for method in METHODS:
     yield f'photographs {method}', [f'methods/{method}.gin', 'datasets/peta.gin', photographs]
-  for name in ('from_attributes', 'from_ids', 'from_osnet', 'resnet50', 'shared'):
+  starts = 'from_attributes', 'from_ids', 'from_osnet', 'from_osnet_attributes'
+  for name in (*starts, 'resnet50', 'shared', 'size_256x128'):
     files = ['methods/a2img.gin', 'datasets/peta.gin', photographs, f'photographs/{name}.gin']
     yield f'photographs {name}', files
   yield (

@@ -15,15 +15,15 @@ running the same command again continues where it stopped. --parts chooses among
   market      the same as `peta` on Market-1501, nothing chosen there
   figure3     the two weights of A2Img, on PETA's validation part
   person_ids  a start for `starts`: crops with person ids and no attributes (--ids)
-  starts      the starts that --start has not chosen: random weights, attributes, person ids, the
-              published OSNet; three seeds
+  starts      other starts than --start's: random weights, attributes, person ids, the published
+              OSNet; three seeds
   size        no alignment and A2Img at 256x128, three seeds
   resnet50    the paper's encoder from random weights, small, one seed
   across      models of one data set asked for the people of the other
   subsets     each of PETA's ten subsets left out
 
-All of them but `starts` and `resnet50` begin from --start: the published OSNet (--osnet), or an
-attributes' stage on their own training data.
+All of them but `starts` and `resnet50` begin with an attributes' stage on their own training data,
+from --start: the published OSNet (--osnet), or random weights.
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ _MARKET = flags.DEFINE_string('market', None, "Market-1501's folder, or one of i
 _IDS = flags.DEFINE_list('ids', [], 'Folders of crops with person ids, see gin/stages/person_ids.')
 _OSNET = flags.DEFINE_string('osnet', None, 'The published OSNet x0.25, .onnx or .npz.')
 _START = flags.DEFINE_enum(
-  'start', None, ['osnet', 'attributes'], 'What all begins from; by default osnet if that is given.'
+  'start',
+  None,
+  ['osnet', 'attributes'],
+  "What all begins from before the attributes: osnet, the default if it is given; or 'attributes', "
+  'with nothing before them.',
 )
 _OUT = flags.DEFINE_string('out', os.path.join('runs', 'photographs'), 'Where runs are written.')
 _PARTS = flags.DEFINE_list(
@@ -77,7 +81,8 @@ SUBSETS = (
 # Training images, for the estimate: of PETA's splits, of a mean left-out subset, of the Market half
 # and of the crops with person ids.
 _PAPER, _SAL, _WITHOUT, _HALF, _CROPS = 9059, 11886, 11800, 8747, 13800
-_ATTRIBUTES_EPOCHS = 30
+# Epochs of the attributes' stage.
+_ATTRIBUTES = {'photographs/from_attributes.gin': 30, 'photographs/from_osnet_attributes.gin': 10}
 _EVALUATION_SECONDS = 40.0
 _LARGE_SPEED = 0.25  # of 256x128 beside 128x64
 _RESNET_SPEED = 0.1  # of ResNet-50 at 64x32 beside OSNet x0.25 at 128x64
@@ -186,9 +191,10 @@ class Plan:
 
   def _start_of(self, directory: str) -> tuple[list[str], list[str]]:
     """Gin files and flags of what the runs below a folder begin from."""
+    files, start_flags = self._from_attributes(directory)
     if self.start == 'osnet':
-      return self._from_osnet()
-    return self._from_attributes(directory)
+      return ['photographs/from_osnet_attributes.gin'], [*self._from_osnet()[1], *start_flags]
+    return files, start_flags
 
   def _from_attributes(self, directory: str) -> tuple[list[str], list[str]]:
     """The attributes of the runs' own training data, which they share."""
@@ -238,8 +244,8 @@ class Plan:
       *more,
     ]
     seconds = len(seeds) * self._cost(systems, [*files], images, speed)
-    if 'photographs/from_attributes.gin' in files:
-      seconds += _ATTRIBUTES_EPOCHS * images / (self.speed * speed)
+    epochs = sum(_ATTRIBUTES.get(file, 0) for file in files)
+    seconds += epochs * images / (self.speed * speed)
     return Step(part, title, tuple(command), seconds)
 
   def _cost(self, systems, files, images, speed) -> float:
@@ -354,7 +360,7 @@ class Plan:
       others.append(('Attributes', 'from_attributes', self._from_attributes('from_attributes')))
     if self.ids:
       others.append(('Person ids', 'from_ids', self._from_ids()))
-    if self.osnet and self.start != 'osnet':
+    if self.osnet:
       others.append(('Published OSNet', 'from_osnet', self._from_osnet()))
     systems, seeds = ['without_adversarial', 'a2img'], self.seeds[:3]
     return [
