@@ -232,7 +232,7 @@ def _bounds(rows, queries, kind):
   """a(x) - s(x) and eps(x), float64 [Q, N], as the scan computes them."""
   codes, bounds = quantized.quantized(rows)
   asked = kind_of(kind)(queries, np.arange(len(queries)))
-  found = asked.factors[:, np.newaxis] * asked.products(codes, bounds[0]).T
+  found = asked.factors[:, np.newaxis] * asked.products(codes, bounds[0], quantized._Room()).T
   last = np.stack([last_scores(rows, query) for query in queries])
   everyone = [
     asked.epsilon(np.full(len(rows), q), bounds[1], bounds[2]) for q in range(len(queries))
@@ -347,7 +347,7 @@ def test_products_of_the_extremes_are_exact_in_whole_numbers(kind):
       queries = sign * codes[: 1 if kind == '_One' else 3].astype(np.float32)
       asked = kind_of(kind)(queries, np.arange(len(queries)))
       np.testing.assert_array_equal(asked.factors, 1)
-      found = asked.products(codes, np.ones(5, np.float32))
+      found = asked.products(codes, np.ones(5, np.float32), quantized._Room())
       exact = codes.astype(np.int64) @ queries.T.astype(np.int64)
       np.testing.assert_array_equal(found, exact.astype(np.float32))
 
@@ -486,3 +486,93 @@ def test_a_simsimd_that_cannot_multiply_is_not_used(monkeypatch):
     monkeypatch.undo()
     quantized._multiplies.cache_clear()
   assert quantized.is_available()
+
+
+@pytest.fixture
+def asked_again(monkeypatch):
+  """How many queries were scanned again, of each scan."""
+  numbers = []
+  unsure = quantized._Candidates.unsure
+
+  def noted(self):
+    found = unsure(self)
+    numbers.append(len(found))
+    return found
+
+  monkeypatch.setattr(quantized._Candidates, 'unsure', noted)
+  return numbers
+
+
+@pytest.mark.parametrize('name', GALLERIES)
+def test_a_guess_that_is_too_high_costs_time_and_no_answer(name, batches, monkeypatch, asked_again):
+  monkeypatch.setattr(quantized, '_SURE', -20.0)
+  rows = GALLERIES[name]
+  queries = unit(np.random.default_rng(21), 4, 40)
+  for part in batches(queries):
+    assert_exact(scan_of(rows[:3500], rows[3500:]), rows, part, 80)
+  if name == 'unit':
+    assert sum(asked_again) == len(queries)
+
+
+def test_a_sample_of_the_best_rows_only_misleads_nobody(batches, asked_again):
+  rng = np.random.default_rng(22)
+  rows, queries = unit(rng, 8000, 40), unit(rng, 3, 40)
+  step = quantized._SHARE
+  # The sample sees 40 very good rows for the first query, and there are no others.
+  rows[np.arange(0, 40 * step, step)] = queries[0]
+  for part in batches(queries):
+    assert_exact(scan_of(rows), rows, part, 60)
+  assert sum(asked_again) >= 1
+
+
+def test_a_sample_without_the_best_rows_misses_none(batches, asked_again):
+  rng = np.random.default_rng(23)
+  rows, queries = unit(rng, 8000, 40), unit(rng, 3, 40)
+  rows[1 + np.arange(0, 200 * quantized._SHARE, quantized._SHARE)] = queries[0]
+  for part in batches(queries):
+    assert_exact(scan_of(rows), rows, part, 60)
+  assert not any(asked_again)
+
+
+@pytest.mark.parametrize('share', [0.5, 0.05, 0.002])
+def test_the_sample_asks_the_filter_too(share, batches):
+  rng = np.random.default_rng(24)
+  rows, queries = unit(rng, 20000, 40), unit(rng, 4, 40)
+  keep = rng.random(len(rows)) < share
+  # What is not kept is better than all that is.
+  rows[~keep & (rng.random(len(rows)) < 0.3)] = queries[0]
+  for part in batches(queries):
+    assert_exact(scan_of(rows[:7000], rows[7000:]), rows, part, 50, keep)
+
+
+def test_few_rows_are_candidates(monkeypatch):
+  """What is added and forgotten again costs more than the scan of some 100,000 rows."""
+  rng = np.random.default_rng(25)
+  rows, queries = unit(rng, 60000, 64), unit(rng, 8, 64)
+  numbers = []
+  add = quantized._Candidates.add
+
+  def noted(self, asked, *others):
+    numbers.append(len(asked))
+    add(self, asked, *others)
+
+  monkeypatch.setattr(quantized._Candidates, 'add', noted)
+  assert_exact(scan_of(rows), rows, queries, 100)
+  assert sum(numbers) < 8 * 100 * 8
+
+
+@pytest.mark.parametrize('top_k', [1, 7, 749, 750, 751, 5999, 6000, 7000])
+def test_any_number_of_answers_with_a_sample(top_k, batches):
+  rows = GALLERIES['unit']
+  queries = unit(np.random.default_rng(26), 3, 40)
+  for part in batches(queries):
+    assert_exact(scan_of(rows), rows, part, top_k)
+
+
+def test_zero_and_minus_zero_are_one_score():
+  keys = quantized._keys(np.zeros(4, np.int64), np.array([0.0, -0.0, 1e-3, -1e-3], np.float32))
+  assert keys[0] == keys[1] and keys[2] < keys[0] < keys[3]
+  rng = np.random.default_rng(27)
+  asked, values = rng.integers(0, 5, 1000), rng.standard_normal(1000).astype(np.float32)
+  order = np.lexsort((-values, asked))
+  np.testing.assert_array_equal(np.argsort(quantized._keys(asked, values), kind='stable'), order)

@@ -45,12 +45,16 @@ is not among the K best, not even as a tie, and is forgotten. At the end the oth
 float32, those of the greatest upper first, until what remains has upper < T for the K-th best last
 score T. Sorted by (-s, row), the first K are the exact answer, bit by bit.
 
-Whether a row passes is first asked of whole blocks, with the greatest rho and nu of a block: that
-reads E + 4 bytes per row instead of the E + 12 of the copy.
+The first T comes from a sample of the rows, spread over all of them: what K of its rows reach, or,
+where that is higher, a guess of what K of all rows reach. If the K-th best last score found is not
+below the guess, the guess was a T; else the query is scanned again without it. So few rows become
+candidates that are forgotten later, and these cost more than the scan where there are only 100,000
+rows. Whether a row passes is first asked of whole blocks, with the greatest rho and nu of a block:
+that reads E + 4 bytes per row instead of the E + 12 of the copy.
 
-Memory, while it runs: blocks of 4 MiB and their products for each core, for 64 queries some 8 MiB;
-and 26 bytes for each candidate, of which there are at most `_PENDING` and those of one more block:
-then they are scored, and the K best of them kept.
+Memory, while it runs: blocks of 4 MiB and their products for each core, for 64 queries 1 MiB; and
+26 bytes for each candidate, of which there are at most `_PENDING` and those of one more block: then
+they are scored, and the K best of them kept. The sample, `_SAMPLE` rows of the copy, stays.
 """
 
 from __future__ import annotations
@@ -59,6 +63,7 @@ import abc
 import concurrent.futures
 import functools
 import itertools
+import math
 import mmap
 import os
 import threading
@@ -79,9 +84,16 @@ _BLOCK, _SHORTEST = 1 << 22, 1 << 21
 _BLOCKS = 16
 # Rows per product of float32 matrices, for the same reasons.
 _TILE = 8192
-# Products of a block at the same time, where whole numbers are multiplied as a matrix.
-_PRODUCTS = 1 << 18
-# Rows scanned before there is a bound at all.
+# Products at the same time, where whole numbers are multiplied as a matrix: they stay in a cache
+# while they are scaled and compared.
+_PRODUCTS = 1 << 17
+# Rows of the sample that the first bound comes from, and of how many it is one, at most.
+_SAMPLE, _SHARE = 8192, 8
+# Groups that the sample is divided into, for each answer: of a group only the best row counts.
+_GROUPS = 4
+# Standard deviations by which the guess of a bound is lower than what is expected.
+_SURE = 3.0
+# Rows scanned before there is a bound at all, where the sample gives none.
 _FIRST = 1024
 # From so many queries on, a product of matrices of whole numbers is faster than a product for each
 # query, and one of matrices of float32 numbers.
@@ -89,10 +101,10 @@ _PACKED = 3
 _MATRIX = 12
 # A block of which fewer than a part in so many may be answered is gathered first.
 _SPARSE = 4
+# Candidates for each answer that are added before they are looked through again, at least.
+_ROOM = 6
 # Candidates of all queries of a scan, above which they are scored in the midst of it.
 _PENDING = 1 << 20
-# Candidates are looked through when there are so many times as many as were left the last time.
-_ROOM = 4
 # Rows of a file that are asked for at once: fewer are waited for one by one.
 _AHEAD = 8
 # Candidates scored together: the first ones, and the most.
@@ -233,6 +245,8 @@ class QuantizedScan:
       for part, offset in zip(self._parts, self._starts)
       for start in range(0, len(part.rows), length)
     ]
+    self._sampling = threading.Lock()
+    self._sample: _Sample | None = None
 
   def search(
     self,
@@ -260,23 +274,9 @@ class QuantizedScan:
       top_k, len(queries), min_score, lambda asked, p: self._last(queries, asked, p)
     )
     asked = np.flatnonzero(queries.any(axis=1))
-    if len(asked):
-      kind = _Packed if len(asked) >= _PACKED and _packs() else _Matrix
-      together = len(asked) >= (_PACKED if kind is _Packed else _MATRIX)
-      groups = [asked] if together else np.split(asked, len(asked))
-      scanned = [(kind if together else _One)(queries[group], group) for group in groups]
-      blocks = _Blocks(self._blocks)
-      _in_parallel(
-        lambda check: [
-          # A block that was read for one query is in the cache for the others.
-          self._scan(block, some, candidates, keep)
-          for block in blocks.each(check)
-          for some in scanned
-        ],
-        check,
-        helpers=min(len(self._blocks), _cores()) - 1 if scanned[0].threaded else 0,
-        stop=blocks.stop,
-      )
+    unsure = self._search(queries, asked, candidates, keep, check)
+    if len(unsure):
+      self._search(queries, unsure, candidates, keep, check, guess=False)
     # All rows score 0 for a query of zeros: the first ones are the best.
     first = None
     for q in set(range(len(queries))) - set(asked.tolist()):
@@ -285,7 +285,70 @@ class QuantizedScan:
       candidates.put(q, first[:top_k])
     return candidates.answers()
 
-  def _scan(self, block, queries, candidates, keep):
+  def _search(self, queries, asked, candidates, keep, check, *, guess=True) -> np.ndarray:
+    """Finds the best rows of some queries; returns those for which a guess was too high."""
+    if not len(asked):
+      return asked
+    kind = _Packed if len(asked) >= _PACKED and _packs() else _Matrix
+    together = len(asked) >= (_PACKED if kind is _Packed else _MATRIX)
+    groups = [asked] if together else np.split(asked, len(asked))
+    scanned = [(kind if together else _One)(queries[group], group) for group in groups]
+    for some in scanned:
+      self._begin(some, candidates, keep, guess=guess)
+    blocks = _Blocks(self._blocks)
+    _in_parallel(
+      lambda check: self._work(blocks.each(check), scanned, candidates, keep),
+      check,
+      helpers=min(len(self._blocks), _cores()) - 1 if scanned[0].threaded else 0,
+      stop=blocks.stop,
+    )
+    return candidates.unsure()
+
+  def _work(self, blocks, scanned, candidates, keep):
+    """Scans blocks, in one of several threads."""
+    room = _Room()
+    for block in blocks:
+      # A block that was read for one query is in the cache for the others.
+      for queries in scanned:
+        self._scan(block, queries, candidates, keep, room)
+
+  def _begin(self, queries, candidates, keep, *, guess):
+    """Bounds from a sample of the rows: what K of them reach, and a guess of what K of all will."""
+    top_k = candidates.top_k
+    sample = self._sampled()
+    codes, scales, size = sample.codes, sample.scales, self.size
+    if keep is not None:
+      allowed = keep[sample.positions]
+      codes, scales, size = codes[allowed], scales[allowed], np.count_nonzero(keep)
+    count = len(codes)
+    if not count:
+      return
+    # A row of the sample stands for `share` rows. Of its r best, the last is one of the K best of
+    # all if K rows are r of the sample or more: on average they are K / share. So many standard
+    # deviations more, and hardly a query is scanned twice.
+    share = size / count
+    rank = math.ceil(((_SURE + math.sqrt(_SURE**2 + 4 * top_k / share)) / 2) ** 2)
+    # Without a guess there would be about so many candidates, as the bound rises by itself.
+    guess = guess and share > 1 and rank <= count and rank * share < top_k * (1 + math.log(share))
+    if not guess and count < top_k:
+      return
+    # The best rows of K groups are K rows, and there are fewer of them to look through.
+    best = _best_of_groups(queries, codes, scales, max(count // (_GROUPS * max(top_k, rank)), 1))
+    if len(best) >= top_k:
+      reached = np.partition(best.T, -top_k, axis=1)[:, -top_k]
+      candidates.raise_bounds(queries.numbers, queries.lower(reached, *sample.greatest))
+    if guess and len(best) >= rank:
+      likely = np.partition(best.T, -rank, axis=1)[:, -rank]
+      candidates.guess(queries.numbers, queries.factors * likely)
+
+  def _sampled(self) -> _Sample:
+    """The sample, read when it is first asked for."""
+    with self._sampling:
+      if self._sample is None:
+        self._sample = _Sample.of(self._parts, self._starts)
+      return self._sample
+
+  def _scan(self, block, queries, candidates, keep, room):
     """Adds to the candidates the rows of a block that may be among the best."""
     start, length = block.start, _FIRST
     allowed = None
@@ -297,7 +360,7 @@ class QuantizedScan:
       if count * _SPARSE < len(allowed):
         places = np.flatnonzero(allowed) + block.start
         for piece in range(0, len(places), _TILE):
-          self._take(block, places[piece : piece + _TILE], queries, candidates, None)
+          self._take(block, places[piece : piece + _TILE], queries, candidates, None, room)
         return
     while start < block.stop:
       # Short at first: without a bound every row is a candidate.
@@ -307,14 +370,15 @@ class QuantizedScan:
       part = None
       if allowed is not None:
         part = allowed[start - block.start : stop - block.start]
-      self._take(block, slice(start, stop), queries, candidates, part)
+      self._take(block, slice(start, stop), queries, candidates, part, room)
       start = stop
 
-  def _take(self, block, where, queries, candidates, allowed):
+  def _take(self, block, where, queries, candidates, allowed, room):
     codes, scales = block.part.codes[where], block.part.bounds[0][where]
-    products = queries.products(codes, scales)  # [rows, Q]
+    products = queries.products(codes, scales, room)  # [rows, Q]
     limits = queries.limits(candidates.bounds, *block.greatest)
-    able = np.flatnonzero(products >= limits)
+    is_able = np.greater_equal(products, limits, out=room.array('able', products, bool))
+    able = np.flatnonzero(is_able)
     if not len(able):
       return
     places, asked = np.divmod(able, len(limits)) if len(limits) > 1 else (able, np.zeros_like(able))
@@ -352,6 +416,63 @@ class QuantizedScan:
     for i, places in zip(present, own):
       rows[owners == i] = self._parts[i].rows[places]
     return rows
+
+
+class _Sample(NamedTuple):
+  """Rows of the copy, spread over all of them.
+
+  Attributes:
+    positions: int64 [S], ascending.
+    codes: int8 [S, E].
+    scales: float32 [S].
+    greatest: the greatest rho and nu of these rows.
+  """
+
+  positions: np.ndarray
+  codes: np.ndarray
+  scales: np.ndarray
+  greatest: tuple[float, float]
+
+  @classmethod
+  def of(cls, parts: Sequence[Part], starts: np.ndarray) -> _Sample:
+    """Reads at most `_SAMPLE` rows of these parts, and at most one of `_SHARE`."""
+    size = int(starts[-1])
+    positions = np.arange(0, size, max(_SHARE, -(-size // _SAMPLE)))
+    edges = np.searchsorted(positions, starts)
+    places = [positions[a:b] - start for a, b, start in zip(edges, edges[1:], starts)]
+    codes = np.concatenate([part.codes[some] for part, some in zip(parts, places)])
+    scales, rho, nu = np.concatenate(
+      [part.bounds[:, some] for part, some in zip(parts, places)], axis=1
+    )
+    greatest = float(rho.max(initial=0.0)), float(nu.max(initial=0.0))
+    return cls(positions, codes, scales, greatest)
+
+
+class _Room:
+  """Arrays of one thread, used again for each piece of rows.
+
+  Memory that is asked for anew is filled with zeros by the system first, one thread at a time.
+  """
+
+  def __init__(self) -> None:
+    self._flat: dict[str, np.ndarray] = {}
+    self._tensor: Any = None
+
+  def array(self, name: str, like: np.ndarray, dtype: type) -> np.ndarray:
+    """An array of this shape, with anything in it; that of the same name is gone then."""
+    flat = self._flat.get(name)
+    if flat is None or flat.size < like.size:
+      flat = self._flat[name] = np.empty(like.size, dtype)
+    return flat[: like.size].reshape(like.shape)
+
+  def tensor(self, rows: int, columns: int) -> Any:
+    """An int32 tensor of NumKong, with anything in it; the one before is gone then."""
+    known = self._tensor
+    if known is None or known.shape[0] < rows or known.shape[1] != columns:
+      import numkong
+
+      known = self._tensor = numkong.empty((rows, columns), dtype='int32')
+    return known[:rows]
 
 
 class _ReadAhead:
@@ -462,12 +583,19 @@ class _Queries(abc.ABC):
     return copies
 
   @abc.abstractmethod
-  def products(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """a(x) / t, float32 [rows, Q], of rows' codes, int8 [rows, E], and scales, float32 [rows]."""
+  def products(self, codes: np.ndarray, scales: np.ndarray, room: _Room) -> np.ndarray:
+    """a(x) / t, float32 [rows, Q], of rows' codes, int8 [rows, E], and scales, float32 [rows].
+
+    The next call with the same room may overwrite it.
+    """
 
   def epsilon(self, asked, residuals, norms) -> np.ndarray:
     """Bounds eps(x), float64, of rows with these rho and nu for the queries `asked`."""
     return self._of_residual[asked] * residuals + self._of_norm[asked] * norms + self._tiny[asked]
+
+  def lower(self, products, residual, norm) -> np.ndarray:
+    """a(x) - eps(x), float64 [Q], of a(x) / t of one row for each query, with at most these."""
+    return self.factors * products - self.epsilon(self._all, residual, norm)
 
   def limits(self, bounds, residual, norm) -> np.ndarray:
     """What a(x) / t must reach, float32 [Q], so that a(x) + eps(x) may reach the bounds.
@@ -486,7 +614,7 @@ class _Queries(abc.ABC):
 class _One(_Queries):
   """One query, multiplied by SimSIMD."""
 
-  def products(self, codes, scales):
+  def products(self, codes, scales, room):
     import simsimd
 
     products = np.asarray(simsimd.cdist(self._queries, codes, 'dot', out_dtype='float32'))
@@ -501,13 +629,17 @@ class _Packed(_Queries):
     import numkong
 
     # As many products at a time as a cache holds.
-    self.rows = max(_TILE, _PRODUCTS // len(copies))
+    self.rows = max(_FIRST, _PRODUCTS // len(copies))
     return numkong.dots_pack(copies)
 
-  def products(self, codes, scales):
+  def products(self, codes, scales, room):
     import numkong
 
-    products = np.asarray(numkong.dots_packed(codes, self._queries)).astype(np.float32)
+    tensor = room.tensor(len(codes), len(self.numbers))
+    numkong.dots_packed(codes, self._queries, out=tensor)
+    whole = np.asarray(tensor)
+    products = room.array('products', whole, np.float32)
+    np.copyto(products, whole, casting='unsafe')
     products *= scales[:, np.newaxis]
     return products
 
@@ -523,10 +655,21 @@ class _Matrix(_Queries):
     nothing = np.zeros(len(exact))
     return nothing + 1, exact.astype(np.float32), nothing
 
-  def products(self, codes, scales):
+  def products(self, codes, scales, room):
     copies = codes.astype(np.float32)
     copies *= scales[:, np.newaxis]
     return copies @ self._queries.T
+
+
+def _best_of_groups(queries, codes, scales, size) -> np.ndarray:
+  """The greatest a(x) / t of each group of so many rows, float32 [groups, Q]."""
+  best, room = [], _Room()
+  for start in range(0, len(codes), queries.rows):
+    piece = slice(start, start + queries.rows)
+    products = queries.products(codes[piece], scales[piece], room)
+    groups = len(products) // size
+    best.append(products[: groups * size].reshape(size, groups, -1).max(axis=0))
+  return np.concatenate(best)
 
 
 class _Candidates:
@@ -534,6 +677,7 @@ class _Candidates:
 
   Attributes:
     bounds: float64 [Q], T of the module's docstring.
+    top_k: K.
   """
 
   def __init__(
@@ -548,15 +692,46 @@ class _Candidates:
       # Whoever compares in float32 rounds it first.
       with np.errstate(over='ignore'):
         self.bounds[:] = np.nextafter(np.float32(min_score), -_INFINITE)
-    self._top_k, self._last = top_k, last
-    self._best = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(count)]
+    self.top_k, self._last = top_k, last
+    # Query, position and last score of the best, the queries' one after the other.
+    self._best = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
     self._pending: list[tuple[np.ndarray, ...]] = []
-    self._number, self._limit = 0, 0
+    self._number, self._limit = 0, _ROOM * top_k * count
+    self._proven, self._guessed = np.full((2, count), -np.inf)
     self._changing = threading.Lock()
 
   def bounded(self, numbers: np.ndarray) -> bool:
     """Whether there is a bound for each of these queries."""
     return bool(np.all(self.bounds[numbers] > -np.inf))
+
+  def raise_bounds(self, numbers: np.ndarray, bounds: np.ndarray) -> None:
+    """Takes what K rows reach for each of these queries, int64 [n] and float64 [n]."""
+    with self._changing:
+      self.bounds[numbers] = np.maximum(self.bounds[numbers], bounds)
+
+  def guess(self, numbers: np.ndarray, bounds: np.ndarray) -> None:
+    """Takes what K rows are likely to reach; `unsure` tells where they do not."""
+    self._proven[numbers], self._guessed[numbers] = self.bounds[numbers], bounds
+    self.bounds[numbers] = np.maximum(self.bounds[numbers], bounds)
+
+  def unsure(self) -> np.ndarray:
+    """Queries of which K rows do not reach what was guessed; they are to be asked again."""
+    self._settle()
+    guessed = np.flatnonzero(self._guessed > self._proven)
+    asked, positions, scores = self._best
+    ends = np.searchsorted(asked, guessed) + self.top_k
+    # The K-th best is the query's own, and reaches it.
+    inside = np.minimum(ends, len(asked)) - 1
+    sure = (
+      (ends <= len(asked)) & (asked[inside] == guessed) & (scores[inside] >= self._guessed[guessed])
+    )
+    unsure = guessed[~sure]
+    if len(unsure):
+      self.bounds[unsure] = self._proven[unsure]
+      kept = ~np.isin(asked, unsure)
+      self._best = asked[kept], positions[kept], scores[kept]
+    self._guessed[:] = -np.inf
+    return unsure
 
   def add(self, asked, positions, approximate, epsilon) -> None:
     """Adds rows, each for one query, with a(x) and eps(x)."""
@@ -569,70 +744,97 @@ class _Candidates:
 
   def put(self, q: int, positions: np.ndarray) -> None:
     """Makes ascending rows the answer to a query, in the order of their last scores."""
-    self._best[q] = positions, self._last(np.full(len(positions), q), positions)
+    asked = np.full(len(positions), q)
+    self._keep(asked, positions, self._last(asked, positions))
 
   def answers(self) -> list[tuple[np.ndarray, np.ndarray]]:
     """Positions and last scores of the best of each query."""
     self._settle()
-    return self._best
+    asked, positions, scores = self._best
+    edges = np.searchsorted(asked, np.arange(len(self.bounds) + 1)).tolist()
+    return [(positions[a:b], scores[a:b]) for a, b in zip(edges, edges[1:])]
 
-  def _groups(self):
-    """Query and places among the pending rows, of each query; and the pending rows."""
-    if not self._pending:
-      return [], None
-    asked, *others = (np.concatenate(column) for column in zip(*self._pending))
-    if len(self.bounds) == 1:
-      return [(0, np.arange(len(asked)))], (asked, *others)
-    # Few distinct numbers of 16 bits: sorted in one pass.
-    order = np.argsort(asked, kind='stable')
-    values, starts = np.unique(asked[order], return_index=True)
-    return list(zip(values.tolist(), np.split(order, starts[1:]))), (asked, *others)
+  def _columns(self) -> tuple[np.ndarray, ...]:
+    """Query, position, and lower and upper bound of what is pending."""
+    return tuple(map(np.concatenate, zip(*self._pending)))
+
+  def _able(self, columns: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Those of them that may be among the best."""
+    able = columns[3] >= self.bounds[columns[0]]
+    return tuple(column[able] for column in columns)
 
   def _prune(self):
     """Raises the bounds, and forgets what is below them."""
-    groups, pending = self._groups()
-    asked, _, lower, upper = pending
-    for q, places in groups:
-      if len(places) >= self._top_k:
-        reached = np.partition(lower[places], -self._top_k)[-self._top_k]
-        self.bounds[q] = max(self.bounds[q], reached)
-    able = upper >= self.bounds[asked]
-    self._pending = [tuple(column[able] for column in pending)]
-    self._number = int(np.count_nonzero(able))
+    asked, _, lower, _ = columns = self._columns()
+    starts, counts = _runs(asked, len(self.bounds))
+    reached = np.flatnonzero(counts >= self.top_k)
+    if len(reached):
+      ordered = lower[np.argsort(_keys(asked, lower))]
+      # Of the K that are the first when rounded, the last may not be the least.
+      first = starts[reached]
+      edges = np.stack([first, first + self.top_k], axis=1).ravel()
+      edges = edges[:-1] if edges[-1] == len(ordered) else edges
+      least = np.minimum.reduceat(ordered, edges)[::2]
+      self.bounds[reached] = np.maximum(self.bounds[reached], least)
+    columns = self._able(columns)
+    self._pending, self._number = [columns], len(columns[0])
     if 2 * self._number > _PENDING:
       self._settle()
-    self._limit = min(_ROOM * max(self._number, self._top_k * len(self.bounds)), _PENDING)
+    # More of them at a time if many stay: each is looked at a few times only.
+    room = max(_ROOM * self.top_k * len(self.bounds), self._number // 2)
+    self._limit = min(self._number + room, _PENDING)
 
   def _settle(self):
     """Scores what is pending, and keeps the best."""
-    groups, pending = self._groups()
-    if not groups:
+    if not self._pending:
       return
-    _, positions, _, upper = pending
-    # Places of each query, those of the greatest upper bound first.
-    queues = {q: places[np.argsort(-upper[places], kind='stable')] for q, places in groups}
-    length = min(self._top_k, _SCORED)
-    while queues:
-      # Of all queries together: what a call costs is more than what a hundred rows cost.
-      taken = [np.sort(positions[queue[:length]]) for queue in queues.values()]
-      counts = [len(some) for some in taken]
-      scores = self._last(np.repeat(list(queues), counts), np.concatenate(taken))
-      for q, some, own in zip(queues, taken, np.split(scores, np.cumsum(counts)[:-1])):
-        self._keep(q, some, own)
-      left = {q: queue[length:] for q, queue in queues.items()}
-      able = {q: np.count_nonzero(upper[queue] >= self.bounds[q]) for q, queue in left.items()}
-      queues = {q: left[q][:count] for q, count in able.items() if count}
-      length = min(2 * length, _SCORED)
+    asked, positions, _, upper = self._able(self._columns())
+    order = np.argsort(_keys(asked, upper))
+    asked, positions, upper = asked[order].astype(np.int64), positions[order], upper[order]
+    # Of each query those of the greatest upper bound first, and all queries together: what a call
+    # costs is more than what a hundred rows cost.
+    ranks = np.arange(len(asked)) - _runs(asked, len(self.bounds))[0][asked]
+    first, length = 0, min(2 * self.top_k, _SCORED)
+    while len(asked):
+      now = ranks < first + length
+      self._keep(asked[now], positions[now], self._last(asked[now], positions[now]))
+      left = np.flatnonzero(~now & (upper >= self.bounds[asked]))
+      asked, positions, upper, ranks = (array[left] for array in (asked, positions, upper, ranks))
+      first, length = first + length, min(2 * length, _SCORED)
     self._pending, self._number = [], 0
 
-  def _keep(self, q: int, positions: np.ndarray, scores: np.ndarray) -> None:
-    """Takes rows with their last scores among the best of a query."""
-    positions = np.concatenate([self._best[q][0], positions])
-    scores = np.concatenate([self._best[q][1], scores])
-    best = np.lexsort((positions, -scores))[: self._top_k]
-    self._best[q] = positions[best], scores[best]
-    if len(best) == self._top_k:
-      self.bounds[q] = max(self.bounds[q], float(scores[best[-1]]))
+  def _keep(self, asked: np.ndarray, positions: np.ndarray, scores: np.ndarray) -> None:
+    """Takes rows with their last scores among the best, each for the query `asked` of it."""
+    new = asked, positions, scores
+    columns: Any = zip(self._best, new)
+    asked, positions, scores = (np.concatenate(pair) for pair in columns)
+    keys = _keys(asked, scores)
+    order = np.argsort(keys)
+    if np.any(keys[order[1:]] == keys[order[:-1]]):
+      order = np.lexsort((positions, keys))
+    starts, counts = _runs(asked, len(self.bounds))
+    kept = order[np.arange(len(order)) - starts[asked[order]] < self.top_k]
+    self._best = asked[kept], positions[kept], scores[kept]
+    full = np.flatnonzero(counts >= self.top_k)
+    last = scores[order[starts[full] + self.top_k - 1]].astype(np.float64)
+    self.bounds[full] = np.maximum(self.bounds[full], last)
+
+
+def _runs(asked: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """Where each query's rows begin when they are sorted by query, and how many there are."""
+  counts = np.bincount(asked, minlength=count)
+  return np.cumsum(counts) - counts, counts
+
+
+def _keys(asked: np.ndarray, values: np.ndarray) -> np.ndarray:
+  """Whole numbers that ascend by query and, within a query, from the greatest value to the least.
+
+  Values are rounded to float32, and 0 and -0 are one.
+  """
+  bits = (values + np.float32(0)).astype(np.float32).view(np.int32)
+  # In the order of the numbers: the bits of negative ones descend.
+  ascending = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+  return (asked.astype(np.int64) << 32) - ascending
 
 
 def _cores() -> int:
