@@ -11,7 +11,7 @@ F0  losses, correlation, replicas, spec, storage, printable, templating, forks, 
     evaluation.ranking, serving.search, serving.errors,
     serving.signatures, serving.operations, serving.light_encoder, serving.summation,
     serving.quantized, image_bytes
-Cellar  text, and query above it                     what even the ground floor stands on
+Cellar  text; query and serving.packed above it      what even the ground floor stands on
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ FLOORS = {
   'tfreid.spec': 0,
   'tfreid.text': -2,
   'tfreid.query': -1,
+  'tfreid.serving.packed': -1,
   'tfreid.cancellation': 0,
   'tfreid.storage': 0,
   'tfreid.printable': 0,
@@ -72,7 +73,7 @@ SEATS = {
   '__gin__': (),
   'tensorflow_addons': ('tfreid.data.pipeline',),
   'simsimd': ('tfreid.serving.quantized',),
-  'numkong': ('tfreid.serving.quantized',),
+  'numkong': ('tfreid.serving.packed',),
   'pandas': ('tfreid.data', 'tfreid.evaluation.results'),
   'jinja2': ('tfreid.templating',),
   'tools': (),

@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 
 from tfreid.index import engine
-from tfreid.serving import quantized, search
+from tfreid.serving import packed, quantized, search
 
 
 def scan_of(*galleries):
@@ -101,8 +101,8 @@ def batches(request, monkeypatch):
   for name in ('_PACKED', '_MATRIX'):
     monkeypatch.setattr(quantized, name, 2 if few.get(request.param) == name else 1000)
   if request.param == 'a matrix of float32':
-    monkeypatch.setattr(quantized, '_packs', lambda: False)
-  elif request.param == 'a matrix of whole numbers' and not quantized._packs():
+    monkeypatch.setattr(packed, 'is_available', lambda: False)
+  elif request.param == 'a matrix of whole numbers' and not packed.is_available():
     pytest.skip('NumKong is not there: it has no wheels for Python 3.9.')
   return lambda queries: [queries]
 
@@ -223,7 +223,7 @@ KINDS = [('_One', 1), ('_Packed', 8), ('_Matrix', 8)]
 
 
 def kind_of(name):
-  if name == '_Packed' and not quantized._packs():
+  if name == '_Packed' and not packed.is_available():
     pytest.skip('NumKong is not there: it has no wheels for Python 3.9.')
   return getattr(quantized, name)
 
@@ -458,13 +458,13 @@ def test_numkong_is_missing_or_multiplies_otherwise(monkeypatch):
   rows = GALLERIES['unit']
   queries = unit(np.random.default_rng(12), 30, 40)
   for broken in (None, types.SimpleNamespace(dots_pack=np.asarray, dots_packed=lambda *_: 0)):
-    quantized._packs.cache_clear()
+    packed.is_available.cache_clear()
     with monkeypatch.context() as patch:
       patch.setitem(sys.modules, 'numkong', broken)
-      assert not quantized._packs()
+      assert not packed.is_available()
       assert_exact(scan_of(rows), rows, queries, 5)
-  quantized._packs.cache_clear()
-  assert quantized._packs()
+  packed.is_available.cache_clear()
+  assert packed.is_available()
   assert_exact(scan_of(rows), rows, queries, 5)
 
 

@@ -72,6 +72,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tfreid.serving import packed
+
 # E, so that products of the copy are exact in int32: 127^2 E < 2^31.
 MAX_WIDTH = 133_000
 # Length of a row, and of a query, from which a score could overflow; see `segment`.
@@ -154,20 +156,6 @@ def _multiplies() -> bool:
   except (TypeError, ValueError):
     return False
   return products.tolist() == [[2 * 127**2 + 9, 15]]
-
-
-@functools.cache
-def _packs() -> bool:
-  """Whether NumKong, which multiplies matrices of whole numbers, is here and does so."""
-  codes = np.array([[127, -127, 3], [-127, -127, 5]], np.int8)
-  try:
-    import numkong
-
-    products = np.asarray(numkong.dots_packed(codes, numkong.dots_pack(codes)))
-  except (ImportError, AttributeError, TypeError, ValueError):
-    return False
-  wanted = codes.astype(np.int32) @ codes.T.astype(np.int32)
-  return products.dtype == np.int32 and products.tolist() == wanted.tolist()
 
 
 def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -289,7 +277,7 @@ class QuantizedScan:
     """Finds the best rows of some queries; returns those for which a guess was too high."""
     if not len(asked):
       return asked
-    kind = _Packed if len(asked) >= _PACKED and _packs() else _Matrix
+    kind = _Packed if len(asked) >= _PACKED and packed.is_available() else _Matrix
     together = len(asked) >= (_PACKED if kind is _Packed else _MATRIX)
     groups = [asked] if together else np.split(asked, len(asked))
     scanned = [(kind if together else _One)(queries[group], group) for group in groups]
@@ -377,7 +365,7 @@ class QuantizedScan:
     codes, scales = block.part.codes[where], block.part.bounds[0][where]
     products = queries.products(codes, scales, room)  # [rows, Q]
     limits = queries.limits(candidates.bounds, *block.greatest)
-    is_able = np.greater_equal(products, limits, out=room.array('able', products, bool))
+    is_able = np.greater_equal(products, limits, out=room.array('able', products.shape, bool))
     able = np.flatnonzero(is_able)
     if not len(able):
       return
@@ -456,23 +444,14 @@ class _Room:
 
   def __init__(self) -> None:
     self._flat: dict[str, np.ndarray] = {}
-    self._tensor: Any = None
 
-  def array(self, name: str, like: np.ndarray, dtype: type) -> np.ndarray:
+  def array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     """An array of this shape, with anything in it; that of the same name is gone then."""
+    size = math.prod(shape)
     flat = self._flat.get(name)
-    if flat is None or flat.size < like.size:
-      flat = self._flat[name] = np.empty(like.size, dtype)
-    return flat[: like.size].reshape(like.shape)
-
-  def tensor(self, rows: int, columns: int) -> Any:
-    """An int32 tensor of NumKong, with anything in it; the one before is gone then."""
-    known = self._tensor
-    if known is None or known.shape[0] < rows or known.shape[1] != columns:
-      import numkong
-
-      known = self._tensor = numkong.empty((rows, columns), dtype='int32')
-    return known[:rows]
+    if flat is None or flat.size < size:
+      flat = self._flat[name] = np.empty(size, dtype)
+    return flat[:size].reshape(shape)
 
 
 class _ReadAhead:
@@ -626,19 +605,15 @@ class _Packed(_Queries):
   """Several queries, multiplied by NumKong as a matrix of whole numbers."""
 
   def _prepared(self, copies):
-    import numkong
-
     # As many products at a time as a cache holds.
     self.rows = max(_FIRST, _PRODUCTS // len(copies))
-    return numkong.dots_pack(copies)
+    return packed.PackedQueries(copies)
 
   def products(self, codes, scales, room):
-    import numkong
-
-    tensor = room.tensor(len(codes), len(self.numbers))
-    numkong.dots_packed(codes, self._queries, out=tensor)
-    whole = np.asarray(tensor)
-    products = room.array('products', whole, np.float32)
+    shape = len(codes), len(self.numbers)
+    whole = room.array('whole', shape, np.int32)
+    self._queries.multiply(codes, whole)
+    products = room.array('products', shape, np.float32)
     np.copyto(products, whole, casting='unsafe')
     products *= scales[:, np.newaxis]
     return products
