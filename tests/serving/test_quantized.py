@@ -517,7 +517,7 @@ def test_a_guess_that_is_too_high_costs_time_and_no_answer(name, batches, monkey
 def test_a_sample_of_the_best_rows_only_misleads_nobody(batches, asked_again):
   rng = np.random.default_rng(22)
   rows, queries = unit(rng, 8000, 40), unit(rng, 3, 40)
-  step = quantized._SHARE
+  step = quantized._SHARES[1]
   # The sample sees 40 very good rows for the first query, and there are no others.
   rows[np.arange(0, 40 * step, step)] = queries[0]
   for part in batches(queries):
@@ -528,7 +528,7 @@ def test_a_sample_of_the_best_rows_only_misleads_nobody(batches, asked_again):
 def test_a_sample_without_the_best_rows_misses_none(batches, asked_again):
   rng = np.random.default_rng(23)
   rows, queries = unit(rng, 8000, 40), unit(rng, 3, 40)
-  rows[1 + np.arange(0, 200 * quantized._SHARE, quantized._SHARE)] = queries[0]
+  rows[1 + np.arange(0, 200 * quantized._SHARES[1], quantized._SHARES[1])] = queries[0]
   for part in batches(queries):
     assert_exact(scan_of(rows), rows, part, 60)
   assert not any(asked_again)

@@ -54,7 +54,7 @@ that reads E + 4 bytes per row instead of the E + 12 of the copy.
 
 Memory, while it runs: blocks of 4 MiB and their products for each core, for 64 queries 1 MiB; and
 26 bytes for each candidate, of which there are at most `_PENDING` and those of one more block: then
-they are scored, and the K best of them kept. The sample, `_SAMPLE` rows of the copy, stays.
+they are scored, and the K best of them kept. The sample, 65,536 rows of the copy or fewer, stays.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ _TILE = 8192
 # Products at the same time, where whole numbers are multiplied as a matrix: they stay in a cache
 # while they are scaled and compared.
 _PRODUCTS = 1 << 17
-# Rows of the sample that the first bound comes from, and of how many it is one, at most.
-_SAMPLE, _SHARE = 8192, 8
+# Rows of the sample that the first bound comes from: one of 32, at least so many if they are not
+# more than one of 8, and at most so many.
+_SHARES, _SAMPLES = (32, 8), (1 << 13, 1 << 16)
 # Groups that the sample is divided into, for each answer: of a group only the best row counts.
 _GROUPS = 4
 # Standard deviations by which the guess of a bound is lower than what is expected.
@@ -110,7 +111,7 @@ _PENDING = 1 << 20
 # Rows of a file that are asked for at once: fewer are waited for one by one.
 _AHEAD = 8
 # Candidates scored together: the first ones, and the most.
-_SCORED = 8192
+_SCORED = 2048
 
 _INFINITE = np.float32(np.inf)
 _FAR = 1e37
@@ -316,8 +317,10 @@ class QuantizedScan:
     # deviations more, and hardly a query is scanned twice.
     share = size / count
     rank = math.ceil(((_SURE + math.sqrt(_SURE**2 + 4 * top_k / share)) / 2) ** 2)
-    # Without a guess there would be about so many candidates, as the bound rises by itself.
-    guess = guess and share > 1 and rank <= count and rank * share < top_k * (1 + math.log(share))
+    # Without a guess the bound rises as rows are scanned, by what they reach at least: about twice
+    # as many candidates as an exact bound would leave, which rises at once.
+    rising = 2 * top_k * (1 + math.log(share)) if share > 1 else 0.0
+    guess = guess and rank <= count and rank * share < rising
     if not guess and count < top_k:
       return
     # The best rows of K groups are K rows, and there are fewer of them to look through.
@@ -423,9 +426,10 @@ class _Sample(NamedTuple):
 
   @classmethod
   def of(cls, parts: Sequence[Part], starts: np.ndarray) -> _Sample:
-    """Reads at most `_SAMPLE` rows of these parts, and at most one of `_SHARE`."""
-    size = int(starts[-1])
-    positions = np.arange(0, size, max(_SHARE, -(-size // _SAMPLE)))
+    """Reads the sample of these parts."""
+    size, (least, most) = int(starts[-1]), _SAMPLES
+    wanted = min(max(size // _SHARES[0], least), size // _SHARES[1], most)
+    positions = np.arange(0, size, max(-(-size // max(wanted, 1)), 1))
     edges = np.searchsorted(positions, starts)
     places = [positions[a:b] - start for a, b, start in zip(edges, edges[1:], starts)]
     codes = np.concatenate([part.codes[some] for part, some in zip(parts, places)])
