@@ -11,7 +11,8 @@ F0  losses, correlation, replicas, spec, storage, printable, templating, forks, 
     evaluation.ranking, serving.search, serving.errors,
     serving.signatures, serving.operations, serving.light_encoder, serving.summation,
     serving.quantized, image_bytes
-Cellar  text; query and serving.packed above it      what even the ground floor stands on
+Cellar  text; query, serving.packed,                 what even the ground floor stands on
+        serving.candidates above it
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ FLOORS = {
   'tfreid.spec': 0,
   'tfreid.text': -2,
   'tfreid.query': -1,
+  'tfreid.serving.candidates': -1,
   'tfreid.serving.packed': -1,
   'tfreid.cancellation': 0,
   'tfreid.storage': 0,

@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 
 from tfreid.index import engine
-from tfreid.serving import packed, quantized, search
+from tfreid.serving import candidates, packed, quantized, search
 
 
 def scan_of(*galleries):
@@ -285,19 +285,19 @@ def test_rows_at_the_border_of_the_bound_are_looked_at(batches):
 
 
 def test_memory_stays_bounded_where_every_row_is_a_candidate(monkeypatch, batches):
-  monkeypatch.setattr(quantized, '_PENDING', 500)
+  monkeypatch.setattr(candidates, '_PENDING', 500)
   monkeypatch.setattr(quantized, '_BLOCK', 40 * 300)
   monkeypatch.setattr(quantized, '_SHORTEST', 40 * 300)
   monkeypatch.setattr(quantized, '_TILE', 300)
   most = []
-  pruned = quantized._Candidates._prune
+  pruned = candidates.Candidates._prune
 
   def prune(self):
     most.append(self._number)
     pruned(self)
     assert self._number <= 250
 
-  monkeypatch.setattr(quantized._Candidates, '_prune', prune)
+  monkeypatch.setattr(candidates.Candidates, '_prune', prune)
   rows = GALLERIES['all equal']
   queries = unit(np.random.default_rng(7), 5, 40)
   for part in batches(queries):
@@ -492,14 +492,14 @@ def test_a_simsimd_that_cannot_multiply_is_not_used(monkeypatch):
 def asked_again(monkeypatch):
   """How many queries were scanned again, of each scan."""
   numbers = []
-  unsure = quantized._Candidates.unsure
+  unsure = candidates.Candidates.unsure
 
   def noted(self):
     found = unsure(self)
     numbers.append(len(found))
     return found
 
-  monkeypatch.setattr(quantized._Candidates, 'unsure', noted)
+  monkeypatch.setattr(candidates.Candidates, 'unsure', noted)
   return numbers
 
 
@@ -550,13 +550,13 @@ def test_few_rows_are_candidates(monkeypatch):
   rng = np.random.default_rng(25)
   rows, queries = unit(rng, 60000, 64), unit(rng, 8, 64)
   numbers = []
-  add = quantized._Candidates.add
+  add = candidates.Candidates.add
 
   def noted(self, asked, *others):
     numbers.append(len(asked))
     add(self, asked, *others)
 
-  monkeypatch.setattr(quantized._Candidates, 'add', noted)
+  monkeypatch.setattr(candidates.Candidates, 'add', noted)
   assert_exact(scan_of(rows), rows, queries, 100)
   assert sum(numbers) < 8 * 100 * 8
 
@@ -570,9 +570,9 @@ def test_any_number_of_answers_with_a_sample(top_k, batches):
 
 
 def test_zero_and_minus_zero_are_one_score():
-  keys = quantized._keys(np.zeros(4, np.int64), np.array([0.0, -0.0, 1e-3, -1e-3], np.float32))
+  keys = candidates._keys(np.zeros(4, np.int64), np.array([0.0, -0.0, 1e-3, -1e-3], np.float32))
   assert keys[0] == keys[1] and keys[2] < keys[0] < keys[3]
   rng = np.random.default_rng(27)
   asked, values = rng.integers(0, 5, 1000), rng.standard_normal(1000).astype(np.float32)
   order = np.lexsort((-values, asked))
-  np.testing.assert_array_equal(np.argsort(quantized._keys(asked, values), kind='stable'), order)
+  np.testing.assert_array_equal(np.argsort(candidates._keys(asked, values), kind='stable'), order)
