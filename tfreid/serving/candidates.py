@@ -68,13 +68,12 @@ class Candidates:
     self._settle()
     guessed = np.flatnonzero(self._guessed > self._proven)
     asked, positions, scores = self._best
-    ends = np.searchsorted(asked, guessed) + self.top_k
-    # The K-th best is the query's own, and reaches it.
-    inside = np.minimum(ends, len(asked)) - 1
-    sure = (
-      (ends <= len(asked)) & (asked[inside] == guessed) & (scores[inside] >= self._guessed[guessed])
-    )
-    unsure = guessed[~sure]
+    # Where the K-th best of each is, if there are so many.
+    last = np.searchsorted(asked, guessed) + self.top_k - 1
+    full = np.flatnonzero(last < len(asked))
+    last, own = last[full], guessed[full]
+    reached = (asked[last] == own) & (scores[last] >= self._guessed[own])
+    unsure = np.delete(guessed, full[reached])
     if len(unsure):
       self.bounds[unsure] = self._proven[unsure]
       kept = ~np.isin(asked, unsure)
