@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -150,6 +151,22 @@ def test_run_directory_holds_all_that_a_stranger_would_ask_for(finished, tiny_ma
 def test_whole_gallery_is_evaluated_after_all_training(finished):
   _, _, seen = finished
   assert seen.told == [('epoch', 1), ('epoch', 2), ('evaluated', 'joint', GALLERY), ('closed',)]
+
+
+def test_a_shared_stage_is_evaluated_by_the_run_that_trains_it(tiny_market, tmp_path):
+  shared = dataclasses.replace(joint('first', epochs=1), directory=str(tmp_path / 'shared'))
+  after = joint('second', epochs=1)
+  evaluated = [
+    list(train(tmp_path / name, tiny_market, stages=stages))
+    for name, stages in [
+      ('one', [shared, after]),
+      ('two', [shared, after]),
+      ('three', [shared]),
+      ('three', [shared]),
+    ]
+  ]
+  # The last one is what the run is for, whoever has trained it.
+  assert evaluated == [['first', 'second'], ['second'], ['first'], ['first']]
 
 
 def test_finished_run_is_evaluated_again_and_not_trained_again(run, finished, tiny_market):

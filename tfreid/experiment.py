@@ -97,7 +97,8 @@ def train(
     hooks: (run directory, benchmark) -> further hooks, such as progress bars and TensorBoard.
 
   Returns:
-    The final evaluation of each stage that has a joint space, by stage name.
+    The final evaluation of each stage that has a joint space, by stage name. Not of an earlier
+    stage in a directory of its own that was done before: the run that trained it has evaluated it.
 
   Raises:
     ValueError: bad settings, data that do not fit, or a run directory of another configuration.
@@ -149,11 +150,17 @@ def train(
     for hook in attached:
       ending.callback(hook.close)
     with _lost_worker_explained(workers):
-      stages_lib.run(stages, setting, attached)
+      trained = stages_lib.run(stages, setting, attached)
     if not chief:
       return {}
+    # What another run has trained in a directory that both share is that run's to evaluate.
+    own = [
+      stage
+      for stage in stages
+      if stage is stages[-1] or stage.name in trained or not stage.directory
+    ]
     return _evaluate_spaces(
-      run_directory, benchmark, final_split, built, stages, method, seed, config, attached
+      run_directory, benchmark, final_split, built, own, method, seed, config, attached
     )
 
 

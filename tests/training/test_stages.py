@@ -254,8 +254,9 @@ def test_carried_network_starts_where_the_other_ended_and_the_rest_afresh(settin
 def test_two_runs_share_a_stage_in_a_directory_of_its_own(setting, stage, seen, tmp_path):
   shared = stage('first', directory=str(tmp_path / 'shared'))
   after = stage('second', carry={'first': ('image_encoder',)})
-  stages.run([shared, after], setting('one'))
-  stages.run([shared, after], setting('two'), [seen])
+  assert stages.run([shared, after], setting('one')) == {'first', 'second'}
+  assert stages.run([shared, after], setting('two'), [seen]) == {'second'}
+  assert stages.run([shared, after], setting('two')) == set()
   assert {told[1] for told in seen.told} == {'second'}
   assert_same(tmp_path / 'one' / 'second', tmp_path / 'two' / 'second')
 

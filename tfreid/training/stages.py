@@ -206,12 +206,15 @@ class Setting:
   space_metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def run(stages: Sequence[Stage], setting: Setting, hooks: Sequence[Hooks] = ()):
+def run(stages: Sequence[Stage], setting: Setting, hooks: Sequence[Hooks] = ()) -> set[str]:
   """Runs the stages in order, each only as far as it is not yet done.
 
   For each: (1) its final checkpoint exists: done; (2) a checkpoint of its own exists: resume;
   (3) carry the named networks; (4) the rest starts fresh. Then `prepare`, the epochs, `finish`,
   the final checkpoint and, where the method has one, the joint space.
+
+  Returns:
+    The names of those that were not done yet.
 
   Raises:
     ValueError: two stages of one name, a carry from an unknown or later stage, a checkpoint that
@@ -229,8 +232,11 @@ def run(stages: Sequence[Stage], setting: Setting, hooks: Sequence[Hooks] = ()):
           f'(earlier: {list(directories) or "none"}).'
         )
     directories[stage.name] = stage.path(setting.run_directory)
-  for index, stage in enumerate(stages):
-    _run_stage(stage, index, directories, setting, hooks)
+  return {
+    stage.name
+    for index, stage in enumerate(stages)
+    if _run_stage(stage, index, directories, setting, hooks)
+  }
 
 
 def _own(stage: Stage, setting: Setting) -> tuple[Setting, Callable[[], ImageBatches]]:
@@ -253,7 +259,8 @@ def _own(stage: Stage, setting: Setting) -> tuple[Setting, Callable[[], ImageBat
   return own, lambda: setting.batches(pipeline, data, seed)
 
 
-def _run_stage(stage, index, directories, setting, hooks):
+def _run_stage(stage, index, directories, setting, hooks) -> bool:
+  """Runs a stage as far as it is not yet done; returns whether there was anything to do."""
   directory = directories[stage.name]
   setting, batches = _own(stage, setting)
   if not is_finished(directory):
@@ -266,10 +273,11 @@ def _run_stage(stage, index, directories, setting, hooks):
       if not is_finished(directory):
         _check_belongs(stage, directory, setting)
         _run_unfinished(stage, index, directories, setting, batches, hooks)
-        return
+        return True
   _check_belongs(stage, directory, setting)
   checkpoints.final_facts(directory)
   _log.info("Stage '%s' is already done (%s).", stage.name, directory)
+  return False
 
 
 def alone(directory: str) -> contextlib.AbstractContextManager[None]:
