@@ -774,6 +774,17 @@ def test_a_name_leads_to_ranked_results_that_are_there(written):
   assert 'ranked/mmd.png' not in text
 
 
+def test_without_pictures_none_is_copied_or_linked_to(written, rows, tmp_path):
+  out, directory = str(tmp_path / 'out'), tmp_path / 'numbers_only'
+  report.write(rows, {'dataset': 'PETA'}, str(directory), out=out, pictures=False)
+  for name in ('index.html', 'tables.md'):
+    assert 'ranked/' not in (directory / name).read_text(encoding='utf-8')
+  assert not [path.name for path in directory.rglob('*') if path.suffix in ('.png', '.jpg')]
+  # Nor are those of an earlier page linked to.
+  report.write(rows, {'dataset': 'PETA'}, str(written[0]), pictures=False)
+  assert 'ranked/' not in (written[0] / 'index.html').read_text(encoding='utf-8')
+
+
 def test_failures_and_other_readings_are_told(written):
   _, text, reader = written
   assert ['Both, seed 0', 'exit status 1: out of <memory>'] in reader.rows

@@ -59,6 +59,12 @@ _WORKERS = flags.DEFINE_integer(
 )
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the plan and its cost, run nothing.')
 _RENDER_ONLY = flags.DEFINE_bool('render_only', False, 'Write the page from what is there.')
+_PICTURES = flags.DEFINE_bool(
+  'pictures',
+  True,
+  'Copy pictures of ranked results beside the page. --nopictures where people must not be shown; '
+  'the runs keep theirs.',
+)
 _ALLOW = flags.DEFINE_bool(
   'allow_changed_config',
   False,
@@ -78,7 +84,10 @@ def main(argv: Sequence[str]) -> None:
 
     if _RENDER_ONLY.value:
       page = comparisons.render(
-        _OUT.value, _REPORT.value or _OUT.value, dataset=training_runs.dataset()
+        _OUT.value,
+        _REPORT.value or _OUT.value,
+        dataset=training_runs.dataset(),
+        pictures=_PICTURES.value,
       )
       print(f'Written: {page}')
       return
@@ -112,6 +121,7 @@ def _settings() -> Settings:
     command=training_runs.typed('compare'),
     texts=_texts(),
     also=_ALSO.value,
+    pictures=_PICTURES.value,
   )
 
 

@@ -241,6 +241,7 @@ class Plan:
       f'--workers={self.workers}',
       '--nountrained',
       '--nofigure3',
+      '--nopictures',
       *more,
     ]
     seconds = len(seeds) * self._cost(systems, [*files], images, speed)

@@ -56,6 +56,7 @@ class Settings:
     command: the command line, for the page.
     texts: further settings for the page, title -> text.
     also: results files of comparisons elsewhere, whose runs the tables take in.
+    pictures: copy ranked results beside the page.
   """
 
   dataset: str
@@ -71,6 +72,7 @@ class Settings:
   command: str = ''
   texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
   also: Sequence[str] = ()
+  pictures: bool = True
 
 
 class Surroundings(Protocol[_RecipeT]):
@@ -354,7 +356,9 @@ class Comparison:
         os.path.join(directory, _ABOUT), json.dumps(about, indent=1, ensure_ascii=False) + '\n'
       )
     if page:
-      path = report.write(rows, about, self.settings.report, out=self.out)
+      path = report.write(
+        rows, about, self.settings.report, out=self.out, pictures=self.settings.pictures
+      )
       print(f'Written: {path}', flush=True)
 
   def _rows(self) -> list[dict[str, Any]]:
@@ -427,13 +431,14 @@ def _weights(recipe: Recipe) -> tuple[float, float]:
   return generator, discriminator
 
 
-def render(out: str, directory: str, *, dataset: str) -> str:
+def render(out: str, directory: str, *, dataset: str, pictures: bool = True) -> str:
   """Writes the page from a comparison's results file.
 
   Args:
     out: folder of the comparison.
     directory: to write to.
     dataset: what the data are called where nothing there says it.
+    pictures: copy ranked results beside the page.
 
   Returns:
     The path of the page.
@@ -456,4 +461,4 @@ def render(out: str, directory: str, *, dataset: str) -> str:
   if os.path.isfile(saved):
     with open(saved, encoding='utf-8') as file:
       about = json.load(file)
-  return report.write(rows, about, directory, out=out)
+  return report.write(rows, about, directory, out=out, pictures=pictures)

@@ -30,6 +30,7 @@ def write(
   directory: str,
   *,
   out: str = '',
+  pictures: bool = True,
 ) -> str:
   """Writes the page, its Markdown with the drawing, and the ranked-result sheets it links to.
 
@@ -39,6 +40,7 @@ def write(
       'failed' (title -> what went wrong), 'unfinished' (titles).
     directory: to write to.
     out: folder of the comparison's runs, whose ranked results are copied; '' keeps what is there.
+    pictures: without them, nothing is copied and no ranked results are linked to.
 
   Returns:
     The path of the page.
@@ -47,7 +49,7 @@ def write(
     ValueError: systems that were evaluated on different test splits.
   """
   os.makedirs(directory, exist_ok=True)
-  links = ranked_images.copy(scores.results(rows), out, directory)
+  links = ranked_images.copy(scores.results(rows), out, directory) if pictures else {}
   content = build(rows, about, links=links)
   page = os.path.join(directory, PAGE)
   for section in content.sections:
