@@ -785,6 +785,33 @@ def test_without_pictures_none_is_copied_or_linked_to(written, rows, tmp_path):
   assert 'ranked/' not in (written[0] / 'index.html').read_text(encoding='utf-8')
 
 
+def test_subsets_are_a_table_of_their_own(tmp_path):
+  def subset(gallery, precision):
+    return {'queries': 4.0, 'gallery': gallery, 'mAP': precision, 'chance_mAP': 0.0125}
+
+  rows = [
+    row('a2img', 0, ranks(0.2), subsets={'MIT': subset(90.0, 0.3), 'CUHK': subset(400.0, 0.2)}),
+    row('a2img', 1, ranks(0.2), subsets={'MIT': subset(90.0, 0.5), 'CUHK': subset(400.0, 0.2)}),
+    row('mmd', 0, ranks(0.3), subsets={'CUHK': subset(400.0, 0.25)}),
+    row('deepmar', 0, ranks(0.3)),
+  ]
+  report.write(rows, {'dataset': 'PETA'}, str(tmp_path))
+  text = (tmp_path / 'tables.md').read_text(encoding='utf-8')
+  lines = text[text.index('## By subset') :].splitlines()[2:6]
+  table = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+  assert table[0] == ['subset', 'images', 'queries'] + [
+    'ours w/o adv + MMD', 'ours (A2Img)', 'chance',
+  ]  # fmt: skip
+  assert table[2:] == [
+    ['CUHK', '400', '4', '**25.00**', '20.00 ± 0.00', '1.25'],
+    ['MIT', '90', '4', '–', '**40.00 ± 14.14**', '1.25'],
+  ]
+
+
+def test_without_subsets_there_is_no_such_table(written):
+  assert 'By subset' not in written[1]
+
+
 def test_failures_and_other_readings_are_told(written):
   _, text, reader = written
   assert ['Both, seed 0', 'exit status 1: out of <memory>'] in reader.rows

@@ -25,7 +25,7 @@ _DECIMALS = 6
 # Of a run's results row, what the comparison's keeps; the configuration's text stays with the run.
 _KEPT = (
   'dataset', 'stage', 'epoch', 'split', 'protocol', 'metrics', 'per_query', 'time', 'revision',
-  'dirty', 'versions', 'config_sha256',
+  'dirty', 'versions', 'config_sha256', 'subsets',
 )  # fmt: skip
 
 # Of the record of how a run went.
@@ -186,6 +186,11 @@ def collect(
     own_stages = [label for label in latest if '/' not in label]
     for label, row in latest.items():
       kept = {name: row[name] for name in _KEPT if name in row}
+      if kept.get('subsets'):
+        kept['subsets'] = {
+          name: dict(zip(values, _short(list(values.values()))))
+          for name, values in kept['subsets'].items()
+        }
       if kept.get('per_query'):
         kept['per_query'] = {name: _short(values) for name, values in kept['per_query'].items()}
       primary = bool(own_stages) and label == own_stages[-1]
@@ -271,15 +276,16 @@ def results(rows: Sequence[Mapping[str, Any]]) -> list[Result]:
 
 def score(results: Sequence[Result], metric: str, part: str = 'all') -> Score:
   """A metric over the seeds of one system, in percent."""
-  return _over_seeds([100 * result.value(metric, part) for result in results])
+  return over_seeds([100 * result.value(metric, part) for result in results])
 
 
 def plain_score(results: Sequence[Result], metric: str, part: str) -> Score:
   """As `score`, not in percent; without a seed where no run has the metric."""
-  return _over_seeds([result.value(metric, part) for result in results])
+  return over_seeds([result.value(metric, part) for result in results])
 
 
-def _over_seeds(values: Sequence[float]) -> Score:
+def over_seeds(values: Sequence[float]) -> Score:
+  """Mean and deviation of a value for each seed; NaN where a seed has none."""
   known = np.asarray(values, np.float64)
   known = known[~np.isnan(known)]
   if not len(known):

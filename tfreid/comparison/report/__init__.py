@@ -16,6 +16,7 @@ from tfreid.comparison.report import (
   paper_tables,
   readings,
   seen_unseen,
+  subsets,
   untrained,
 )
 from tfreid.comparison.report.findings import Findings
@@ -84,6 +85,7 @@ def build(
     sections.append(Section('Which differences are real', differences.differences(findings)))
     sections.append(Section('Seen and unseen descriptions', seen_unseen.seen_and_unseen(findings)))
     sections += alignment.alignment(findings)
+    sections += subsets.subsets(findings)
     against = untrained.references(findings)
     sections.append(Section('Against an untrained network and chance', against))
     sections += figure3.figure3(findings)
