@@ -12,6 +12,7 @@ can go along; when it is done, it hands on to the first of those that have come 
 from __future__ import annotations
 
 import collections
+import functools
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -30,7 +31,8 @@ MAX_QUERIES = 64
 # Results of a scan: those of a few long searches, or of many short ones.
 MAX_RESULTS = 4096
 # Pictures that are embedded together. From 8 on, kernels of convolutions sum in another order: some
-# concepts of a ResNet50 are then off by a unit in the last place (see docs/web.md).
+# concepts of a ResNet50 are then off by a unit in the last place (see docs/web.md). On a processor
+# without AVX-512 the kernels did so from 2 on: there each picture is embedded alone.
 MAX_IMAGES = 4
 # Results up to which searches count as equally long; above, they are joined by powers of two.
 _SHORT = 64
@@ -301,7 +303,7 @@ class JoinedImages:
 
   def __init__(self) -> None:
     self.joiner: Joiner[Embedder, bytes, np.ndarray] = Joiner(
-      lambda model, images: list(model.embed_images(images)), most=lambda model: MAX_IMAGES
+      lambda model, images: list(model.embed_images(images)), most=lambda model: _most_images()
     )
 
   def embed(self, model: Embedder, image: bytes) -> np.ndarray:
@@ -312,6 +314,16 @@ class JoinedImages:
       CancelledError: nobody waits for it any more.
     """
     return self.joiner(model, image)
+
+
+@functools.cache
+def _most_images() -> int:
+  """Pictures that may be embedded together here, so that each is embedded as alone, bit by bit."""
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
+      return MAX_IMAGES if 'avx512f' in file.read() else 1
+  except OSError:
+    return 1
 
 
 class _Scan:
