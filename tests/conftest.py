@@ -18,6 +18,8 @@ os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '2')
 os.environ.setdefault('TF_NUM_INTEROP_THREADS', '2')
+# As the package does, which most tests import after TensorFlow.
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 # Tests train in this process: no tool that one of them imports may have weights kept as constants.
 os.environ['TF_ONEDNN_ASSUME_FROZEN_WEIGHTS'] = '0'
 

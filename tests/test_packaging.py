@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -177,6 +178,27 @@ def test_an_import_warns_of_nothing_and_does_not_wait_for_tensorflow(module):
     [sys.executable, '-W', 'error', '-c', code], cwd=ROOT, capture_output=True, text=True
   )
   assert (done.returncode, done.stderr) == (0, '')
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='oneDNN is a choice in TensorFlow for Linux')
+def test_tensorflow_imported_first_and_without_onednn_is_said():
+  code = """
+    import warnings, tensorflow
+    from tensorflow.python.util._pywrap_util_port import IsMklEnabled
+    with warnings.catch_warnings(record=True) as said:
+      warnings.simplefilter('always')
+      import tfreid
+    said = [w for w in said if 'oneDNN' in str(w.message)]
+    print(IsMklEnabled(), len(said), {w.filename for w in said} <= {'<string>'})
+  """
+  environment = {k: v for k, v in os.environ.items() if k != 'TF_ENABLE_ONEDNN_OPTS'}
+  arguments = {'cwd': ROOT, 'capture_output': True, 'text': True, 'check': True}
+  command = [sys.executable, '-c', textwrap.dedent(code)]
+  done = subprocess.run(command, env=environment, **arguments)
+  # By itself TensorFlow uses it on processors with AVX512-VNNI only.
+  assert done.stdout.split() in (['True', '0', 'True'], ['False', '1', 'True'])
+  done = subprocess.run(command, env={**environment, 'TF_ENABLE_ONEDNN_OPTS': '0'}, **arguments)
+  assert done.stdout.split() == ['False', '0', 'True']
 
 
 def test_the_package_tells_type_checkers_that_it_has_types_and_names_no_page_that_is_not_there():

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import sys
+import warnings
 from collections.abc import Callable
 
 __version__ = '0.1.0.dev0'
@@ -56,11 +58,31 @@ def check_versions(installed: Callable[[str], str | None] = _installed_version) 
     )
 
 
+def _warn_without_onednn() -> None:
+  """Says that TensorFlow, which has been imported, was not told to use oneDNN and does not."""
+  if sys.platform != 'linux' or 'TF_ENABLE_ONEDNN_OPTS' in os.environ:
+    return
+  try:
+    from tensorflow.python.util._pywrap_util_port import IsMklEnabled
+  except ImportError:  # TensorFlow is being imported by somebody else, or is built otherwise.
+    return
+  if not IsMklEnabled():
+    warnings.warn(
+      'TensorFlow was imported before tfreid, and on this processor it does not use oneDNN unless '
+      'told so: training takes several times as long, and ConvNeXt cannot be trained. Import '
+      'tfreid first, or set TF_ENABLE_ONEDNN_OPTS=1 before Python starts (0 keeps this as it is, '
+      'without the warning).',
+      stacklevel=3,
+    )
+
+
 check_versions()
 
 # Read by TensorFlow when it is imported, which should therefore come after this package. By itself
 # TensorFlow 2.15 uses oneDNN only on processors with AVX512-VNNI; on others the gradients of
 # convolutions take several times as long without it.
+if 'tensorflow' in sys.modules:
+  _warn_without_onednn()
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 # What matters reaches Python as an exception; below '3' each start prints complaints about CUDA
 # factories and advice on how to compile TensorFlow.

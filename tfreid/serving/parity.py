@@ -12,7 +12,7 @@ from tfreid import image_bytes
 from tfreid.data import image_files
 from tfreid.data.attributes import AttributeSchema
 from tfreid.joint_space import JointSpace
-from tfreid.serving import folding
+from tfreid.serving import errors, folding
 from tfreid.serving.encoders import Crop
 
 if TYPE_CHECKING:
@@ -78,23 +78,34 @@ def check_encoders(
   Raises:
     ValueError: a concept differs by more than `limit`.
   """
-  contents = tf.constant([crop.contents for crop in crops])
-  found = {
-    'image': written['embed_images'](image_bytes=contents),
-    'attribute': written['embed_attributes'](attributes=tf.constant(attributes)),
+  asked = {
+    'image': ('embed_images', {'image_bytes': tf.constant([crop.contents for crop in crops])}),
+    'attribute': ('embed_attributes', {'attributes': tf.constant(attributes)}),
   }
-  measured = {
-    side: folding.relative_errors(answer['concepts'], expected[side])
-    for side, answer in found.items()
-  }
+  measured = {}
+  for side, (signature, given) in asked.items():
+    try:
+      concepts = written[signature](**given)['concepts']
+    except tf.errors.InvalidArgumentError as error:
+      # The written model refuses concepts that are not finite.
+      raise ValueError(
+        f'The exported {side} encoder differs from the original one: it cannot embed what the '
+        f'original one embeds ({errors.plain(error.message)}). Nothing was exported.'
+      ) from error
+    measured[side] = folding.relative_errors(concepts, expected[side])
   limits = {'image': limit, 'attribute': folding.TOLERANCES['float32']}
-  for side, errors in measured.items():
+  for side, differences in measured.items():
     # Not "greater than": an error that is not a number is too large as well.
-    if not errors.max() <= limits[side]:
-      which = crops[int(errors.argmax())].name if side == 'image' else f'query {errors.argmax()}'
+    if not differences.max() <= limits[side]:
+      which = (
+        crops[int(differences.argmax())].name
+        if side == 'image'
+        else f'query {differences.argmax()}'
+      )
       raise ValueError(
         f'The exported {side} encoder differs from the original one: relative error '
-        f'{errors.max():.2g} of the concept of {which}, with a tolerance of {limits[side]:.2g}. '
+        f'{differences.max():.2g} of the concept of {which}, with a tolerance of '
+        f'{limits[side]:.2g}. '
         + (
           'Nothing was exported. Export in float32, or raise the tolerance if the ranking '
           'is still good enough.'
