@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -43,6 +44,9 @@ def pytest_collection_finish(session):
   """Splits the CPU in two before the first test starts the TensorFlow runtime."""
   if 'tensorflow' in sys.modules and not session.config.option.collectonly:
     _split_cpu()
+  # What has been imported stays, and need not be looked through each time garbage is collected.
+  gc.collect()
+  gc.freeze()
 
 
 @pytest.fixture(scope='session')

@@ -69,7 +69,7 @@ def _warn_without_onednn() -> None:
   if not IsMklEnabled():
     warnings.warn(
       'TensorFlow was imported before tfreid, and on this processor it does not use oneDNN unless '
-      'told so: training takes several times as long, and ConvNeXt cannot be trained. Import '
+      'told so: training takes several times as long, and some networks cannot be trained. Import '
       'tfreid first, or set TF_ENABLE_ONEDNN_OPTS=1 before Python starts (0 keeps this as it is, '
       'without the warning).',
       stacklevel=3,

@@ -103,7 +103,7 @@ def test_an_encoder_that_is_no_chain_of_known_layers_is_left_to_tensorflow(build
 
 
 def test_what_is_not_finite_and_damaged_files_are_sentences():
-  model = chain(layers.Dense(5))
+  model = chain(layers.Dense(5, kernel_initializer='ones'))
   light = light_encoder.from_structure(model.to_json(), [v.numpy() for v in model.weights])
   with pytest.raises(ValueError, match='holds NaN or infinity'):
     light(np.full((1, 7), np.nan))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfreid.index import engine
 from tfreid.serving import summation
 
 
@@ -32,6 +33,31 @@ def test_sums_are_those_of_tensorflow_bit_by_bit():
 def test_longer_rows_are_refused():
   with pytest.raises(ValueError, match='known to 8192'):
     summation.row_sums(np.zeros((1, 8193), np.float32))
+
+
+_ROWS = np.random.default_rng(1).standard_normal((300, 128)).astype(np.float32)
+_SPARSE = np.where(_ROWS > 0, _ROWS, 0).astype(np.float32)
+_NUMBERS = {
+  'usual': (_ROWS, _ROWS[0], False),
+  'many zeros': (_SPARSE, -_SPARSE[1], False),
+  'a query for each row': (_ROWS, _ROWS[::-1], False),
+  'small products': (_ROWS * np.float32(1e-20), _ROWS[0] * np.float32(1e-20), True),
+  'rows below the normal numbers': (_ROWS * np.float32(1e-39), _ROWS[0], True),
+  'such rows, and a long query': (_ROWS * np.float32(1e-39), _ROWS[0] * np.float32(1e18), True),
+  'such a query, and long rows': (_ROWS * np.float32(1e18), _ROWS[0] * np.float32(1e-39), True),
+  'too many': (np.tile(_ROWS, (4, 1)), _ROWS[0], True),
+}
+
+
+@pytest.mark.skipif(not summation.is_known(), reason='another build of TensorFlow is asked itself')
+@pytest.mark.parametrize('numbers', _NUMBERS)
+def test_numpy_adds_few_rows_where_it_gives_the_same_bits(numbers, monkeypatch):
+  rows, query, asks = _NUMBERS[numbers]
+  own, calls = engine._sums_of_tensorflow, []
+  monkeypatch.setattr(engine, '_sums_of_tensorflow', lambda *g: calls.append(1) or own(*g))
+  found = engine.last_scores(rows, query)
+  assert bool(calls) == asks
+  np.testing.assert_array_equal(found.view(np.int32), own(rows, query).view(np.int32))
 
 
 @pytest.mark.skipif(not summation.is_known(), reason='another build of TensorFlow is asked itself')

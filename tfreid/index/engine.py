@@ -22,6 +22,10 @@ from tfreid.serving import summation
 
 # Rows whose last scores are computed together.
 _SCORED = 8192
+# Rows that NumPy adds faster than a call of TensorFlow takes.
+_FEW = 1024
+# The least normal number of float32, and what `_sums_or_tensorflow` says of products and queries.
+_NORMAL, _SMALLEST, _LARGEST = (np.float32(2.0**power) for power in (-126, -100, 26))
 
 # Called with (crops done, crops in all).
 Progress = Callable[[int, int], None]
@@ -330,10 +334,14 @@ def last_scores(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
     rows: float32 [M, E].
     query: float32 [E], or [M, E], one for each row.
   """
-  # TensorFlow takes seconds to import. Where it is there it is asked; where it is not, the order of
-  # its sums is known for most builds.
-  without = 'tensorflow' not in sys.modules and summation.is_known()
-  add = _sums if without and rows.shape[1] <= summation.MAX_WIDTH else _sums_of_tensorflow
+  # The order of TensorFlow's sums is known for most builds. So it need not be imported, which takes
+  # seconds; where it is there, it adds many rows faster, and few rows slower.
+  add: Callable = _sums_of_tensorflow
+  if summation.is_known() and rows.shape[1] <= summation.MAX_WIDTH:
+    if 'tensorflow' not in sys.modules:
+      add = _sums
+    elif len(rows) <= _FEW:
+      add = _sums_or_tensorflow
   pieces = [np.empty(0, np.float32)]
   for start in range(0, len(rows), _SCORED):
     asked = query if query.ndim == 1 else query[start : start + _SCORED]
@@ -343,6 +351,25 @@ def last_scores(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 def _sums(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
   return summation.row_sums(rows * query)
+
+
+def _sums_or_tensorflow(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+  """The sums in NumPy, unless a number occurs that TensorFlow takes for zero in some threads.
+
+  Those are the ones below 2^-126. Where no product but zero is below 2^-100, all products, and so
+  all their sums, are multiples of 2^-123. None of these products has such a number as a factor: of
+  the queries none is one, and their numbers are below 2^26, which makes of one in a row less than
+  2^-100.
+  """
+  products, asked = rows * query, np.abs(query)
+  sizes = np.abs(products)
+  if (
+    np.count_nonzero(sizes < _SMALLEST) == np.count_nonzero(sizes == 0)
+    and np.count_nonzero(asked < _NORMAL) == np.count_nonzero(asked == 0)
+    and not np.any(asked >= _LARGEST)
+  ):
+    return summation.row_sums(products)
+  return _sums_of_tensorflow(rows, query)
 
 
 def _sums_of_tensorflow(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
