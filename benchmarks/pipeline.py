@@ -8,6 +8,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import tfreid  # noqa: F401 - before TensorFlow, which then uses oneDNN
+
+# isort: split
 import numpy as np
 import tensorflow as tf
 

@@ -20,6 +20,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import tfreid  # noqa: F401 - before TensorFlow, which then uses oneDNN
+
+# isort: split
 import numpy as np
 import tensorflow as tf
 

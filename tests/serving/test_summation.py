@@ -30,6 +30,14 @@ def test_sums_are_those_of_tensorflow_bit_by_bit():
   )
 
 
+@pytest.mark.skipif(not summation.is_known(), reason='another build of TensorFlow is asked itself')
+@pytest.mark.parametrize('width', [1, 2, 7, 8, 9, 32, 33, 40])
+def test_zeros_have_the_signs_that_tensorflow_gives_them(width):
+  rows = np.array([[-0.0] * width, [0.0] * width, [-0.0] * (width - 1) + [0.0]], np.float32)
+  expected = tf.reduce_sum(tf.constant(rows), axis=-1).numpy()
+  np.testing.assert_array_equal(summation.row_sums(rows).view(np.int32), expected.view(np.int32))
+
+
 def test_longer_rows_are_refused():
   with pytest.raises(ValueError, match='known to 8192'):
     summation.row_sums(np.zeros((1, 8193), np.float32))

@@ -52,7 +52,7 @@ candidates that are forgotten later, and these cost more than the scan where the
 rows. Whether a row passes is first asked of whole blocks, with the greatest rho and nu of a block:
 that reads E + 4 bytes per row instead of the E + 12 of the copy.
 
-Memory, while it runs: blocks of 4 MiB and their products for each core, for 64 queries 2 MiB; and
+Memory, while it runs: blocks of 8 MiB and their products for each core, for 64 queries 2 MiB; and
 26 bytes for each candidate, of which there are at most a million and those of one more block: then
 they are scored, and the K best of them kept. The sample, 65,536 rows of the copy or fewer, stays.
 """
@@ -82,9 +82,10 @@ _LONGEST = 1e18
 
 # Bytes of the copy scanned together, at most and at least: few enough for a cache, and more than
 # the steps of the interpreter between blocks cost.
-_BLOCK, _SHORTEST = 1 << 22, 1 << 21
-# Blocks, if they are not too short: several for each core, or the last one would be waited for.
-_BLOCKS = 16
+_BLOCK, _SHORTEST = 1 << 23, 1 << 21
+# Blocks for each core, if they are not too short or too long. After each of them a thread has to
+# wait for the interpreter's lock, and the more often, the more often it comes too late.
+_BLOCKS = 2
 # Rows per product of float32 matrices, for the same reasons.
 _TILE = 8192
 # Products at the same time, where whole numbers are multiplied as a matrix: they stay in a cache
@@ -225,10 +226,11 @@ class QuantizedScan:
     self.size, self.width = int(self._starts[-1]), width
     self._score = score
     most, least = max(_BLOCK // width, 1), max(_SHORTEST // width, 1)
-    length = min(most, max(least, -(-self.size // _BLOCKS)))
+    longest = min(most, max(least, -(-self.size // (_BLOCKS * _cores()))))
     self._blocks = [
       _Block(part, int(offset), start, min(start + length, len(part.rows)))
       for part, offset in zip(self._parts, self._starts)
+      for length in [_even(len(part.rows), longest)]
       for start in range(0, len(part.rows), length)
     ]
     self._sampling = threading.Lock()
@@ -635,6 +637,14 @@ class _Matrix(_Queries):
     copies = codes.astype(np.float32)
     copies *= scales[:, np.newaxis]
     return copies @ self._queries.T
+
+
+def _even(count: int, longest: int) -> int:
+  """Rows of a block, so that each core gets as many of the `count` rows."""
+  blocks = -(-count // longest)
+  if blocks > _cores():
+    blocks = -(-blocks // _cores()) * _cores()
+  return max(-(-count // max(blocks, 1)), 1)
 
 
 def _best_of_groups(queries, codes, scales, size) -> np.ndarray:

@@ -50,6 +50,8 @@ def row_sums(values: np.ndarray) -> np.ndarray:
   count, width = values.shape
   if width > MAX_WIDTH:
     raise ValueError(f'Rows of {width} numbers; their order of summation is known to {MAX_WIDTH}.')
+  if width == 1:
+    return values[:, 0].copy()  # nothing is added, not even to 0: a -0 stays one
   turn = _ACCUMULATORS * _LANES
   turns, vectors = width // turn * turn, width // _LANES * _LANES
   sums = np.zeros((count, turn), np.float32)
