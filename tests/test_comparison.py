@@ -958,3 +958,33 @@ def test_several_revisions_and_uncommitted_changes_are_told():
   (said,) = provenance.missing([one, other], {}, [])
   assert 'made by 2 revisions of the code' in said
   assert '1 of 2 runs were made by code with changes that were not committed' in said
+
+
+def test_systems_that_start_from_other_weights_are_named():
+  rows = [
+    row(system, seed, right(0), start='one')
+    for system in ('mmd', 'a2img', 'deep_coral')
+    for seed in (0, 1)
+  ]
+  assert provenance.missing(rows, {}, []) == []
+  other = [row('img2a', 0, right(0), start='another')]
+  (said,) = provenance.missing(rows + other, {}, [])
+  assert said.startswith('The systems of seed 0 do not start from the same pre-training (Img2A ')
+  # Rows that were written before this was written down.
+  unknown = [{key: value for key, value in one.items() if key != 'start'} for one in rows]
+  assert provenance.missing(unknown, {}, []) == []
+  more = [row('img2a', 1, right(0), start='another')]
+  (said,) = provenance.missing(unknown + other + more, {}, [])
+  assert said.startswith('The systems of seeds 0, 1 are not known to start from the same')
+
+
+def test_the_start_of_a_seed_is_told_by_the_weights_of_its_pretraining(tmp_path):
+  def pretrain(checksum):
+    path = tmp_path / 'pretrain' / 'seed-3' / 'pretrain' / 'final.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({'seconds': 1.0, 'files': {'final.index': [70, checksum]}}))
+    return scores._start(str(tmp_path), 3)
+
+  assert scores._start(str(tmp_path), 3) is None
+  one, other = pretrain('a'), pretrain('b')
+  assert one != other and pretrain('a') == one

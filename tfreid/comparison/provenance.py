@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfreid.comparison import plan
+from tfreid.comparison import paper, plan
 from tfreid.comparison.document import Cell, Code, Part, Row, Table
 from tfreid.comparison.scores import Result
 
@@ -53,8 +53,34 @@ def missing(
       'Without the scores of each query, so left out of the comparisons: '
       f'{", ".join(without)}. Evaluate these runs again to have them.'
     )
+  parts += _starts(rows)
   parts += _code(rows)
   return parts
+
+
+def _starts(rows) -> list[str]:
+  """That systems of a seed do not start from the same weights, or that this is not known."""
+  starts: dict[int, dict[str | None, set[str]]] = {}
+  for row in rows:
+    if row['role'] == plan.TABLE:
+      own = starts.setdefault(row['seed'], {})
+      own.setdefault(row.get('start'), set()).add(row['system'])
+  several = {seed: own for seed, own in starts.items() if len(own) > 1}
+  if not several:
+    return []
+  # The start that most systems have is what the others differ from.
+  odd = {
+    paper.label(system)
+    for own in several.values()
+    for start in sorted(own, key=lambda start: -len(own[start]))[1:]
+    for system in own[start]
+  }
+  seeds = f'seed{"s" * (len(several) > 1)} {", ".join(map(str, sorted(several)))}'
+  are = 'are not known to start' if any(None in own for own in several.values()) else 'do not start'
+  return [
+    f'The systems of {seeds} {are} from the same pre-training ({", ".join(sorted(odd))} against '
+    'the others), so a difference between them may be one of the start.'
+  ]
 
 
 def _code(rows) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 import math
 import os
@@ -177,6 +179,8 @@ def collect(
       **{name: record.get(name) for name in _OF_RECORD},
       'changed': bool(record.get('changed')) or run.name in changed,
     }
+    if run.role in (plan.TABLE, plan.PARAMETER):
+      about['start'] = _start(out, run.seed)
     latest: dict[str, dict[str, Any]] = {}
     for row in read_rows(os.path.join(directory, RESULTS_FILE)):
       if row.get('split') == 'test':
@@ -198,6 +202,16 @@ def collect(
     if not latest:
       rows.append({**about, 'label': '', 'primary': False, 'metrics': {}})
   return rows
+
+
+def _start(out: str, seed: int) -> str | None:
+  """A checksum of the weights of a seed's shared pre-training; None where there is none."""
+  pretraining = plan.Run(plan.PRETRAIN, '', seed).directory(out)
+  sums = []
+  for path in sorted(glob.glob(os.path.join(glob.escape(pretraining), '*', 'final.json'))):
+    with open(path, encoding='utf-8') as file:
+      sums += [f'{name}:{facts[-1]}' for name, facts in sorted(json.load(file)['files'].items())]
+  return hashlib.sha256('\n'.join(sums).encode()).hexdigest()[:16] if sums else None
 
 
 def write_rows(path: str, rows: Sequence[Mapping[str, Any]]):
