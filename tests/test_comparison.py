@@ -988,3 +988,6 @@ def test_the_start_of_a_seed_is_told_by_the_weights_of_its_pretraining(tmp_path)
   assert scores._start(str(tmp_path), 3) is None
   one, other = pretrain('a'), pretrain('b')
   assert one != other and pretrain('a') == one
+  (path,) = tmp_path.glob('*/*/*/final.json')
+  path.write_text('{"seconds": 1.0}')
+  assert scores._start(str(tmp_path), 3) is None

@@ -210,7 +210,8 @@ def _start(out: str, seed: int) -> str | None:
   sums = []
   for path in sorted(glob.glob(os.path.join(glob.escape(pretraining), '*', 'final.json'))):
     with open(path, encoding='utf-8') as file:
-      sums += [f'{name}:{facts[-1]}' for name, facts in sorted(json.load(file)['files'].items())]
+      files = json.load(file).get('files') or {}  # stages of earlier versions have none
+    sums += [f'{name}:{facts[-1]}' for name, facts in sorted(files.items())]
   return hashlib.sha256('\n'.join(sums).encode()).hexdigest()[:16] if sums else None
 
 
