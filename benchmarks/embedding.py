@@ -2,7 +2,8 @@
 
 Each contestant is a process of its own that waits until it is asked, so that all take turns on the
 same machine: TensorFlow with oneDNN's operations off and on (TF_ENABLE_ONEDNN_OPTS; which is the
-default depends on the processor), and PyTorch's channels_last where there is a Python that has it:
+default depends on the processor), and PyTorch's channels_last where there is a Python that has it,
+with --torch_compile also through torch.compile, which needs a C++ compiler:
 
   python benchmarks/embedding.py --torch_python=<environment with torch>/bin/python
   python benchmarks/embedding.py --encoder=osnet_x0_25 --torch_python=…
@@ -11,6 +12,7 @@ default depends on the processor), and PyTorch's channels_last where there is a 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -26,6 +28,7 @@ BATCH = 32
 VARIANTS = {
   'tensorflow': ('keras_float32', 'keras_bfloat16', 'folded_float32', 'folded_bfloat16'),
   'torch': ('torch_float32', 'torch_bfloat16'),
+  'torch_compiled': ('torch_float32_compiled', 'torch_bfloat16_compiled'),
 }
 # As the tools that embed and never train set them (tfreid/cli/startup.py); and a GPU is shared.
 _ENVIRONMENT = {'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS': '1', 'TF_FORCE_GPU_ALLOW_GROWTH': 'true'}
@@ -53,7 +56,9 @@ def _tensorflow_variants(encoder: str, batch: int) -> Iterator[tuple[str, Callab
   yield 'keras_bfloat16', traced(lambda images: mixed(images, training=False))
 
 
-def _torch_variants(encoder: str, batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
+def _torch_variants(
+  encoder: str, batch: int, *, compiled: bool = False
+) -> Iterator[tuple[str, Callable[[], object]]]:
   import copy
 
   import _torch_resnet
@@ -67,12 +72,14 @@ def _torch_variants(encoder: str, batch: int) -> Iterator[tuple[str, Callable[[]
     place = {'device': device, 'dtype': kind, 'memory_format': torch.channels_last}
     pixels = torch.rand(batch, 3, *SIZE).to(**place)
     converted = copy.deepcopy(model).to(**place)
+    if compiled:
+      converted = torch.compile(converted)
 
     def embed(converted=converted, pixels=pixels):
       with torch.inference_mode():
         return converted(pixels).cpu()
 
-    yield f'torch_{name}', embed
+    yield f'torch_{name}{"_compiled" * compiled}', embed
 
 
 def run(
@@ -82,6 +89,7 @@ def run(
   repeats: int = 5,
   torch_python: str = sys.executable,
   onednn: Sequence[str] = ('off', 'on'),
+  torch_compile: bool = False,
 ) -> dict[str, object]:
   """Throughput of the image encoder in inference.
 
@@ -91,6 +99,7 @@ def run(
     repeats: batches of each variant; the median counts.
     torch_python: an interpreter that has PyTorch; it need not have anything else.
     onednn: TensorFlow with these of oneDNN's operations 'off' and 'on'. A GPU does not use them.
+    torch_compile: PyTorch through torch.compile as well.
 
   Returns:
     Images per second by variant (and with 'per_core_second' what a second of one core's time
@@ -106,6 +115,8 @@ def run(
   }
   if _encoders.has_torch_rival(encoder) and _interleaved.has_torch(torch_python):
     contestants['torch'] = ('torch', torch_python, {})
+    if torch_compile:
+      contestants['torch_compiled'] = ('torch_compiled', torch_python, {})
   running: dict[str, _interleaved.Contestant] = {}
   seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
   try:
@@ -123,7 +134,7 @@ def run(
   rates = {}
   for (name, variant), times in seconds.items():
     clock, processor = (statistics.median(column) for column in zip(*times))
-    label = variant if name == 'torch' else f'{variant}_{name}'
+    label = variant if name.startswith('torch') else f'{variant}_{name}'
     rates[label] = batch / clock
     results[label] = {
       'images_per_second': round(batch / clock, 2),
@@ -138,7 +149,8 @@ def run(
   if 'torch' in best:
     ratios['folded_to_torch'] = best['folded'] / best['torch']
     bfloat16 = max(rate for label, rate in rates.items() if label.startswith('folded_bfloat16'))
-    ratios['folded_bfloat16_to_torch_bfloat16'] = bfloat16 / rates['torch_bfloat16']
+    rival = max(rate for label, rate in rates.items() if label.startswith('torch_bfloat16'))
+    ratios['folded_bfloat16_to_torch_bfloat16'] = bfloat16 / rival
   results['ratios_of_the_best'] = {name: round(ratio, 2) for name, ratio in ratios.items()}
   return results
 
@@ -150,10 +162,15 @@ if __name__ == '__main__':
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--torch_python', default=sys.executable)
   parser.add_argument('--onednn', default='off,on', help='off, on, or both')
+  parser.add_argument('--torch_compile', action='store_true', help='PyTorch also compiled')
   parser.add_argument('--contestant', help=argparse.SUPPRESS)
   given = parser.parse_args()
   if given.contestant:
-    make = {'tensorflow': _tensorflow_variants, 'torch': _torch_variants}[given.contestant]
+    make = {
+      'tensorflow': _tensorflow_variants,
+      'torch': _torch_variants,
+      'torch_compiled': functools.partial(_torch_variants, compiled=True),
+    }[given.contestant]
     _interleaved.serve(dict(make(given.encoder, given.batch)))
   else:
     measured = run(
@@ -162,5 +179,6 @@ if __name__ == '__main__':
       repeats=given.repeats,
       torch_python=given.torch_python,
       onednn=given.onednn.split(','),
+      torch_compile=given.torch_compile,
     )
     print(json.dumps(measured, indent=2))

@@ -1,7 +1,8 @@
 """Milliseconds of exact retrieval of 100 rows, at 100k and 1M rows of 128 numbers; beside others.
 
-The others are FAISS (IndexFlatIP) and usearch (exact). They are no dependencies of the project and
-take part where they can be imported and memory has room for them, for example with
+The others are FAISS (IndexFlatIP, with one thread, which is faster for one query of few rows, and
+with one for each core) and usearch (exact). They are no dependencies of the project and take part
+where they can be imported and memory has room for them, for example with
 PYTHONPATH=<site-packages of an environment that has faiss-cpu, usearch and the same numpy>. All
 take turns, so that all meet the same machine.
 
@@ -12,6 +13,7 @@ take turns, so that all meet the same machine.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -20,9 +22,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+# FAISS's threads would go on spinning for a while after each search, into the other's turn. This is
+# read when OpenMP is loaded, which SimSIMD does too.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
 import tfreid  # noqa: F401 - before TensorFlow, which then uses oneDNN
 
 # isort: split
+import _interleaved
 import numpy as np
 import tensorflow as tf
 
@@ -50,37 +57,44 @@ def _unit_rows(count: int, *, seed: int = 0) -> np.ndarray:
   return rows
 
 
-def _faiss(rows: np.ndarray, keep: np.ndarray | None) -> Callable | None:
-  """FAISS' exact search with as many threads as there are cores; None where it is not there."""
-  # Its threads would go on spinning for a while after each search, into the other's turn.
-  os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+def _faiss(rows: np.ndarray, keep: np.ndarray | None) -> dict[str, Callable]:
+  """FAISS' exact search with one thread, and with as many as there are cores."""
   try:
     import faiss
   except ImportError:
-    return None
+    return {}
   index = faiss.IndexFlatIP(WIDTH)
   index.add(rows)
   options = {}
   if keep is not None:
     chosen = faiss.IDSelectorBitmap(np.packbits(keep, bitorder='little'))
     options['params'] = faiss.SearchParameters(sel=chosen)
-  return lambda queries: index.search(queries, TOP_K, **options)[0]
+
+  def ask(threads, queries):
+    # Each time: SimSIMD sets the number of threads of all that share its OpenMP.
+    faiss.omp_set_num_threads(threads)
+    return index.search(queries, TOP_K, **options)[0]
+
+  numbers = {'faiss': _interleaved.cores(), 'faiss_one_thread': 1}
+  return {name: functools.partial(ask, threads) for name, threads in numbers.items()}
 
 
-def _usearch(rows: np.ndarray, keep: np.ndarray | None) -> Callable | None:
-  """The exact search of usearch; None where it is not there, or for a filter: it has none."""
+def _usearch(rows: np.ndarray, keep: np.ndarray | None) -> dict[str, Callable]:
+  """The exact search of usearch; nothing for a filter: it has none."""
   if keep is not None:
-    return None
+    return {}
   try:
     from usearch import index
   except ImportError:
-    return None
-  return lambda queries: (
-    1
-    - index.search(
-      rows, queries, TOP_K, index.MetricKind.IP, exact=True, threads=os.cpu_count()
-    ).distances.reshape(len(queries), -1)
-  )
+    return {}
+
+  def ask(queries):
+    found = index.search(
+      rows, queries, TOP_K, index.MetricKind.IP, exact=True, threads=_interleaved.cores()
+    )
+    return 1 - found.distances.reshape(len(queries), -1)
+
+  return {'usearch': ask}
 
 
 def _int8(rows: np.ndarray, keep: np.ndarray | None) -> Callable:
@@ -112,7 +126,7 @@ def _contestants(
   rows: np.ndarray, keep: np.ndarray | None, own: Sequence[str]
 ) -> dict[str, Callable]:
   """What is timed, by name."""
-  found: dict[str, Callable | None] = {}
+  found: dict[str, Callable] = {}
   # Imported after usearch, SimSIMD does not multiply.
   if 'int8' in own and not quantized.is_available():
     raise RuntimeError('The package simsimd cannot be used here.')
@@ -121,10 +135,10 @@ def _contestants(
   for name, make in makers.items():
     needed += OTHERS[name]
     if free is None or 1024 * free > 1.1 * rows.nbytes * needed:
-      found[name] = make(rows, keep)
+      found.update(make(rows, keep))
   for name in own:
     found[name] = _int8(rows, keep) if name == 'int8' else _engine(rows, name, keep)
-  return {name: function for name, function in found.items() if function is not None}
+  return found
 
 
 def _kibibytes(path: str, field: str) -> int | None:
@@ -196,7 +210,7 @@ def _one_size(
         }
         if growth[name] is not None:
           part[name]['working_mib'] = growth[name]
-      others = [part[name]['median_ms'] for name in ('faiss', 'usearch') if name in part]
+      others = [part[name]['median_ms'] for name in part if name not in OWN]
       for name in own if others else ():
         part[name]['times_faster_than_others'] = round(min(others) / part[name]['median_ms'], 2)
     del contestants
@@ -220,10 +234,10 @@ def run(
     engines: those of OWN that are timed.
 
   Returns:
-    For each size, for 1 and 64 queries and for each engine (and FAISS and usearch): median and best
-    milliseconds by the clock, those of all cores together (which others on the machine disturb
-    less), and MiB that the process grew by at the first answer; and how many times faster an engine
-    is by the clock than the better of FAISS and usearch.
+    For each size, for 1 and 64 queries and for each engine (and FAISS, with one thread and with one
+    for each core, and usearch): median and best milliseconds by the clock, those of all cores
+    together (which others on the machine disturb less), and MiB that the process grew by at the
+    first answer; and how many times faster an engine is by the clock than the best of the others.
   """
   return {
     f'rows_{count}': _one_size(count, repeats=repeats, keep=keep, engines=engines) for count in rows

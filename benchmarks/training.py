@@ -2,8 +2,9 @@
 
 In each precision and, with --xla, also compiled with XLA. Where there is a Python that has PyTorch,
 a step of its own takes turns with ours, on the same encoder: channels_last, automatic mixed
-precision, fused Adam, and cross-entropy over as many classes. It has no attribute encoder and no
-discriminator, whose share of ours is small, so the comparison is kind to it.
+precision, fused Adam, cross-entropy over as many classes, and with --torch_compile (or --xla) also
+through torch.compile, which needs a C++ compiler. It has no attribute encoder and no discriminator,
+whose share of ours is small, so the comparison is kind to it.
 
   python benchmarks/training.py --batch_size=128 --policies=float32,mixed_float16 --xla \
     --torch_python=<environment with torch>/bin/python
@@ -128,6 +129,7 @@ def run(
   repeats: int = 5,
   policies: Sequence[str] = POLICIES,
   xla: bool = False,
+  torch_compile: bool = False,
   torch_python: str = sys.executable,
 ) -> dict[str, float]:
   """Images per second of the training step, forward, backward and update, by precision.
@@ -141,14 +143,18 @@ def run(
     repeats: measured steps of each.
     policies: of Keras's precision: float32, mixed_float16, mixed_bfloat16.
     xla: measure each also compiled, by XLA and by torch.compile.
+    torch_compile: measure PyTorch's also compiled. A step of a deep network takes XLA minutes to
+      compile on processors, so that they are told apart.
     torch_python: an interpreter that has PyTorch; it need not have anything else.
 
   Returns:
     Medians in images per second: `<precision>`, `<precision>_xla`, `torch_<precision>` and
     `torch_<precision>_compiled`; and ratios of the medians: `bfloat16_over_float32` and
-    `float16_over_float32`, and `<precision>_over_torch`, the best of ours over PyTorch's best.
+    `float16_over_float32`, `<precision>_over_torch`, the best of ours over PyTorch's best, and
+    `best_over_torch`, which leaves the precision to each.
   """
   contestants = {'tensorflow': sys.executable}
+  compiled = {'tensorflow': xla, 'torch': xla or torch_compile}
   if _encoders.has_torch_rival(encoder) and _interleaved.has_torch(torch_python):
     contestants['torch'] = torch_python
   options = [
@@ -157,6 +163,7 @@ def run(
     f'--image_size={image_size[0]}x{image_size[1]}',
     f'--policies={",".join(policies)}',
     *['--xla'] * xla,
+    *['--torch_compile'] * torch_compile,
   ]
   running: dict[str, _interleaved.Contestant] = {}
   seconds: dict[str, list[float]] = {}
@@ -170,7 +177,7 @@ def run(
       )
     for _ in range(repeats):
       for library, contestant in running.items():
-        for variant, *_ in _names(library, policies, compiled=xla):
+        for variant, *_ in _names(library, policies, compiled=compiled[library]):
           seconds.setdefault(variant, []).append(contestant.seconds(variant)[0])
   finally:
     for contestant in running.values():
@@ -184,6 +191,10 @@ def run(
     torch = [rates[name] for name in rates if name.startswith(f'torch_{policy}')]
     if torch:
       ratios[f'{policy}_over_torch'] = best / max(torch)
+  rivals = [rate for name, rate in rates.items() if name.startswith('torch_')]
+  if rivals:
+    ours = max(rate for name, rate in rates.items() if not name.startswith('torch_'))
+    ratios['best_over_torch'] = ours / max(rivals)
   return {
     **{variant: round(rate, 2) for variant, rate in rates.items()},
     **{name: round(ratio, 3) for name, ratio in ratios.items()},
@@ -204,6 +215,7 @@ def _main():
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--policies', default=','.join(POLICIES))
   parser.add_argument('--xla', action='store_true', help='each also compiled')
+  parser.add_argument('--torch_compile', action='store_true', help="PyTorch's also compiled")
   parser.add_argument('--torch_python', default=sys.executable)
   parser.add_argument('--contestant', help=argparse.SUPPRESS)
   given = parser.parse_args()
@@ -212,6 +224,7 @@ def _main():
   policies = given.policies.split(',')
   if given.contestant:
     make = _torch_step if given.contestant == 'torch' else _tensorflow_step
+    compile_too = given.xla or (given.contestant == 'torch' and given.torch_compile)
     steps = {
       name: make(
         policy,
@@ -220,7 +233,7 @@ def _main():
         batch_size=given.batch_size,
         image_size=given.image_size,
       )
-      for name, policy, compiled in _names(given.contestant, policies, compiled=given.xla)
+      for name, policy, compiled in _names(given.contestant, policies, compiled=compile_too)
     }
     _interleaved.serve(steps, warm_up=_WARM_UP)
     return
@@ -231,6 +244,7 @@ def _main():
     repeats=given.repeats,
     policies=policies,
     xla=given.xla,
+    torch_compile=given.torch_compile,
     torch_python=given.torch_python,
   )
   print(json.dumps(measured, indent=2))

@@ -24,6 +24,7 @@ from tfreid.serving.signatures import MAX_ROWS, MAX_VARIANTS, Tensor
 
 # Methods that several signatures call, and the tensor that each takes.
 _SHARED = (
+  ('best_rows', 'concepts'),
   ('search', 'concepts'),
   ('embed_attributes', 'attributes'),
   ('embed_images', 'image_bytes'),
@@ -125,7 +126,7 @@ class Retriever(tf.Module):
     # Traced once each, whatever the number of signatures that call them.
     self._specs = {name: self._spec(tensor) for name, tensor in described.tensors().items()}
     for method, tensor in _SHARED:
-      if method == 'search' and not names:
+      if method in ('best_rows', 'search') and not names:
         continue
       setattr(self, method, self._traced(getattr(self, method), tensor))
 
@@ -176,12 +177,16 @@ class Retriever(tf.Module):
     spare = tf.zeros([tf.cast(count == 0, tf.int32), *self.image_shape])
     return self.image_encoder(tf.concat([images, spare], axis=0))[:count]
 
+  def best_rows(self, concepts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scores float32 [B, K], falling, and rows int64 [B, K] of the gallery for concepts [B, E]."""
+    return self.gallery(concepts, k=self.num_results)
+
   def search(self, concepts: tf.Tensor) -> dict[str, tf.Tensor]:
     """The best K crops for concepts [B, E]: 'ids' string [B, K] and 'scores' float32 [B, K].
 
     Scores are dot products, falling; of equal scores the lower row of the gallery comes first.
     """
-    scores, rows = self.gallery(concepts, k=self.num_results)
+    scores, rows = self.best_rows(concepts)
     return {'ids': tf.gather(self.ids.value(), rows), 'scores': scores}
 
   def search_ids(self, crop_ids: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -234,7 +239,7 @@ class Retriever(tf.Module):
       tf.constant(MAX_VARIANTS, tf.int64),
       f'A request may have {MAX_VARIANTS} variants. It has:',
     )
-    scores, rows = self.gallery(self.embed_attributes(attributes), k=self.num_results)
+    scores, rows = self.best_rows(self.embed_attributes(attributes))
     with tf.control_dependencies([fits, few]):
       shape = tf.shape(variants)
     concepts = self.embed_attributes(tf.reshape(variants, [-1, self.num_attributes]))
