@@ -100,6 +100,34 @@ def test_crops_at_every_border_read_only_the_image():
   np.testing.assert_allclose(cropped, 255.0, atol=1e-3)
 
 
+@pytest.mark.parametrize('count', [0, 1, 8, 13])
+def test_each_crop_is_its_own_whatever_the_number(images, rng, count):
+  """They are enlarged some at a time, the last ones filled up."""
+  pictures = images[rng.integers(0, len(images), 20)]
+  boxes = np.tile(np.float32([0, 0, 1, 1]), [20, 1])
+  chosen = rng.choice(20, count, replace=False)
+  boxes[chosen] = np.float32([0.1, 0.05, 0.8, 0.9])
+  cropped = augmentation.crop(pictures, tf.constant(boxes)).numpy()
+  alone = [augmentation.crop(pictures[i : i + 1], boxes[i : i + 1]).numpy()[0] for i in range(20)]
+  np.testing.assert_array_equal(cropped, alone)
+  changed = np.any(cropped != pictures, axis=(1, 2, 3))
+  assert set(np.flatnonzero(changed)) == set(chosen)
+
+
+def test_crops_in_a_pipeline_leave_nothing_on_the_console(images, capfd):
+  """TensorFlow's optimiser warns of a number of boxes that it cannot tell, at each epoch."""
+  draws = augmentation.draws(1, 0, Stream.CROP, (12, augmentation.CROP_DRAWS)).numpy()
+  pictures = tf.data.Dataset.from_tensor_slices((np.tile(images[:4], [3, 1, 1, 1]), draws))
+
+  def crop(batch, draws):
+    return augmentation.crop(batch, augmentation.crop_boxes(draws, 0.5))
+
+  batches = list(pictures.batch(4, drop_remainder=True).map(crop))
+  assert [batch.shape for batch in batches] == [(4, *images.shape[1:])] * 3
+  said = capfd.readouterr()
+  assert 'CropAndResize' not in said.out + said.err
+
+
 GROUPS = (0, 1, 1, 1, 2, 3)
 
 

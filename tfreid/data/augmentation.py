@@ -17,6 +17,8 @@ CROP_AREA = (0.64, 1.0)
 CROP_STRETCH = (1.0, 1.5)
 CROP_ATTEMPTS = 10
 CROP_DRAWS = 1 + 2 * CROP_ATTEMPTS + 2
+# Crops that are enlarged together.
+_BOXES = 8
 
 
 class Stream(enum.IntEnum):
@@ -127,10 +129,18 @@ def crop(images: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
   last = tf.where(share < 1.0, tf.minimum(last, 1.0 - 1e-6), 1.0)
   corners = tf.concat([first, last], axis=1)
 
-  def enlarged(rows):
+  def boxes_of(rows):
     return tf.image.crop_and_resize(
       images, tf.gather(corners, rows), tf.cast(rows, tf.int32), shape
     )
+
+  def enlarged(rows):
+    # So many at a time, the last ones filled up: of an operation with an unknown number of boxes
+    # TensorFlow's optimiser warns at each epoch. One piece at least: none could not be joined.
+    count = tf.shape(rows)[0]
+    pieces = tf.reshape(tf.pad(rows, [[0, _BOXES - count % _BOXES]]), [-1, _BOXES])
+    found = tf.map_fn(boxes_of, pieces, fn_output_signature=tf.float32)
+    return tf.reshape(found, tf.concat([[-1], tf.shape(images)[1:]], axis=0))[:count]
 
   return changed(tf.cast(images, tf.float32), tf.reduce_any(share < 1.0, axis=1), enlarged)
 
