@@ -46,12 +46,12 @@ def hooks(run_directory: str, benchmark: Benchmark) -> list[Hooks]:
 class Estimate:
   """What a stage will take: steps, images and memory before it begins, then the time left."""
 
-  def __init__(self, progress_: Progress, steps_per_epoch: int, *, now: float):
-    """Of a stage that begins at `now`, in seconds."""
+  def __init__(self, progress_: Progress, steps_per_epoch: int):
+    """Of a stage that begins."""
     self.steps_per_epoch = max(1, steps_per_epoch)
     self.steps = progress_.stage.epochs * self.steps_per_epoch
-    self._first = progress_.epoch * self.steps_per_epoch
-    self._started = now
+    # The step and the time at the first line: what was before includes building the graph.
+    self._first: tuple[int, float] | None = None
     self._begin = (
       f'{progress_.stage.name}: {progress_.stage.epochs} epochs of {steps_per_epoch:,} steps, '
       f'{self.steps:,} in all; {progress_.batch_size:,} images a step, '
@@ -67,15 +67,18 @@ class Estimate:
     return self._begin
 
   def line(self, progress_: Progress, *, now: float) -> str:
-    """Where the stage is, and about how long it will still take."""
+    """Where the stage is at `now`, in seconds, and about how long it will still take."""
     loss = progress_.losses[progress_.method.objectives[0].loss]
-    done = max(1, progress_.step - self._first)
-    left = (now - self._started) / done * (self.steps - progress_.step)
-    return (
+    where = (
       f'{progress_.stage.name}: epoch {progress_.epoch + 1} of {progress_.stage.epochs}, step '
-      f'{progress_.step:,} of {self.steps:,}, loss {loss:.3f}, '
-      f'{progress_.images_per_second:.0f} images/s, about {_duration(left)} left'
+      f'{progress_.step:,} of {self.steps:,}, loss {loss:.3f}'
     )
+    if self._first is None:
+      self._first = progress_.step, now
+      return f'{where}; building the graph is done, the next line says the time left'
+    step, began = self._first
+    left = (now - began) / max(1, progress_.step - step) * (self.steps - progress_.step)
+    return f'{where}, {progress_.images_per_second:.0f} images/s, about {_duration(left)} left'
 
 
 class ProgressLines(Hooks):
@@ -103,7 +106,7 @@ class ProgressLines(Hooks):
 
   def stage_begins(self, progress_: Progress, steps_per_epoch: int):
     now = self._clock()
-    self._estimate = Estimate(progress_, steps_per_epoch, now=now)
+    self._estimate = Estimate(progress_, steps_per_epoch)
     self._say(self._estimate.beginning())
     self._next = now
 
@@ -147,7 +150,7 @@ class ProgressBar(Hooks):
   def stage_begins(self, progress_: Progress, steps_per_epoch: int):
     self.close()
     self._steps = max(1, steps_per_epoch)
-    estimate = Estimate(progress_, steps_per_epoch, now=0.0)
+    estimate = Estimate(progress_, steps_per_epoch)
     self._console.print(estimate.beginning(), highlight=False, soft_wrap=True)
     self._stage = self._opened().add_task(
       progress_.stage.name,
