@@ -71,7 +71,7 @@ def _faiss(rows: np.ndarray, keep: np.ndarray | None) -> dict[str, Callable]:
     options['params'] = faiss.SearchParameters(sel=chosen)
 
   def ask(threads, queries):
-    # Each time: SimSIMD sets the number of threads of all that share its OpenMP.
+    # Each time: others share its OpenMP, SimSIMD for example, and may set the number too.
     faiss.omp_set_num_threads(threads)
     return index.search(queries, TOP_K, **options)[0]
 

@@ -576,3 +576,20 @@ def test_zero_and_minus_zero_are_one_score():
   asked, values = rng.integers(0, 5, 1000), rng.standard_normal(1000).astype(np.float32)
   order = np.lexsort((-values, asked))
   np.testing.assert_array_equal(np.argsort(candidates._keys(asked, values), kind='stable'), order)
+
+
+def test_a_search_leaves_the_number_of_openmps_threads_as_it_was():
+  """SimSIMD sets it to one; FAISS, in the same process, would have one core from then on."""
+  openmp = quantized._openmp()
+  if openmp is None:
+    pytest.skip("SimSIMD's OpenMP is not to be found on this system.")
+  rng = np.random.default_rng(0)
+  before = openmp.omp_get_max_threads()
+  try:
+    openmp.omp_set_num_threads(3)
+    quantized._multiplies.cache_clear()
+    assert quantized.is_available()
+    scan_of(unit(rng, 3000, 40)).search(unit(rng, 1, 40), top_k=5)
+    assert openmp.omp_get_max_threads() == 3
+  finally:
+    openmp.omp_set_num_threads(before)

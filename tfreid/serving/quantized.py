@@ -61,6 +61,7 @@ from __future__ import annotations
 
 import abc
 import concurrent.futures
+import ctypes
 import functools
 import itertools
 import math
@@ -147,14 +148,46 @@ def _multiplies() -> bool:
 
   It cannot where usearch was imported before it, for example: they share names of functions.
   """
-  import simsimd
-
   codes = np.array([[127, -127, 3], [-127, -127, 5]], np.int8)
   try:
-    products = np.asarray(simsimd.cdist(codes[:1], codes, 'dot', out_dtype='float32'))
+    products = _dots(codes[:1], codes)
   except (TypeError, ValueError):
     return False
   return products.tolist() == [[2 * 127**2 + 9, 15]]
+
+
+def _dots(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
+  """Dot products, float32 [Q, n], of int8 [Q, E] and [n, E], by SimSIMD.
+
+  It sets OpenMP's number of threads, in this thread and to one, and leaves it so. Other libraries
+  may have been given the same OpenMP, FAISS for example: they would have one thread from then on.
+  """
+  import simsimd
+
+  threads = _openmp()
+  if threads is None:
+    return np.asarray(simsimd.cdist(queries, codes, 'dot', out_dtype='float32'))
+  before = threads.omp_get_max_threads()
+  try:
+    return np.asarray(simsimd.cdist(queries, codes, 'dot', out_dtype='float32'))
+  finally:
+    threads.omp_set_num_threads(before)
+
+
+@functools.cache
+def _openmp() -> ctypes.PyDLL | None:
+  """The functions of the OpenMP that SimSIMD was linked to; None where they cannot be found."""
+  import simsimd
+
+  try:
+    # The library is loaded already. Found in it is also what it depends on. The interpreter's lock
+    # is kept: these calls are shorter than getting it back.
+    library = ctypes.PyDLL(simsimd.__file__)
+    for name in ('omp_get_max_threads', 'omp_set_num_threads'):
+      getattr(library, name)
+  except (OSError, AttributeError, TypeError):
+    return None
+  return library
 
 
 def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -597,9 +630,7 @@ class _One(_Queries):
   """One query, multiplied by SimSIMD."""
 
   def products(self, codes, scales, room):
-    import simsimd
-
-    products = np.asarray(simsimd.cdist(self._queries, codes, 'dot', out_dtype='float32'))
+    products = _dots(self._queries, codes)
     products *= scales
     return products.reshape(-1, 1)
 
