@@ -11,8 +11,8 @@ F0  losses, correlation, replicas, spec, storage, printable, templating, forks, 
     evaluation.ranking, serving.search, serving.errors,
     serving.signatures, serving.operations, serving.light_encoder, serving.summation,
     serving.quantized, image_bytes
-Cellar  text; query, serving.packed,                 what even the ground floor stands on
-        serving.candidates above it
+Cellar  text, threads; query, serving.packed,        what even the ground floor stands on
+        serving.candidates above them
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ FLOORS = {
   'tfreid.replicas': 0,
   'tfreid.spec': 0,
   'tfreid.text': -2,
+  'tfreid.threads': -2,
   'tfreid.query': -1,
   'tfreid.serving.candidates': -1,
   'tfreid.serving.packed': -1,

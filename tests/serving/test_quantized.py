@@ -16,8 +16,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfreid import threads
 from tfreid.index import engine
 from tfreid.serving import candidates, packed, quantized, search
+
+
+@pytest.fixture(autouse=True)
+def _several_threads(monkeypatch):
+  """Also where there are too few rows for them to be worth it, and on one core."""
+  for module in (quantized, candidates):
+    monkeypatch.setattr(module, '_WORTH', 1)
+  cores = max(threads.usable_cores(), 2)
+  monkeypatch.setattr(threads, 'usable_cores', lambda: cores)
 
 
 def scan_of(*galleries):
@@ -373,8 +383,8 @@ def test_queries_whose_scores_could_overflow_do_not_suit():
 
 
 def test_many_threads_may_ask_at_once(monkeypatch):
-  monkeypatch.setattr(quantized, '_cores', lambda: 4)
-  monkeypatch.setattr(quantized, '_helpers', None)
+  monkeypatch.setattr(threads, 'usable_cores', lambda: 4)
+  monkeypatch.setattr(threads, '_helpers', None)
   monkeypatch.setattr(quantized, '_SHORTEST', 40 * 200)
   rng = np.random.default_rng(10)
   rows, queries = GALLERIES['unit'], unit(rng, 60, 40)
@@ -387,9 +397,41 @@ def test_many_threads_may_ask_at_once(monkeypatch):
     np.testing.assert_array_equal(scores, wanted)
 
 
+@pytest.mark.parametrize('cores', [1, 2, 7])
+def test_helpers_are_woken_up_for_what_is_worth_it(cores, monkeypatch):
+  monkeypatch.undo()
+  rng = np.random.default_rng(28)
+  rows, queries = unit(rng, 50000, 64), unit(rng, 24, 64)
+  asked = []
+  in_parallel = threads.in_parallel
+
+  def noted(work, *, helpers, **others):
+    asked.append(helpers)
+    in_parallel(work, helpers=helpers, **others)
+
+  monkeypatch.setattr(threads, 'in_parallel', noted)
+  monkeypatch.setattr(threads, '_helpers', None)
+  monkeypatch.setattr(threads, 'usable_cores', lambda: cores)
+  scan = scan_of(rows)
+  # 3 MiB of the copy: one query is not worth a helper, and a few are not either.
+  assert_exact(scan, rows, queries[:1], 100)
+  assert_exact(scan, rows, queries[:4], 100)
+  assert asked == [0, 0]
+  if packed.is_available():
+    # For the scan of two blocks, and for the candidates.
+    assert_exact(scan, rows, queries, 500)
+    assert asked[2] == min(cores, 2) - 1
+    assert (1 <= asked[3] < cores) if cores > 1 else not asked[3:]
+    del asked[2:]
+  # A filter leaves less to do.
+  keep = np.arange(len(rows)) < 5000
+  assert_exact(scan, rows, queries[:4], 100, keep)
+  assert asked[2] == 0
+
+
 def test_a_search_ends_between_blocks_when_nobody_waits(monkeypatch):
-  monkeypatch.setattr(quantized, '_cores', lambda: 3)
-  monkeypatch.setattr(quantized, '_helpers', None)
+  monkeypatch.setattr(threads, 'usable_cores', lambda: 3)
+  monkeypatch.setattr(threads, '_helpers', None)
   monkeypatch.setattr(quantized, '_SHORTEST', 40 * 50)
   monkeypatch.setattr(quantized, '_BLOCK', 40 * 50)
   scan = scan_of(GALLERIES['unit'])
@@ -427,8 +469,8 @@ def _search_in_a_fork(scan, query, answers):
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows does not fork')
 def test_a_forked_process_searches_with_threads_of_its_own(monkeypatch):
-  monkeypatch.setattr(quantized, '_cores', lambda: 3)
-  monkeypatch.setattr(quantized, '_helpers', None)
+  monkeypatch.setattr(threads, 'usable_cores', lambda: 3)
+  monkeypatch.setattr(threads, '_helpers', None)
   monkeypatch.setattr(quantized, '_SHORTEST', 40 * 200)
   rows = GALLERIES['unit']
   parts = [quantized.Part(rows, *quantized.quantized(rows))]
@@ -437,7 +479,7 @@ def test_a_forked_process_searches_with_threads_of_its_own(monkeypatch):
   )
   query = unit(np.random.default_rng(11), 1, 40)
   expected = scan.search(query, top_k=5)[0][0].tolist()
-  assert any(thread.name.startswith('quantized-scan') for thread in threading.enumerate())
+  assert any(thread.name.startswith('tfreid-helper') for thread in threading.enumerate())
   fork = multiprocessing.get_context('fork')
   answers = fork.Queue()
   child = fork.Process(target=_search_in_a_fork, args=(scan, query, answers))

@@ -22,6 +22,7 @@ import urllib.parse
 
 from absl import flags
 
+from tfreid import threads
 from tfreid.cli import source_flags, startup
 
 flags.adopt_module_key_flags(source_flags)
@@ -123,7 +124,7 @@ def main(argv):
     if told:
       _serve(socket.socket(fileno=told.listening), rules, tokens, told)
       return
-    processes = _PROCESSES.value or _cores()
+    processes = _PROCESSES.value or threads.usable_cores()
     sockets = _listen(processes)
     try:
       if processes > 1:
@@ -359,13 +360,6 @@ def _listen(count):
   address = first.getsockname()
   first.close()
   return [bound(address, shared=True) for _ in range(count)]
-
-
-def _cores():
-  """How many cores this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def _tokens():

@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from tfreid import threads
+
 _POLL = 0.5  # seconds
 
 # Becomes a command that is kept to some cores. In the new process and not by `preexec_fn`: what
@@ -98,8 +100,7 @@ def machine() -> dict[str, str]:
       facts['processor'] = names[0]
   except OSError:
     pass
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  facts['cores'] = str(cores)
+  facts['cores'] = str(threads.usable_cores())
   if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
     memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     facts['memory'] = f'{memory / 2**30:.1f} GiB'

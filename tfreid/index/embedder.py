@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfreid import forks, image_bytes
+from tfreid import forks, image_bytes, threads
 from tfreid.data.attributes import AttributeSchema
 from tfreid.serving import errors, light_encoder, versions
 
@@ -66,7 +66,7 @@ class Embedder:
       ValueError: it is not one whose crops can be indexed, or it is damaged.
     """
     self.num_devices: int = strategy.num_replicas_in_sync if strategy else 1
-    self.in_flight = max(2, min(4, _cores() // _DECODED_TOGETHER))
+    self.in_flight = max(2, min(4, threads.usable_cores() // _DECODED_TOGETHER))
     self.directory = version(directory)
     self.about = description(self.directory)
     self.fingerprint: str = self.about['fingerprint']
@@ -223,13 +223,6 @@ def _light(directory: str) -> light_encoder.LightEncoder | None:
   if not versions.is_sealed(directory) or not os.path.isfile(os.path.join(directory, name)):
     return None
   return light_encoder.from_bytes(versions.read(directory, name))
-
-
-def _cores() -> int:
-  """Cores that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def _images(signature: Callable, strategy: tf.distribute.Strategy) -> Callable:

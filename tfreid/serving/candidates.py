@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+
+from tfreid import threads
 
 # Candidates for each answer that are added before they are looked through again, at least.
 _ROOM = 6
@@ -17,6 +19,8 @@ _ROOM = 6
 _PENDING = 1 << 20
 # Most rows of a query that are scored before its bound is looked at again.
 _SCORED = 8192
+# Candidates that are worth another thread, for others of the queries.
+_WORTH = 4096
 
 _INFINITE = np.float32(np.inf)
 
@@ -93,7 +97,7 @@ class Candidates:
   def put(self, q: int, positions: np.ndarray) -> None:
     """Makes ascending rows the answer to a query, in the order of their last scores."""
     asked = np.full(len(positions), q)
-    self._keep(asked, positions, self._last(asked, positions))
+    self._best = self._joined(self._best, (asked, positions, self._last(asked, positions)))
 
   def answers(self) -> list[tuple[np.ndarray, np.ndarray]]:
     """Positions and last scores of the best of each query."""
@@ -136,7 +140,35 @@ class Candidates:
     """Scores what is pending, and keeps the best."""
     if not self._pending:
       return
-    asked, positions, _, upper = self._able(self._columns())
+    pending = self._able(self._columns())
+    shares = min(threads.usable_cores(), len(self.bounds), len(pending[0]) // _WORTH)
+    if shares < 2:
+      self._best = self._settled(pending, self._best)
+    else:
+      self._best = self._settled_together(pending, shares)
+    self._pending, self._number = [], 0
+
+  def _settled_together(self, pending, shares):
+    """What `_settled` returns for all queries, a share of them in each of several threads."""
+    edges = np.linspace(0, len(self.bounds), shares + 1).astype(np.int64)
+    numbers, best = itertools.count(), [self._best] * shares
+
+    def work(check):
+      del check
+      # Counting is one step of the interpreter: no two threads get the same number.
+      while (i := next(numbers)) < shares:
+        own = (pending[0] >= edges[i]) & (pending[0] < edges[i + 1])
+        begin, end = np.searchsorted(self._best[0], edges[i : i + 2])
+        best[i] = self._settled(
+          tuple(column[own] for column in pending), tuple(c[begin:end] for c in self._best)
+        )
+
+    threads.in_parallel(work, helpers=shares - 1)
+    return tuple(map(np.concatenate, zip(*best)))
+
+  def _settled(self, pending, best):
+    """Scores what is pending of some queries; returns their best, with those they have."""
+    asked, positions, _, upper = pending
     order = np.argsort(_keys(asked, upper))
     asked, positions, upper = asked[order].astype(np.int64), positions[order], upper[order]
     # Of each query those of the greatest upper bound first, and all queries together: what a call
@@ -145,27 +177,26 @@ class Candidates:
     first, length = 0, min(2 * self.top_k, _SCORED)
     while len(asked):
       now = ranks < first + length
-      self._keep(asked[now], positions[now], self._last(asked[now], positions[now]))
+      some = asked[now], positions[now]
+      best = self._joined(best, (*some, self._last(*some)))
       left = np.flatnonzero(~now & (upper >= self.bounds[asked]))
       asked, positions, upper, ranks = (array[left] for array in (asked, positions, upper, ranks))
       first, length = first + length, min(2 * length, _SCORED)
-    self._pending, self._number = [], 0
+    return best
 
-  def _keep(self, asked: np.ndarray, positions: np.ndarray, scores: np.ndarray) -> None:
-    """Takes rows with their last scores among the best, each for the query `asked` of it."""
-    new = asked, positions, scores
-    columns: Any = zip(self._best, new)
-    asked, positions, scores = (np.concatenate(pair) for pair in columns)
+  def _joined(self, best, new):
+    """The best of some queries with new rows, each for the query `asked` of it; raises bounds."""
+    asked, positions, scores = map(np.concatenate, zip(best, new))
     keys = _keys(asked, scores)
     order = np.argsort(keys)
     if np.any(keys[order[1:]] == keys[order[:-1]]):
       order = np.lexsort((positions, keys))
     starts, counts = _runs(asked, len(self.bounds))
     kept = order[np.arange(len(order)) - starts[asked[order]] < self.top_k]
-    self._best = asked[kept], positions[kept], scores[kept]
     full = np.flatnonzero(counts >= self.top_k)
     last = scores[order[starts[full] + self.top_k - 1]].astype(np.float64)
     self.bounds[full] = np.maximum(self.bounds[full], last)
+    return asked[kept], positions[kept], scores[kept]
 
 
 def _runs(asked: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -60,19 +60,18 @@ they are scored, and the K best of them kept. The sample, 65,536 rows of the cop
 from __future__ import annotations
 
 import abc
-import concurrent.futures
 import ctypes
 import functools
 import itertools
 import math
 import mmap
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tfreid import threads
 from tfreid.serving import candidates as found
 from tfreid.serving import packed
 
@@ -87,6 +86,9 @@ _BLOCK, _SHORTEST = 1 << 23, 1 << 21
 # Blocks for each core, if they are not too short or too long. After each of them a thread has to
 # wait for the interpreter's lock, and the more often, the more often it comes too late.
 _BLOCKS = 2
+# Bytes of the copy, once for each query, that are worth another thread: a core that sleeps takes a
+# good part of a millisecond to begin, in which one that is awake reads as much.
+_WORTH = 1 << 24
 # Rows per product of float32 matrices, for the same reasons.
 _TILE = 8192
 # Products at the same time, where whole numbers are multiplied as a matrix: they stay in a cache
@@ -105,8 +107,9 @@ _FIRST = 1024
 # query, and one of matrices of float32 numbers.
 _PACKED = 3
 _MATRIX = 12
-# A block of which fewer than a part in so many may be answered is gathered first.
-_SPARSE = 4
+# A block of which fewer than a part in so many may be answered is gathered first, and a row then
+# takes so many times as long.
+_SPARSE, _GATHERED = 4, 8
 # Rows of a file that are asked for at once: fewer are waited for one by one.
 _AHEAD = 8
 # Rows scored together: they stay in a cache.
@@ -164,14 +167,14 @@ def _dots(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
   """
   import simsimd
 
-  threads = _openmp()
-  if threads is None:
+  openmp = _openmp()
+  if openmp is None:
     return np.asarray(simsimd.cdist(queries, codes, 'dot', out_dtype='float32'))
-  before = threads.omp_get_max_threads()
+  before = openmp.omp_get_max_threads()
   try:
     return np.asarray(simsimd.cdist(queries, codes, 'dot', out_dtype='float32'))
   finally:
-    threads.omp_set_num_threads(before)
+    openmp.omp_set_num_threads(before)
 
 
 @functools.cache
@@ -259,7 +262,7 @@ class QuantizedScan:
     self.size, self.width = int(self._starts[-1]), width
     self._score = score
     most, least = max(_BLOCK // width, 1), max(_SHORTEST // width, 1)
-    longest = min(most, max(least, -(-self.size // (_BLOCKS * _cores()))))
+    longest = min(most, max(least, -(-self.size // (_BLOCKS * threads.usable_cores()))))
     self._blocks = [
       _Block(part, int(offset), start, min(start + length, len(part.rows)))
       for part, offset in zip(self._parts, self._starts)
@@ -317,13 +320,21 @@ class QuantizedScan:
     for some in scanned:
       self._begin(some, candidates, keep, guess=guess)
     blocks = _Blocks(self._blocks)
-    _in_parallel(
+    threads.in_parallel(
       lambda check: self._work(blocks.each(check), scanned, candidates, keep),
-      check,
-      helpers=min(len(self._blocks), _cores()) - 1 if scanned[0].threaded else 0,
+      helpers=self._helpers(len(asked), keep) if scanned[0].threaded else 0,
+      check=check,
       stop=blocks.stop,
     )
     return candidates.unsure()
+
+  def _helpers(self, queries, keep) -> int:
+    """How many other threads are worth waking up for so many queries."""
+    rows = self.size if keep is None else np.count_nonzero(keep)
+    if rows * _SPARSE < self.size:
+      rows *= _GATHERED
+    work = rows * self.width * queries
+    return min(len(self._blocks), threads.usable_cores(), max(work // _WORTH, 1)) - 1
 
   def _work(self, blocks, scanned, candidates, keep):
     """Scans blocks, in one of several threads."""
@@ -673,8 +684,8 @@ class _Matrix(_Queries):
 def _even(count: int, longest: int) -> int:
   """Rows of a block, so that each core gets as many of the `count` rows."""
   blocks = -(-count // longest)
-  if blocks > _cores():
-    blocks = -(-blocks // _cores()) * _cores()
+  if blocks > threads.usable_cores():
+    blocks = -(-blocks // threads.usable_cores()) * threads.usable_cores()
   return max(-(-count // max(blocks, 1)), 1)
 
 
@@ -687,62 +698,3 @@ def _best_of_groups(queries, codes, scales, size) -> np.ndarray:
     groups = len(products) // size
     best.append(products[: groups * size].reshape(size, groups, -1).max(axis=0))
   return np.concatenate(best)
-
-
-def _cores() -> int:
-  """Number of cores that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
-# Threads of all searches of this process, one for each core but the one that asks.
-_helpers: concurrent.futures.ThreadPoolExecutor | None = None
-_starting = threading.Lock()
-
-
-def _pool() -> concurrent.futures.ThreadPoolExecutor:
-  global _helpers
-  with _starting:
-    if _helpers is None:
-      _helpers = concurrent.futures.ThreadPoolExecutor(max(_cores() - 1, 1), 'quantized-scan')
-    return _helpers
-
-
-def _forget_helpers() -> None:
-  """In a process that was forked: its threads did not come along."""
-  global _helpers, _starting
-  _helpers, _starting = None, threading.Lock()
-
-
-if hasattr(os, 'register_at_fork'):
-  os.register_at_fork(after_in_child=_forget_helpers)
-
-
-def _in_parallel(
-  work: Callable[[Callable[[], None]], object],
-  check: Callable[[], None],
-  *,
-  helpers: int,
-  stop: Callable[[], None],
-) -> None:
-  """Calls `work` in this thread, and in as many helpers as are free, until all have returned.
-
-  Args:
-    work: called with what it is to call between its steps.
-    check: that, in this thread.
-    helpers: how many, at most.
-    stop: ends the work of the others when one has failed.
-  """
-  others = [_pool().submit(work, lambda: None) for _ in range(helpers)]
-  try:
-    work(check)
-  except BaseException:
-    stop()
-    raise
-  finally:
-    # One that has not begun, because others search, is not needed any more.
-    begun = [other for other in others if not other.cancel()]
-    concurrent.futures.wait(begun)
-  for other in begun:
-    other.result()

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfreid import storage
+from tfreid import storage, threads
 from tfreid.data.synthetic import crops, population, scene
 from tfreid.data.synthetic.annotation import annotation_file
 from tfreid.data.synthetic.difficulty import Difficulty, as_difficulty
 from tfreid.data.synthetic.figure import VIEWS
 from tfreid.data.synthetic.identity import Identity, sample_identity
 from tfreid.data.synthetic.population import Person
-from tfreid.data.synthetic.workers import shared_out, usable_cores
+from tfreid.data.synthetic.workers import shared_out
 
 # Raised whenever the same parameters would give other files than before.
 VERSION = 3
@@ -255,7 +255,7 @@ class SyntheticPeople:
     if present is not None:
       return present
     if workers is None:
-      workers = usable_cores()
+      workers = threads.usable_cores()
     if workers < 1:
       raise ValueError(f'workers must be at least 1, not {workers}.')
     storage.make_directories(directory.parent)

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-
-
-def usable_cores() -> int:
-  """Returns how many cores this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def shared_out(draw: Callable, jobs: Sequence, *, workers: int, progress: bool) -> Iterator:
