@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -103,6 +104,31 @@ def test_withdrawing_an_attribute_leaves_the_rest_and_the_last_leaves_nothing_sa
   assert binary.encoding == 'binary' and not binary.rates
   (rest,) = attribution.leave_one_out(binary, {'gender': 'female'})
   np.testing.assert_array_equal(rest, np.full(binary.size, 0.5))
+
+
+@pytest.mark.parametrize('encoding', ['binary', 'three_state'])
+@pytest.mark.parametrize('rates', [(), tuple(np.linspace(0.1, 0.9, market1501.SCHEMA.size))])
+def test_questions_and_what_is_withdrawn_are_what_the_schema_encodes(encoding, rates):
+  """Both are made of the whole query's vector; here of a query for each."""
+  schema = dataclasses.replace(market1501.SCHEMA, encoding=encoding, rates=rates)
+  rng = np.random.default_rng(1)
+  for _ in range(20):
+    chosen = rng.permutation(len(schema.attributes))[: rng.integers(2, 8)]
+    query = {
+      attribute.name: rng.choice(['', '!']) + rng.choice(attribute.values)
+      for attribute in (schema.attributes[i] for i in chosen)
+    }
+    for left_out, vector in zip(query, attribution.leave_one_out(schema, query)):
+      rest = {name: value for name, value in query.items() if name != left_out}
+      np.testing.assert_array_equal(vector, schema.encode_query(rest))
+    asked = suggestion.questions(schema, query)
+    assert [question.attribute for question in asked] == [
+      attribute.name for attribute in schema.attributes if attribute.name not in query
+    ]
+    for question in asked:
+      for value, vector in zip(question.values, question.vectors):
+        expected = schema.encode_query({**query, question.attribute: value})
+        np.testing.assert_array_equal(vector, expected)
 
 
 def test_reasons_are_score_with_minus_score_without():

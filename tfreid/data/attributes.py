@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -75,6 +75,20 @@ class Attribute:
     if self.is_binary:
       return (self.name,)
     return tuple(f'{self.name}={value}' for value in self.values)
+
+
+class _Place(NamedTuple):
+  """Where an attribute is in a vector.
+
+  Attributes:
+    attribute: which.
+    block: positions of its columns.
+    values: what a description may say of it, 'none' too where it has a column per value.
+  """
+
+  attribute: Attribute
+  block: slice
+  values: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,19 +165,21 @@ class AttributeSchema:
 
   def block(self, name: str) -> slice:
     """Positions of the attribute's columns in a vector."""
-    return self._places[self.attribute(name).name][1]
+    place = self._places.get(name)
+    return place.block if place else self._places[self.attribute(name).name].block
 
   @property
-  def _places(self) -> dict[str, tuple[Attribute, slice]]:
-    """The attributes by name, each with the positions of its columns in a vector."""
+  def _places(self) -> dict[str, _Place]:
+    """Where the attributes are, by name."""
     return self.derive('places', AttributeSchema._find_places)
 
-  def _find_places(self) -> dict[str, tuple[Attribute, slice]]:
-    places: dict[str, tuple[Attribute, slice]] = {}
+  def _find_places(self) -> dict[str, _Place]:
+    places: dict[str, _Place] = {}
     start = 0
     for attribute in self.attributes:
       stop = start + len(attribute.columns)
-      places.setdefault(attribute.name, (attribute, slice(start, stop)))
+      known = attribute.values if attribute.is_binary else (*attribute.values, NONE)
+      places.setdefault(attribute.name, _Place(attribute, slice(start, stop), known))
       start = stop
     return places
 
@@ -173,8 +189,9 @@ class AttributeSchema:
     Raises:
       ValueError: there is none; the message suggests the nearest.
     """
-    if name in self._places:
-      return self._places[name][0]
+    place = self._places.get(name)
+    if place:
+      return place.attribute
     if not name.isascii():
       for attribute in self.attributes:
         if normalized(attribute.name) == normalized(name[:_LONGEST]):
@@ -191,7 +208,7 @@ class AttributeSchema:
       ValueError: unknown attribute or value; the message suggests the nearest.
     """
     attribute = self.attribute(name)
-    known = attribute.values if attribute.is_binary else (*attribute.values, NONE)
+    known = self._places[attribute.name].values
     if value in known:
       return value
     for other in known:

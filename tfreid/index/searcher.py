@@ -407,11 +407,12 @@ class _Described:
 
 
 def _hit(match: Match, reasons: Mapping[str, float]) -> Hit:
+  row = match.row
   return Hit(
-    id=match.row.id,
+    id=row.id,
     score=match.score,
-    path=match.row.path,
-    attributes=match.row.attributes,
-    metadata=match.row.fields,
+    path=row.path,
+    attributes=row.attributes,
+    metadata=row.fields,
     reasons=reasons,
   )

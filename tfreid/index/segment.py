@@ -374,7 +374,8 @@ class Segment:
     self.concepts = self._load('embeddings.npy')
     self.hashes = self._load('hashes.npy')
     self.copy = tuple(map(self._load, COPY)) if COPY[0] in entry['files'] else None
-    self._offsets = self._load('offsets.npy')
+    # Numbers of a plain array are read in a third of the time that those of a memory map take.
+    self._offsets = np.asarray(self._load('offsets.npy'))
     self._codes = self._load('codes.npy')
     # Mapped as well: a reader goes on when a writer has replaced what it reads.
     self._lines = self._map('rows.jsonl')
@@ -463,7 +464,8 @@ class Segment:
     """The row at a position."""
     line = self._lines[int(self._offsets[position]) : int(self._offsets[position + 1])]
     with self._checked('rows.jsonl'):
-      return Row.from_json(json.loads(line))
+      # As `json` reads bytes, but without guessing their encoding.
+      return Row.from_json(json.loads(line.decode('utf-8', 'surrogatepass')))
 
   def column(self, name: str) -> Column | None:
     """A field or an attribute of all rows, removed ones too; None if no row has it."""

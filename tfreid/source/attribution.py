@@ -23,10 +23,12 @@ def leave_one_out(schema: AttributeSchema, query: Mapping[str, str]) -> np.ndarr
   Raises:
     ValueError: an unknown attribute or value.
   """
-  vectors = np.empty((len(query), schema.size), np.float32)
-  for row, left_out in enumerate(query):
-    rest = {name: value for name, value in query.items() if name != left_out}
-    vectors[row] = schema.encode_query(rest) if rest else schema.unsaid()
+  # An attribute has columns of its own, so what is left out has what is there of nothing said.
+  vectors = np.repeat(schema.encode_query(query)[np.newaxis], len(query), axis=0)
+  unsaid = schema.unsaid()
+  for vector, left_out in zip(vectors, query):
+    block = schema.block(left_out)
+    vector[block] = unsaid[block]
   return vectors
 
 

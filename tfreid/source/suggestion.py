@@ -40,17 +40,28 @@ def questions(schema: AttributeSchema, query: Mapping[str, str]) -> list[Questio
     In the order of the schema; none when everything is said. 'none' is an answer for attributes
     that have a column per value.
   """
-  asked = []
+  alone, own, places = schema.derive('questions', _answers_of_all)
   # An attribute has columns of its own, so an answer is the query with these exchanged.
   said = schema.encode_query(query) if query else schema.unsaid()
-  for name, (values, alone) in schema.answers.items():
-    if name in query:
-      continue
-    vectors = np.repeat(said[np.newaxis], len(values), axis=0)
-    block = schema.block(name)
-    vectors[:, block] = alone[:, block]
-    asked.append(Question(name, values, vectors))
-  return asked
+  vectors = np.where(own, alone, said)
+  return [
+    Question(name, values, vectors[places[name]])
+    for name, (values, _) in schema.answers.items()
+    if name not in query
+  ]
+
+
+def _answers_of_all(schema):
+  """The answers to all questions, one below the other: vectors that say only these, float32 [V, A],
+  which columns are the attribute's own, bool [V, A], and where those of each attribute are.
+  """
+  alone = np.concatenate([vectors for _, vectors in schema.answers.values()])
+  own, places, start = np.zeros(alone.shape, bool), {}, 0
+  for name, (values, _) in schema.answers.items():
+    places[name] = slice(start, start + len(values))
+    own[places[name], schema.block(name)] = True
+    start += len(values)
+  return alone, own, places
 
 
 def suggest(

@@ -98,7 +98,10 @@ class Policy:
 
   def visible(self, values: Mapping[str, Any]) -> dict[str, Any]:
     """What may be shown of things by attribute or field name."""
-    return {name: value for name, value in values.items() if name not in self.disabled_attributes}
+    disabled = self.disabled_attributes
+    if not disabled:
+      return dict(values)
+    return {name: value for name, value in values.items() if name not in disabled}
 
   def check_schema(self, schema: AttributeSchema) -> None:
     """Refuses a schema that has another idea of what there is to disable.

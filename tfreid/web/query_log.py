@@ -172,11 +172,18 @@ def bounded(entry: Mapping[str, Any]) -> dict[str, Any]:
   A longer field becomes {"begins": its first part, "bytes": of its JSON, "sha256": of its JSON}.
   """
   most = _ANSWERED_BYTES if entry.get('outcome') == 'answered' else _OTHER_BYTES
+  # Where all of it is no longer than a field may be, no field is.
+  if len(_as_json(entry)) <= most:
+    return dict(entry)
   return {name: _bounded_field(value, most) for name, value in entry.items()}
 
 
+def _as_json(value):
+  return json.dumps(value, ensure_ascii=True, separators=(',', ':'))
+
+
 def _bounded_field(value, most):
-  text = json.dumps(value, ensure_ascii=True, separators=(',', ':'))
+  text = _as_json(value)
   if len(text) <= most:
     return value
   digest = hashlib.sha256(text.encode()).hexdigest()
