@@ -27,6 +27,8 @@ GENERATED = (
   'docs/results/tables.md',
   'docs/results/photographs/peta/tables.md',
   'docs/results/photographs/peta_again/tables.md',
+  'docs/results/photographs/sal/tables.md',
+  'docs/results/photographs/market/tables.md',
 )
 # What was going to be compared, put down before it was run: its text is not touched afterwards.
 AS_WRITTEN = ('docs/results/photographs/README.md',)

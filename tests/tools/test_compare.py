@@ -322,6 +322,33 @@ def test_a_page_of_rows_alone_knows_the_data_by_what_the_loader_calls_them(tmp_p
   assert 'other people and other images' not in page
 
 
+@pytest.mark.parametrize('known', [True, False])
+def test_a_part_of_the_papers_data_stands_beside_nothing_published(known, tmp_path):
+  """Its loader has been given another name; and rows alone may be all there is."""
+  rows = [
+    {
+      **{'system': system, 'seed': 0, 'run': f'runs/{system}/seed-0', 'seconds': 1.0},
+      **{'role': 'table', 'label': 'joint', 'primary': True},
+      'dataset': 'Market-1501, training half',
+      'metrics': {
+        'all': {'rank1': 0.5, 'mAP': 0.5, 'queries': 2, 'gallery': 4, 'chance_rank1': 0.25}
+      },
+    }
+    for system in ('a2img', 'without_adversarial')
+  ]
+  (tmp_path / 'results.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  if known:
+    (tmp_path / 'comparison.json').write_text(json.dumps({'dataset': 'market1501'}))
+  done = compare('--render_only', f'--out={tmp_path}')
+  assert done.returncode == 0, done.stderr
+  page = (tmp_path / 'tables.md').read_text()
+  assert '| ours (A2Img) |' in page
+  for published in ("the paper's", "The paper's", 'paper:', '40.3', '33.8'):
+    assert published not in page
+  widths = [line.count('|') for line in page.splitlines() if line.startswith('| system')]
+  assert widths and widths[0] == 3
+
+
 def test_two_at_one_run_take_turns(tmp_path):
   code = (
     'import fcntl, sys; from tfreid.comparison import processes\n'

@@ -6,7 +6,7 @@ measured and used for nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 # Of a dataset file in gin/datasets, the name of the paper's column.
@@ -140,6 +140,19 @@ def has(dataset: str) -> bool:
   return _NAMES.get(dataset, dataset) in COLUMNS
 
 
-def column(dataset: str) -> str:
-  """The paper's column to show beside results on a data set; Market for one it does not have."""
+def column(dataset: str, loaded: Collection[str] = ()) -> str:
+  """The paper's column to show beside results on a data set.
+
+  Args:
+    dataset: the name of its gin file or of its loader.
+    loaded: what the loader called it in each of the results, where that is known.
+
+  Returns:
+    Market for a data set that the paper does not have; '' for a part of one that it has, or another
+    division of it, which a loader has been given another name for: nothing was published for that.
+  """
+  if has(dataset) and loaded and not any(map(has, loaded)):
+    return ''
+  if not has(dataset) and any(dataset.startswith(f'{name},') for name in _NAMES):
+    return ''
   return COLUMNS.get(_NAMES.get(dataset, dataset), 'Market')

@@ -83,17 +83,18 @@ def glance(findings: Findings) -> Table:
           Cell('–', tone='paper')
           if own is None
           else Cell(f'{own:.1f} %', tone='paper', bar=own / theirs),
-        ]
+        ][: 3 if findings.column else 2]
       )
     )
   luck = scores.chance(next(iter(findings.systems.values()))[0])['rank1']
-  rows.append(Row([Cell('chance'), Cell(f'{luck:.2f} %', bar=luck / top), Cell('')], muted=True))
+  line = [Cell('chance'), Cell(f'{luck:.2f} %', bar=luck / top)]
+  rows.append(Row([*line, Cell('')] if findings.column else line, muted=True))
   return Table(
     [
       Cell('system'),
       Cell('rank-1, best first'),
       Cell(f"the paper's rank-1, {findings.column}", tone='paper'),
-    ],
+    ][: 3 if findings.column else 2],
     rows,
     'Mean ± standard deviation over seeds, all queries.'
     + (' A name leads to ranked results of its first seed.' if findings.links else ''),

@@ -20,7 +20,7 @@ class Findings:
     results: the evaluations among the rows.
     systems: system -> what the tables show, a result per seed.
     untrained: the same of untrained networks.
-    column: of the paper's tables, to compare with.
+    column: of the paper's tables, to compare with; '' where nothing was published for the data.
     same_data: whether that column is of the same data set.
     best: the system of the highest rank-1.
     reference: the system that the others are compared with.
@@ -40,8 +40,9 @@ class Findings:
     primary = [result for result in self.results if result.primary]
     self.systems = by_system(primary, plan.TABLE)
     self.untrained = by_system(primary, plan.UNTRAINED)
-    self.column = paper.column(about.get('dataset', ''))
-    self.same_data = paper.has(about.get('dataset', ''))
+    dataset, loaded = about.get('dataset', ''), {row['dataset'] for row in rows if 'dataset' in row}
+    self.column = paper.column(dataset, loaded)
+    self.same_data = bool(self.column) and paper.has(dataset)
     self.best = scores.best(self.systems)
     self.reference = paper.OURS if paper.OURS in self.systems else self.best
 

@@ -21,10 +21,11 @@ def table2(findings: Findings) -> list[Part]:
     for metric in scores.METRICS
   }
   verdicts = findings.against(findings.reference, 'rank1')
+  published = scores.METRICS if findings.column else ()
   headings = [
     Cell('system'),
     *(Cell(cells.HEADINGS[metric]) for metric in scores.METRICS),
-    *(Cell(f'paper: {cells.HEADINGS[metric]}', tone='paper') for metric in scores.METRICS),
+    *(Cell(f'paper: {cells.HEADINGS[metric]}', tone='paper') for metric in published),
     Cell(f'rank-1 against {paper.label(findings.reference)}'),
   ]
   rows = []
@@ -42,7 +43,7 @@ def table2(findings: Findings) -> list[Part]:
           ),
           *(
             Cell('–' if printed is None else f'{value:.2f}', tone='paper')
-            for value in printed or [math.nan] * 4
+            for value in printed or [math.nan] * len(published)
           ),
           cells.difference(verdicts.get(name), own=name == findings.reference, brief=True),
         ]
@@ -50,7 +51,7 @@ def table2(findings: Findings) -> list[Part]:
     )
   luck = scores.chance(next(iter(findings.systems.values()))[0])
   line = [Cell('chance'), *(Cell(cells.number(luck[metric])) for metric in scores.METRICS)]
-  rows.append(Row([*line, *[Cell('')] * 5], muted=True))
+  rows.append(Row([*line, *[Cell('')] * (len(published) + 1)], muted=True))
   return [Table(headings, rows, _caption(findings))]
 
 
@@ -71,7 +72,7 @@ def table3(findings: Findings) -> list[Part]:
           findings.name(name),
           Cell(cells.plus_minus(scores.score(findings.systems[name], 'rank1')), name == best),
           Cell(cells.plus_minus(scores.score(findings.systems[name], 'mAP')), name == best_map),
-          *(Cell(str(printed[column]), tone='paper') for column in printed),
+          *(Cell(str(printed[column]), tone='paper') for column in printed if findings.column),
           cells.difference(verdicts.get(name), own=name == findings.reference, brief=True),
         ]
       )
@@ -80,15 +81,19 @@ def table3(findings: Findings) -> list[Part]:
     Cell('system'),
     Cell('rank-1'),
     Cell('mAP'),
-    *(Cell(f'paper: {c} rank-1', tone='paper') for c in paper.COLUMNS.values()),
+    *(
+      Cell(f'paper: {column} rank-1', tone='paper')
+      for column in paper.COLUMNS.values()
+      if findings.column
+    ),
     Cell(f'rank-1 against {paper.label(findings.reference)}'),
   ]
   return [
     Table(
       headings,
       rows,
-      'Mean ± standard deviation over seeds, in percent. Bold: best of the column. '
-      "The paper's columns are its own figures, single runs.",
+      'Mean ± standard deviation over seeds, in percent. Bold: best of the column.'
+      + (" The paper's columns are its own figures, single runs." if findings.column else ''),
     )
   ]
 
@@ -96,9 +101,11 @@ def table3(findings: Findings) -> list[Part]:
 def _caption(findings: Findings) -> str:
   text = (
     'Percent, mean ± standard deviation over seeds. Bold: best of the column. Differences: '
-    'percent points; ▲ clearly better, ▼ clearly worse, ≈ no clear difference. '
-    f"In italics the paper's own figures for {findings.column}, single runs"
+    'percent points; ▲ clearly better, ▼ clearly worse, ≈ no clear difference.'
   )
+  if not findings.column:
+    return text
+  text += f" In italics the paper's own figures for {findings.column}, single runs"
   if findings.same_data:
     return f'{text}.'
   return f'{text}: other people and other images, so only the order can be compared.'
