@@ -8,7 +8,7 @@ F3  methods                                          training alone sees it, onl
 F2  joint_space, source, serving.loading             the waists: what is trained, what is searched
 F1  networks, data, serving.versions                 rooms that do not know each other
 F0  losses, correlation, replicas, spec, storage, printable, templating, forks, cancellation,
-    evaluation.ranking, serving.search, serving.errors,
+    fibers, evaluation.ranking, serving.search, serving.errors,
     serving.signatures, serving.operations, serving.light_encoder, serving.summation,
     serving.quantized, image_bytes
 Cellar  text, threads; query, serving.packed,        what even the ground floor stands on
@@ -37,6 +37,7 @@ FLOORS = {
   'tfreid.serving.candidates': -1,
   'tfreid.serving.packed': -1,
   'tfreid.cancellation': 0,
+  'tfreid.fibers': 0,
   'tfreid.storage': 0,
   'tfreid.printable': 0,
   'tfreid.templating': 0,
@@ -77,6 +78,8 @@ SEATS = {
   'tensorflow_addons': ('tfreid.data.pipeline',),
   'simsimd': ('tfreid.serving.quantized',),
   'numkong': ('tfreid.serving.packed',),
+  'onnxruntime': ('tfreid.serving.packed',),
+  'greenlet': ('tfreid.fibers',),
   'pandas': ('tfreid.data', 'tfreid.evaluation.results'),
   'jinja2': ('tfreid.templating',),
   'tools': (),

@@ -1,17 +1,19 @@
-"""Ending work that nobody waits for any more: a flag per thread, looked at between steps. Floor 0.
+"""Ending work that nobody waits for any more: a flag, looked at between steps. Floor 0.
 
 A thread cannot be stopped from outside. Whoever gives it work runs that below `scope`; whatever
 takes long calls `check` between its steps, which costs less than a microsecond and does nothing
-where there is no scope.
+where there is no scope. Calls that share a thread (`fibers`) have a scope each.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
+import contextvars
 from collections.abc import Iterator
 
-_local = threading.local()
+_current: contextvars.ContextVar[Cancellation | None] = contextvars.ContextVar(
+  'cancellation', default=None
+)
 
 
 class CancelledError(Exception):
@@ -41,22 +43,21 @@ class Cancellation:
 
 @contextlib.contextmanager
 def scope(cancellation: Cancellation) -> Iterator[None]:
-  """Makes `check` in this thread look at a cancellation, until the context ends."""
-  before = getattr(_local, 'cancellation', None)
-  _local.cancellation = cancellation
+  """Makes `check` look at a cancellation here, until the context ends."""
+  before = _current.set(cancellation)
   try:
     yield
   finally:
-    _local.cancellation = before
+    _current.reset(before)
 
 
 def current() -> Cancellation | None:
-  """The cancellation that `check` looks at in this thread; None where there is no scope."""
-  return getattr(_local, 'cancellation', None)
+  """The cancellation that `check` looks at here; None where there is no scope."""
+  return _current.get()
 
 
 def check() -> None:
-  """Does nothing while somebody waits for the work of this thread.
+  """Does nothing while somebody waits for the work that is done here.
 
   Raises:
     CancelledError: nobody does.

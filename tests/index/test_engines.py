@@ -465,3 +465,18 @@ def test_ids_with_control_characters_are_removed_and_left_out_as_well(any_engine
   assert set(found.rows(odd)) == set(odd[2:])
   names = [match.row.id for match in found.search(concepts[:1], top_k=30, exclude=odd)[0]]
   assert len(names) == 14 and not set(names) & set(odd)
+
+
+@pytest.mark.parametrize('count', [0, 1, 3, 40])
+def test_ids_are_looked_up_by_their_hashes_alike_for_few_and_for_many(tmp_path, monkeypatch, count):
+  # Ids whose hashes are equal: which of them is meant, the lines say.
+  monkeypatch.setattr(segment, 'id_hash', lambda name: int(name[3:]) // 2)
+  rows = [Row(f'id-{i}') for i in range(60)]
+  entry = segment.write(str(tmp_path), [(np.eye(60, 8, dtype=np.float32), rows)], size=60, width=8)
+  part = segment.Segment(str(tmp_path), entry)
+  part = segment.Segment(str(tmp_path), part.without(np.array([3, 10, 59])))
+  hashes = np.arange(count, dtype=np.uint64)
+  expected = [i for i in range(60) if i // 2 < count and i not in (3, 10, 59)]
+  assert part.near(hashes).tolist() == expected
+  assert part.near(hashes[::-1].repeat(2)).tolist() == expected
+  assert part.near(hashes).dtype == np.int64

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tfreid.index
-from tfreid import cancellation
+from tfreid import cancellation, fibers
 from tfreid.index import engines, filters, joining, segment, writer
 from tfreid.index.directory import IndexDirectory
 from tfreid.index.joining import JoinedImages, JoinedSearch, Joiner
@@ -73,6 +73,83 @@ def asking(joiner, gate):
       yield ask
     finally:
       gate.open.set()
+
+
+def in_a_group(functions):
+  """What functions return, or raise, when they are the calls of a group."""
+  found = [None] * len(functions)
+
+  def call(i):
+    try:
+      found[i] = functions[i]()
+    except Exception as error:
+      found[i] = error
+
+  batches = [[lambda i=i: call(i) for i in range(len(functions))]]
+  with concurrent.futures.ThreadPoolExecutor(8) as threads:
+    fibers.Group(threads).run(lambda: batches.pop() if batches else [])
+  return found
+
+
+def test_calls_of_a_group_go_together_by_key():
+  calls = []
+
+  def call(key, items):
+    calls.append((key, list(items)))
+    return [1 / item for item in items]
+
+  joiner = Joiner(call, most=lambda key: 3)
+  asked = [('a', 1), ('b', 2), ('a', 4), ('a', 5), ('a', 8), ('b', 0)]
+  found = in_a_group([lambda key=key, item=item: joiner(key, item) for key, item in asked])
+  assert found[:5] == [1, 0.5, 0.25, 0.2, 0.125]
+  assert isinstance(found[5], ZeroDivisionError)
+  # One of them fails, so each of these is called alone.
+  assert calls == [('a', [1, 4, 5]), ('a', [8]), ('b', [2, 0]), ('b', [2]), ('b', [0])]
+  assert (joiner.calls, joiner.parts, joiner.waiting) == (3, 6, 0)
+
+
+def test_a_cancelled_call_of_a_group_is_left_out():
+  calls = []
+
+  def call(key, items):
+    calls.append(list(items))
+    return items
+
+  joiner = Joiner(call, most=lambda key: 8)
+  gone = cancellation.Cancellation()
+
+  def ask(item, asked):
+    with cancellation.scope(asked):
+      return joiner('a', item)
+
+  def leave():
+    gone.cancel()
+    return joiner('a', 3)
+
+  found = in_a_group(
+    [lambda: ask(1, gone), lambda: ask(2, cancellation.Cancellation()), lambda: leave()]
+  )
+  assert isinstance(found[0], cancellation.CancelledError)
+  assert found[1:] == [2, 3] and calls == [[2, 3]]
+
+
+def test_a_group_and_threads_make_one_call_at_a_time():
+  inside, most = [], []
+
+  def call(key, items):
+    inside.append(1)
+    most.append(len(inside))
+    time.sleep(0.002)
+    inside.pop()
+    return [(key, item) for item in items]
+
+  joiner = Joiner(call, most=lambda key: 4)
+  with concurrent.futures.ThreadPoolExecutor(8) as threads:
+    others = [threads.submit(joiner, i % 3, i) for i in range(100, 160)]
+    found = in_a_group([lambda i=i: joiner(i % 3, i) for i in range(100)])
+  assert found == [(i % 3, i) for i in range(100)]
+  assert [other.result() for other in others] == [(i % 3, i) for i in range(100, 160)]
+  assert max(most) == 1
 
 
 def test_who_is_alone_does_not_wait():
@@ -395,6 +472,17 @@ def test_many_ask_a_source_and_get_what_they_would_alone(color_index, crops, res
     with concurrent.futures.ThreadPoolExecutor(16) as threads:
       found = list(threads.map(lambda ask: content(ask(source)), asked * 6))
   assert found == alone * 6
+
+
+def test_a_group_asks_a_source_and_gets_what_each_would_alone(color_index, crops):
+  directory, model, _ = color_index
+  asked = questions(crops)
+  with tfreid.index.open(directory, model=model, resident=True) as source:
+    alone = [content(ask(source)) for ask in asked]
+    before = source._joined.joiner.calls
+    found = in_a_group([lambda ask=ask: content(ask(source)) for ask in asked * 3])
+    assert found == alone * 3
+    assert source._joined.joiner.calls - before < len(asked)
 
 
 def test_reasons_and_suggestions_are_of_one_scan(color_index):

@@ -1,4 +1,4 @@
-"""Products of whole numbers: those of int32 arithmetic, by either way of calling NumKong."""
+"""Products of whole numbers: those of int32 arithmetic, by whatever multiplies."""
 
 from __future__ import annotations
 
@@ -10,15 +10,27 @@ import pytest
 
 from tfreid.serving import packed
 
-pytestmark = pytest.mark.skipif(
-  not packed.is_available(), reason='NumKong is not there: it has no wheels for Python 3.9.'
+needs_numkong = pytest.mark.skipif(
+  not packed._numkong_multiplies(), reason='NumKong is not there: it has no wheels for Python 3.9.'
 )
 
 
-@pytest.fixture(params=['C', 'Python'])
+@pytest.fixture(
+  params=[
+    pytest.param('NumKong from C', marks=needs_numkong),
+    pytest.param('NumKong from Python', marks=needs_numkong),
+    'ONNX Runtime',
+  ]
+)
 def way(request, monkeypatch):
-  """The way in which NumKong is called."""
-  if request.param == 'Python':
+  """What multiplies."""
+  if request.param == 'ONNX Runtime':
+    if packed._session() is None:
+      pytest.skip('ONNX Runtime is not exact on this processor, which has no VNNI.')
+    monkeypatch.setattr(packed, '_WIDE', 1)
+  else:
+    monkeypatch.setattr(packed, '_session', lambda: None)
+  if request.param == 'NumKong from Python':
     monkeypatch.setattr(packed, '_functions', lambda: None)
   return request.param
 
@@ -28,7 +40,7 @@ def way(request, monkeypatch):
 def test_products_are_exact(queries, width, way):
   rng = np.random.default_rng(queries)
   codes = rng.integers(-127, 128, (queries, width)).astype(np.int8)
-  found = packed.PackedQueries(codes)
+  found = packed.packed(codes)
   for count in (0, 1, 5, 100):
     rows = rng.integers(-127, 128, (count, width)).astype(np.int8)
     out = np.full((count, queries), 7, np.int32)
@@ -41,12 +53,12 @@ def test_rows_and_queries_need_not_be_contiguous(way):
   codes = rng.integers(-127, 128, (10, 64)).astype(np.int8)
   queries, rows = codes[::2, ::2], codes[1::2, 1::2]
   out = np.empty((5, 5), np.int32)
-  packed.PackedQueries(queries).multiply(rows, out)
+  packed.packed(queries).multiply(rows, out)
   np.testing.assert_array_equal(out, rows.astype(np.int32) @ queries.T.astype(np.int32))
 
 
 def test_what_would_be_written_elsewhere_is_refused(way):
-  found = packed.PackedQueries(np.ones((3, 40), np.int8))
+  found = packed.packed(np.ones((3, 40), np.int8))
   rows, out = np.ones((5, 40), np.int8), np.zeros((5, 3), np.int32)
   read_only = out.copy()
   read_only.flags.writeable = False
@@ -68,7 +80,7 @@ def test_several_threads_multiply_at_the_same_time(way):
   rng = np.random.default_rng(1)
   codes = rng.integers(-127, 128, (64, 128)).astype(np.int8)
   rows = rng.integers(-127, 128, (40, 500, 128)).astype(np.int8)
-  found = packed.PackedQueries(codes)
+  found = packed.packed(codes)
 
   def multiplied(piece):
     out = np.empty((len(piece), 64), np.int32)
@@ -80,6 +92,70 @@ def test_several_threads_multiply_at_the_same_time(way):
       np.testing.assert_array_equal(out, piece.astype(np.int32) @ codes.T.astype(np.int32))
 
 
+def test_a_place_for_what_is_done_in_between_may_be_given(way):
+  rng = np.random.default_rng(2)
+  codes = rng.integers(-127, 128, (20, 128)).astype(np.int8)
+  found, scratch = packed.packed(codes), np.empty((500, 128), np.uint8)
+  for _ in range(2):
+    rows = rng.integers(-127, 128, (500, 128)).astype(np.int8)
+    out = np.empty((500, 20), np.int32)
+    found.multiply(rows, out, scratch)
+    np.testing.assert_array_equal(out, rows.astype(np.int32) @ codes.T.astype(np.int32))
+
+
+def test_what_cuts_off_sums_of_16_bits_is_found_out():
+  class Saturating(packed.PackedQueries):
+    def __init__(self, codes):
+      super().__init__(codes)
+      self._codes = codes
+
+    def _multiply(self, rows, out, scratch):
+      pairs = (rows.astype(np.int32) + 128)[:, np.newaxis] * self._codes
+      pairs = np.pad(pairs, [(0, 0), (0, 0), (0, pairs.shape[2] % 2)])
+      sums = np.clip(pairs[..., ::2] + pairs[..., 1::2], -(2**15), 2**15 - 1)
+      out[:] = sums.sum(axis=-1) - 128 * self._codes.sum(axis=1, dtype=np.int32)
+
+  class Exact(Saturating):
+    def _multiply(self, rows, out, scratch):
+      out[:] = rows.astype(np.int32) @ self._codes.T.astype(np.int32)
+
+  assert packed._is_exact(Exact)
+  assert not packed._is_exact(Saturating)
+
+
+def test_the_model_is_one_product():
+  onnx = pytest.importorskip('onnx')
+  model = onnx.load_from_string(packed._MODEL)
+  onnx.checker.check_model(model)
+  (node,) = model.graph.node
+  assert (node.op_type, list(node.input), list(node.output)) == (
+    'MatMulInteger',
+    ['a', 'b', 'z'],
+    ['y'],
+  )
+  (zero,) = model.graph.initializer
+  assert onnx.numpy_helper.to_array(zero) == 128
+
+
+@pytest.mark.parametrize('fault', [ImportError, ValueError])
+def test_without_onnx_runtime_numkong_multiplies(monkeypatch, caplog, fault):
+  def broken(*_, **__):
+    raise fault('broken')
+
+  import onnxruntime
+
+  packed._session.cache_clear()
+  try:
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', broken)
+    assert packed._session() is None
+    assert packed.is_available() == packed._numkong_multiplies()
+    # What is missing is no news; what fails is.
+    assert ('not used' in caplog.text) == (fault is ValueError)
+  finally:
+    packed._session.cache_clear()
+
+
+@needs_numkong
 def test_another_release_is_called_through_python(monkeypatch):
   import numkong
 
@@ -94,6 +170,7 @@ def test_another_release_is_called_through_python(monkeypatch):
     packed._functions.cache_clear()
 
 
+@needs_numkong
 def test_a_library_without_the_names_is_called_through_python(monkeypatch):
   monkeypatch.setattr(packed.ctypes, 'CDLL', lambda _: types.SimpleNamespace())
   packed._functions.cache_clear()

@@ -113,7 +113,7 @@ def batches(request, monkeypatch):
   if request.param == 'a matrix of float32':
     monkeypatch.setattr(packed, 'is_available', lambda: False)
   elif request.param == 'a matrix of whole numbers' and not packed.is_available():
-    pytest.skip('NumKong is not there: it has no wheels for Python 3.9.')
+    pytest.skip('Neither NumKong nor ONNX Runtime is here.')
   return lambda queries: [queries]
 
 
@@ -234,7 +234,7 @@ KINDS = [('_One', 1), ('_Packed', 8), ('_Matrix', 8)]
 
 def kind_of(name):
   if name == '_Packed' and not packed.is_available():
-    pytest.skip('NumKong is not there: it has no wheels for Python 3.9.')
+    pytest.skip('Neither NumKong nor ONNX Runtime is here.')
   return getattr(quantized, name)
 
 
@@ -501,10 +501,17 @@ def test_numkong_is_missing_or_multiplies_otherwise(monkeypatch):
   queries = unit(np.random.default_rng(12), 30, 40)
   for broken in (None, types.SimpleNamespace(dots_pack=np.asarray, dots_packed=lambda *_: 0)):
     packed.is_available.cache_clear()
+    packed._numkong_multiplies.cache_clear()
     with monkeypatch.context() as patch:
       patch.setitem(sys.modules, 'numkong', broken)
+      # ONNX Runtime takes its place, if it can.
+      assert packed.is_available() == (packed._session() is not None)
+      assert_exact(scan_of(rows), rows, queries, 5)
+      packed.is_available.cache_clear()
+      patch.setattr(packed, '_session', lambda: None)
       assert not packed.is_available()
       assert_exact(scan_of(rows), rows, queries, 5)
+  packed._numkong_multiplies.cache_clear()
   packed.is_available.cache_clear()
   assert packed.is_available()
   assert_exact(scan_of(rows), rows, queries, 5)

@@ -569,7 +569,7 @@ def test_the_page_asks_for_nothing_of_other_hosts(serve):
 
 
 def test_a_slow_search_blocks_nobody(serve, monkeypatch):
-  client = serve(limits=app.Limits(threads=2, waiting=1, seconds=0.5, refresh_seconds=0))
+  client = serve(limits=app.Limits(threads=2, waiting=1, seconds=1.5, refresh_seconds=0))
   service = client.app.app.state.services.search
   search, released = service.search, threading.Event()
 

@@ -90,6 +90,19 @@ def test_a_part_of_a_line_is_taken_back(tmp_path, monkeypatch):
   assert [line['n'] for line in lines(path)] == [0, 2]
 
 
+def test_lines_that_are_written_together_are_there_all_or_not_at_all(tmp_path, monkeypatch):
+  path = tmp_path / 'audit.jsonl'
+  log = AuditLog(str(path))
+  log.write({'n': 0}, {'n': 1, 'text': 'two\nlines'})
+  write = os.write
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'write', lambda fd, data: write(fd, data[:12]))
+    with pytest.raises(UnwritableError):
+      log.write({'n': 2}, {'n': 3})
+  log.write({'n': 4})
+  assert [line['n'] for line in lines(path)] == [0, 1, 4]
+
+
 def test_a_folder_is_no_log(tmp_path):
   with pytest.raises(UnwritableError, match='cannot be written'):
     AuditLog(str(tmp_path))

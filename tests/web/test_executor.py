@@ -7,9 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from tfreid import cancellation
+from tfreid import cancellation, fibers
 from tfreid.index import filters
-from tfreid.web.executor import BoundedExecutor, BusyError, TooSlowError
+from tfreid.web import executor as executor_module
+from tfreid.web.executor import BoundedExecutor, BusyError, GroupExecutor, TooSlowError
 
 PATIENCE = 30
 
@@ -167,3 +168,112 @@ def test_an_error_after_the_client_has_gone_is_not_printed():
 
   asyncio.run(ask())
   assert printed == []
+
+
+# Calls of one thread.
+
+
+@pytest.fixture
+def together():
+  made = GroupExecutor('test', together=3, waiting=4, timeout=PATIENCE)
+  yield made
+  made.close()
+
+
+def test_calls_that_wait_for_the_same_share_a_thread_and_a_scan(together):
+  scans, threads = [], set()
+
+  def call(number):
+    threads.add(threading.get_ident())
+    fibers.current().wait(scans.append, number)
+    return number * number
+
+  async def ask():
+    return await asyncio.gather(*(together.run(call, i) for i in range(7)))
+
+  assert asyncio.run(ask()) == [i * i for i in range(7)]
+  assert len(threads) == 1
+  # At most three at a time, the oldest first.
+  assert sorted(sum(scans, [])) == list(range(7)) and max(map(len, scans)) == 3
+  until(lambda: together.taken == 0 and not together._running)
+
+
+def test_each_call_of_a_group_has_its_own_error_and_its_own_end(together):
+  gone = threading.Event()
+
+  def fail():
+    fibers.current().wait(lambda items: None, 0)
+    raise ValueError('mine')
+
+  def look():
+    fibers.current().wait(lambda items: None, 0)
+    return fibers.elsewhere(lambda: gone.wait(PATIENCE)) and cancellation.check() or 'looked'
+
+  async def ask():
+    tasks = [asyncio.ensure_future(together.run(work)) for work in (fail, look, look)]
+    await asyncio.wait(tasks[:1])
+    tasks[1].cancel()
+    await asyncio.wait(tasks[1:2])
+    gone.set()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+  error, cancelled, looked = asyncio.run(ask())
+  assert str(error) == 'mine'
+  assert isinstance(cancelled, asyncio.CancelledError)
+  assert looked == 'looked'
+  until(lambda: together.taken == 0)
+
+
+def test_a_call_that_computes_long_does_not_keep_those_that_come_later(together, monkeypatch):
+  monkeypatch.setattr(executor_module, '_PATIENCE', 0.05)
+  released = threading.Event()
+
+  async def ask():
+    stuck = asyncio.ensure_future(together.run(released.wait))
+    await asyncio.sleep(0.01)
+    # At once, and later.
+    quick = [await together.run(lambda: 5)]
+    await asyncio.sleep(0.2)
+    quick.append(await together.run(lambda: 6))
+    released.set()
+    return quick, await stuck
+
+  assert asyncio.run(ask()) == ([5, 6], True)
+
+
+def test_a_full_group_turns_calls_away(together):
+  released = threading.Event()
+
+  async def ask():
+    stuck = [together.run(fibers.elsewhere, lambda: released.wait(PATIENCE)) for _ in range(7)]
+    tasks = [asyncio.ensure_future(one) for one in stuck]
+    await asyncio.sleep(0.01)
+    assert together.is_full
+    with pytest.raises(BusyError):
+      await together.run(lambda: 5)
+    released.set()
+    return await asyncio.gather(*tasks)
+
+  assert asyncio.run(ask()) == [True] * 7
+
+
+def test_groups_of_many_callers_lose_nothing():
+  made = GroupExecutor('test', together=8, waiting=10_000, timeout=PATIENCE)
+
+  def call(i):
+    if i % 3 == 0:
+      fibers.current().wait(lambda items: None, i)
+    if i % 5 == 0:
+      fibers.elsewhere(lambda: time.sleep(0.0005))
+    return i
+
+  async def ask(numbers):
+    return [await made.run(call, i, turn_of=f'{i % 4}') for i in numbers]
+
+  async def all_of_them():
+    return await asyncio.gather(*(ask(range(k, 2000, 40)) for k in range(40)))
+
+  found = asyncio.run(all_of_them())
+  assert sorted(sum(found, [])) == list(range(2000))
+  until(lambda: made.taken == 0 and not made._running)
+  made.close()

@@ -375,7 +375,7 @@ class EmbeddedIndex(Engine):
     hashes = _hashes(id_hash(name) for name in wanted)
     positions = [np.empty(0, np.int64)]
     for start, part in zip(self._starts, self._segments):
-      near = np.flatnonzero(part.live & np.isin(part.hashes, hashes))
+      near = part.near(hashes)
       same = [row.id in wanted for row in part.rows(near.tolist())]
       positions.append(near[np.asarray(same, bool)] + start)
     return np.concatenate(positions)

@@ -6,7 +6,8 @@ together, as one call.
 
 Nobody waits for company: where nothing runs, a call begins at once. There is no thread for it
 either. The thread that finds nothing running makes the call, for itself and for all that wait and
-can go along; when it is done, it hands on to the first of those that have come meanwhile.
+can go along; when it is done, it hands on to the first of those that have come meanwhile. Calls
+that share a thread (`fibers`) go together when none of them can go on alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from tfreid import cancellation
+from tfreid import cancellation, fibers
 from tfreid.index import filters
 from tfreid.index.engine import Engine, Match
 
@@ -126,6 +127,8 @@ class Joiner(Generic[_Key, _Item, _Result]):
     self.calls = self.parts = 0
     self._call, self._most = call, most
     self._lock = threading.Lock()
+    # Held while a call is made: threads that lead, and groups, make one at a time.
+    self._calling = threading.Lock()
     self._runs = False
     # Who asks, next one first, to the calls of each, oldest first.
     self._waiting: collections.OrderedDict[str, collections.deque[_Place[_Key, _Item, _Result]]] = (
@@ -146,6 +149,17 @@ class Joiner(Generic[_Key, _Item, _Result]):
       Exception: what the call raises for this item alone.
     """
     place: _Place[_Key, _Item, _Result] = _Place(key, item)
+    group = fibers.current()
+    if group is not None:
+      group.wait(self._make_all, place)
+    else:
+      self._queue(place)
+    if place.error is not None:
+      raise place.error
+    return place.result
+
+  def _queue(self, place: _Place[_Key, _Item, _Result]) -> None:
+    """Returns when a place has ended: in a call of another thread, or of this one."""
     with self._lock:
       place.leads = not self._runs
       self._runs = True
@@ -158,24 +172,39 @@ class Joiner(Generic[_Key, _Item, _Result]):
         self._lead(place)
       finally:
         self._hand_on()
-    if place.error is not None:
-      raise place.error
-    return place.result
+
+  def _make_all(self, places: list[_Place[_Key, _Item, _Result]]) -> None:
+    """Makes the calls of a group, which are all that it waits for."""
+    by_key: dict[_Key, list[_Place[_Key, _Item, _Result]]] = {}
+    for place in places:
+      if place.cancelled:
+        place.fail(cancellation.CancelledError('The work was cancelled.'))
+      else:
+        by_key.setdefault(place.key, []).append(place)
+    for key, same in by_key.items():
+      most = self._most(key)
+      for start in range(0, len(same), most):
+        self._make(same[start : start + most])
 
   def _lead(self, place: _Place[_Key, _Item, _Result]) -> None:
     """Makes a call for a place and those that can go along."""
     with self._lock:
       places = [place, *self._companions(place)]
-      self.calls += 1
-      self.parts += len(places)
     try:
-      self._run(places)
+      self._make(places)
     finally:
       for other in places:
         if not other.ended:  # something like KeyboardInterrupt, which is this thread's alone
           other.fail(RuntimeError('The search was interrupted.'))
         if other is not place:
           other.wake()
+
+  def _make(self, places: list[_Place[_Key, _Item, _Result]]) -> None:
+    with self._lock:
+      self.calls += 1
+      self.parts += len(places)
+    with self._calling:
+      self._run(places)
 
   def _run(self, places: list[_Place[_Key, _Item, _Result]]) -> None:
     try:
@@ -313,7 +342,7 @@ class JoinedImages:
       ValueError: it cannot be decoded.
       CancelledError: nobody waits for it any more.
     """
-    return self.joiner(model, image)
+    return fibers.elsewhere(lambda: self.joiner(model, image))
 
 
 @functools.cache

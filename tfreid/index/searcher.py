@@ -17,7 +17,7 @@ from tfreid.index.directory import IndexDirectory
 from tfreid.index.engine import Match
 from tfreid.index.writer import check_model
 from tfreid.serving import versions
-from tfreid.source import attribution, suggestion
+from tfreid.source import explanation, suggestion
 from tfreid.source import query as queries
 from tfreid.source.answer import Answer, Hit, Suggestion
 from tfreid.source.protocol import CANDIDATES, Capabilities, Description, SearchOptions
@@ -147,9 +147,13 @@ class Searcher:
       text = text or query
     if isinstance(query, (str, Mapping)):
       statements = queries.parsed(self.schema, query)
-      concept = self.model.embed_query(statements)
+      said = self.schema.encode_query(statements)
+      concept = self.model.embed_attributes(said[np.newaxis])[0]
+      more = explanation.Explanation(
+        self.schema, statements, explain=explain, suggest=suggest, said=said
+      )
     else:
-      statements, concept = {}, np.asarray(query, np.float32)
+      statements, more, concept = {}, None, np.asarray(query, np.float32)
       if concept.shape != (self.engine.width,):
         raise ValueError(
           f'A concept has {self.engine.width} numbers; this one has the shape {concept.shape}.'
@@ -157,20 +161,19 @@ class Searcher:
     started = time.perf_counter()
     options = SearchOptions.joined(options, narrowing)
     # One scan for both: the best crops are the first of the candidates, or the other way round.
-    asked = suggestion.questions(self.schema, statements) if suggest and statements else []
-    most = max(top_k, CANDIDATES) if asked and top_k > 0 else top_k
+    most = max(top_k, CANDIDATES) if more and more.suggests and top_k > 0 else top_k
     candidates = self._matches(concept, top_k=most, options=options)
     matches = candidates[:top_k]
-    reasons: list[dict[str, float]] = [{} for _ in matches]
-    if explain and statements and matches:
-      without = self._scores(matches, attribution.leave_one_out(self.schema, statements))
-      reasons = attribution.reasons(
-        list(statements), np.array([match.score for match in matches]), without
-      )
-    suggestions = self._suggestions(asked, candidates[:CANDIDATES])
+    reasons: Sequence[Mapping[str, float]] = ()
+    suggestions: Sequence[Suggestion] = ()
+    if more and candidates and len(more.variants):
+      scores = np.array([match.score for match in candidates])
+      variant_scores = self._scores(candidates, more.variants)
+      reasons = more.reasons(scores[: len(matches)], variant_scores[: len(matches)])
+      suggestions = more.suggestions(scores, variant_scores)
     return Answer(
       query=statements,
-      hits=[_hit(match, why) for match, why in zip(matches, reasons)],
+      hits=[_hit(match, why) for match, why in zip(matches, reasons or [{}] * len(matches))],
       text=text,
       source=self.directory,
       gallery_size=self.engine.size,

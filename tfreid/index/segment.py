@@ -55,6 +55,8 @@ MARK = 'segment.json'
 NAME = re.compile('[0-9a-f]{16}')
 # More rows than this are not written into one.
 MAX_ROWS = 1 << 20
+# Ids up to which each is looked for by itself.
+_FEW = 4
 REMOVED = re.compile(r'removed-[0-9a-f]{16}\.npy')
 
 _PARTIAL = '.partial'
@@ -455,6 +457,19 @@ class Segment:
     live = np.ones(len(self), bool)
     live[self.removed] = False
     return live
+
+  def near(self, hashes: np.ndarray) -> np.ndarray:
+    """Positions int64 of the rows whose ids have one of these hashes, uint64 [M], ascending.
+
+    Removed rows are not among them; rows of other ids may be.
+    """
+    if len(hashes) <= _FEW:
+      # `isin` would read the column more often, and make a mask of it.
+      found = [np.flatnonzero(self.hashes == one) for one in hashes]
+      near = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+    else:
+      near = np.flatnonzero(np.isin(self.hashes, hashes))
+    return near[~np.isin(near, self.removed)] if len(self.removed) else near
 
   def rows(self, positions: Iterable[int]) -> Iterator[Row]:
     """The rows at these positions."""

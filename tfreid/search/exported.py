@@ -89,9 +89,12 @@ class ExportedModel:
     if isinstance(query, str):
       text = text or query
     statements = queries.parsed(self.schema, query)
-    vector = tf.constant(self.schema.encode_query(statements)[np.newaxis])
+    said = self.schema.encode_query(statements)
+    vector = tf.constant(said[np.newaxis])
     started = time.perf_counter()
-    more = explanation.Explanation(self.schema, statements, explain=explain, suggest=suggest)
+    more = explanation.Explanation(
+      self.schema, statements, explain=explain, suggest=suggest, said=said
+    )
     reasons: list[dict[str, float]] = []
     suggestions: Sequence[Suggestion] = ()
     if explain or len(more.variants):

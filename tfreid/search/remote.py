@@ -173,8 +173,11 @@ class ServedModel:
         return self._answer(served, outputs, started, top_k=top_k, query=statements, text=text)
       schema = self._schema(served)
       statements = queries.parsed(schema, query)
-      vector = schema.encode_query(statements)[np.newaxis]
-      more = explanation.Explanation(schema, statements, explain=explain, suggest=suggest)
+      said = schema.encode_query(statements)
+      vector = said[np.newaxis]
+      more = explanation.Explanation(
+        schema, statements, explain=explain, suggest=suggest, said=said
+      )
       reasons: list[dict[str, float]] = []
       suggestions: Sequence[Suggestion] = ()
       if explain or len(more.variants):

@@ -15,7 +15,7 @@ scale is 0, rho is the norm.
 *The scan.* The query q is quantised in the same way, in float64: q^ = t d, p = q - q^, pi >= ||p||.
 The products d . c are whole numbers, at most 127^2 E and exact in int32 for E <= `MAX_WIDTH`. Then
 a(x) = t (scale (d . c)), in which the conversion of the product to float32 and the multiplication
-by the scale round. Several queries are multiplied as a matrix, by NumKong in the same whole
+by the scale round. Several queries are multiplied as a matrix (`packed`) in the same whole
 numbers. Where it is missing, `_MATRIX` queries and more are multiplied in float32, which takes less
 time than whole numbers for each: there q^ = q, pi = 0, and a(x) is a float32 dot product with the
 rounded x^.
@@ -647,17 +647,17 @@ class _One(_Queries):
 
 
 class _Packed(_Queries):
-  """Several queries, multiplied by NumKong as a matrix of whole numbers."""
+  """Several queries, multiplied by NumKong or ONNX Runtime as a matrix of whole numbers."""
 
   def _prepared(self, copies):
     # As many products at a time as a cache holds.
     self.rows = max(_FIRST, _PRODUCTS // len(copies))
-    return packed.PackedQueries(copies)
+    return packed.packed(copies)
 
   def products(self, codes, scales, room):
     shape = len(codes), len(self.numbers)
     whole = room.array('whole', shape, np.int32)
-    self._queries.multiply(codes, whole)
+    self._queries.multiply(codes, whole, room.array('unsigned', codes.shape, np.uint8))
     products = room.array('products', shape, np.float32)
     np.copyto(products, whole, casting='unsafe')
     products *= scales[:, np.newaxis]

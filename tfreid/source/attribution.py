@@ -9,12 +9,15 @@ import numpy as np
 from tfreid.data.attributes import AttributeSchema
 
 
-def leave_one_out(schema: AttributeSchema, query: Mapping[str, str]) -> np.ndarray:
+def leave_one_out(
+  schema: AttributeSchema, query: Mapping[str, str], said: np.ndarray | None = None
+) -> np.ndarray:
   """The query without each of its attributes in turn.
 
   Args:
     schema: of the attributes.
     query: M attributes, name to value or '!value'.
+    said: float32 [A], the vector of the query, where that is known already.
 
   Returns:
     float32 [M, A], in the order of the query. With one attribute, what remains says nothing:
@@ -24,7 +27,8 @@ def leave_one_out(schema: AttributeSchema, query: Mapping[str, str]) -> np.ndarr
     ValueError: an unknown attribute or value.
   """
   # An attribute has columns of its own, so what is left out has what is there of nothing said.
-  vectors = np.repeat(schema.encode_query(query)[np.newaxis], len(query), axis=0)
+  said = schema.encode_query(query) if said is None else said
+  vectors = np.repeat(said[np.newaxis], len(query), axis=0)
   unsaid = schema.unsaid()
   for vector, left_out in zip(vectors, query):
     block = schema.block(left_out)

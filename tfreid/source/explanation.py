@@ -20,7 +20,13 @@ class Explanation:
   """
 
   def __init__(
-    self, schema: AttributeSchema, query: Mapping[str, str], *, explain: bool, suggest: bool
+    self,
+    schema: AttributeSchema,
+    query: Mapping[str, str],
+    *,
+    explain: bool,
+    suggest: bool,
+    said: np.ndarray | None = None,
   ):
     """Decides what is to be scored.
 
@@ -29,17 +35,23 @@ class Explanation:
       query: attribute name to value or '!value'.
       explain: for `reasons`.
       suggest: for `suggestions`.
+      said: float32 [A], the vector of the query, where that is known already.
 
     Raises:
       ValueError: an unknown attribute or value.
     """
     self._names = list(query) if explain else []
-    self._questions = suggestion.questions(schema, query) if suggest and query else []
+    self._questions = suggestion.questions(schema, query, said) if suggest and query else []
     parts = [np.empty((0, schema.size), np.float32)]
     if self._names:
-      parts.append(attribution.leave_one_out(schema, query))
+      parts.append(attribution.leave_one_out(schema, query, said))
     parts += [question.vectors for question in self._questions]
     self.variants = np.concatenate(parts)
+
+  @property
+  def suggests(self) -> bool:
+    """Whether there is something to ask for next, which takes the scores of `CANDIDATES` crops."""
+    return bool(self._questions)
 
   def reasons(self, scores: np.ndarray, variant_scores: np.ndarray) -> list[dict[str, float]]:
     """What each queried attribute adds to the scores, see `attribution.reasons`; [] if not asked.

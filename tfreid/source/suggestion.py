@@ -29,12 +29,15 @@ class Question(NamedTuple):
   vectors: np.ndarray
 
 
-def questions(schema: AttributeSchema, query: Mapping[str, str]) -> list[Question]:
+def questions(
+  schema: AttributeSchema, query: Mapping[str, str], said: np.ndarray | None = None
+) -> list[Question]:
   """The attributes of which the query says nothing, each with the queries its answers would make.
 
   Args:
     schema: of the attributes.
     query: attribute name to value or '!value'.
+    said: float32 [A], the vector of the query, where that is known already.
 
   Returns:
     In the order of the schema; none when everything is said. 'none' is an answer for attributes
@@ -42,7 +45,8 @@ def questions(schema: AttributeSchema, query: Mapping[str, str]) -> list[Questio
   """
   alone, own, places = schema.derive('questions', _answers_of_all)
   # An attribute has columns of its own, so an answer is the query with these exchanged.
-  said = schema.encode_query(query) if query else schema.unsaid()
+  if said is None:
+    said = schema.encode_query(query) if query else schema.unsaid()
   vectors = np.where(own, alone, said)
   return [
     Question(name, values, vectors[places[name]])

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, Union
 
 import fastapi
+import pydantic_core
 from fastapi import Depends
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
@@ -346,20 +347,21 @@ async def _answer(
   asked: messages.Narrowing,
   ask: Callable[[SearchService], ServiceAnswer],
 ) -> Response:
-  """The answer of the search service, which is asked in a thread of its own."""
+  """The answer of the search service, which is asked in another thread."""
   services, entry = services_of(request), request.state.entry
 
-  def work() -> tuple[Capabilities, dict[str, Any]]:
+  def work() -> tuple[Capabilities, dict[str, Any], bytes]:
     answer = ask(services.search)
-    return answer.capabilities, services.search.to_json(answer, asked)
+    body = services.search.to_json(answer, asked)
+    return answer.capabilities, body, pydantic_core.to_json(body, inf_nan_mode='null')
 
-  capabilities, body = await _while_connected(
+  capabilities, body, encoded = await _while_connected(
     request, services.searches.run(work, turn_of=_asker(request))
   )
   # What it was when the question came may have been followed by another.
   entry.update(_searched(capabilities))
   entry.update(understood=body['query'], results=len(body['hits']))
-  return JSONResponse(body, headers=NO_STORE)
+  return Response(encoded, media_type='application/json', headers=NO_STORE)
 
 
 async def _while_connected(request: fastapi.Request, coroutine) -> Any:

@@ -32,14 +32,14 @@ from tfreid.search import Source
 from tfreid.web import api, messages
 from tfreid.web.access import Access
 from tfreid.web.audit import AuditLog
-from tfreid.web.executor import BoundedExecutor
+from tfreid.web.executor import BoundedExecutor, GroupExecutor
 from tfreid.web.intake import Intake
 from tfreid.web.messages import ApiError
 from tfreid.web.middleware import SecurityMiddleware
 from tfreid.web.policy import Policy
 from tfreid.web.query_log import QueryLog
 from tfreid.web.service import SearchService
-from tfreid.web.services import JOINED_THREADS, THREADS, Limits, Services
+from tfreid.web.services import JOINED, THREADS, Limits, Services
 from tfreid.web.state import Seen
 from tfreid.web.thumbnails import Thumbnails
 
@@ -48,8 +48,7 @@ _STATIC = {
   '/static/page.js': ('page.js', 'text/javascript; charset=utf-8'),
   '/static/icon.svg': ('icon.svg', 'image/svg+xml'),
 }
-# Threads that wait for the disk of the log, and for those of the pictures.
-_LOG_THREADS = 16
+# Threads that wait for the disks of the pictures.
 _PICTURE_THREADS = 4
 # Long bodies that are read at a time, and that may wait for that.
 _UPLOADS, _WAITING_UPLOADS = 8, 256
@@ -116,24 +115,27 @@ def create(
 
 
 def _services(source, policy, audit, access, limits, seen) -> Services:
-  log_threads = BoundedExecutor('log', threads=_LOG_THREADS, waiting=1024, timeout=limits.seconds)
+  log_thread = BoundedExecutor('log', threads=1, waiting=1, timeout=limits.seconds)
   return Services(
     search=SearchService(source, policy, seen),
-    log=QueryLog(audit, log_threads),
+    log=QueryLog(audit, log_thread),
     access=access,
     limits=limits,
     thumbnails=Thumbnails(blur=policy.blur_thumbnails),
-    searches=BoundedExecutor(
-      'search',
-      threads=limits.threads or (JOINED_THREADS if source.capabilities().joins else THREADS),
-      waiting=limits.waiting,
-      timeout=limits.seconds,
-    ),
+    searches=_searches(source, limits),
     pictures=BoundedExecutor(
       'pictures', threads=_PICTURE_THREADS, waiting=1024, timeout=limits.seconds
     ),
-    logging=log_threads,
+    logging=log_thread,
   )
+
+
+def _searches(source, limits) -> BoundedExecutor:
+  """Where a source is searched."""
+  bounds = {'waiting': limits.waiting, 'timeout': limits.seconds}
+  if source.capabilities().joins:
+    return GroupExecutor('search', together=limits.threads or JOINED, **bounds)
+  return BoundedExecutor('search', threads=limits.threads or THREADS, **bounds)
 
 
 @contextlib.asynccontextmanager

@@ -21,11 +21,11 @@ class UnwritableError(OSError):
 class AuditLog:
   """A file of JSON lines.
 
-  A line is written whole by one call, on a descriptor that can only append, and is on the disk when
-  `write` returns; lines that arrive together share one flush. Several servers may write to one
-  file: a lock of the file keeps each from taking back, or continuing, a line of another. What a
-  crash left of a line stays as it is, and the next line begins on its own. The file may be rotated
-  by renaming it: the next line goes into a new one.
+  Lines are written whole by one call, on a descriptor that can only append, and are on the disk
+  when `write` returns; those of threads that come together share one flush. Several servers may
+  write to one file: a lock of the file keeps each from taking back, or continuing, a line of
+  another. What a crash left of a line stays as it is, and the next line begins on its own. The file
+  may be rotated by renaming it: the next line goes into a new one.
 
   Attributes:
     path: of the file.
@@ -54,19 +54,22 @@ class AuditLog:
         stat.S_IMODE(mode),
       )
 
-  def write(self, entry: Mapping[str, Any]) -> None:
-    """Appends an entry.
+  def write(self, *entries: Mapping[str, Any]) -> None:
+    """Appends entries, all of them or none.
 
     Raises:
-      UnwritableError: it is not on the disk. The message names no path: it is for whoever asked.
+      UnwritableError: they are not on the disk. The message names no path: it is for whoever asked.
     """
     # ASCII only: whatever a text holds, it is one line, and any program can read it.
-    line = json.dumps(entry, ensure_ascii=True, separators=(',', ':')).encode() + b'\n'
+    lines = b''.join(
+      json.dumps(entry, ensure_ascii=True, separators=(',', ':')).encode() + b'\n'
+      for entry in entries
+    )
     try:
       with self._lock:
         self._follow()
         opened = self._open() if self._descriptor is None else self._descriptor
-        _append(opened, line)
+        _append(opened, lines)
         self._written += 1
         mine, descriptor = self._written, os.dup(opened)
       try:
@@ -126,15 +129,15 @@ class AuditLog:
       self._flushed = max(self._flushed, written if same else mine)
 
 
-def _append(descriptor: int, line: bytes):
-  """Writes a line behind what is there, whole or not at all."""
+def _append(descriptor: int, lines: bytes):
+  """Writes lines behind what is there, all of them or none."""
   with contextlib.suppress(OSError):  # not every file system can; then one server only
     fcntl.flock(descriptor, fcntl.LOCK_EX)
   try:
     size = os.fstat(descriptor).st_size
     if _is_torn(descriptor, size):
-      line = b'\n' + line  # what a crash has left is a line of its own
-    if os.write(descriptor, line) != len(line):
+      lines = b'\n' + lines  # what a crash has left is a line of its own
+    if os.write(descriptor, lines) != len(lines):
       # A full disk took a part, which goes, unless the file is append-only: then it stays torn.
       with contextlib.suppress(OSError):
         os.ftruncate(descriptor, size)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures
+import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from tfreid import cancellation
+from tfreid import cancellation, fibers
+
+# Seconds for which a group may run before calls that come later get another thread.
+_PATIENCE = 0.5
 
 _Result = TypeVar('_Result')
 
@@ -42,6 +47,11 @@ class _Job(Generic[_Result]):
       self.future.set_exception(error)
     else:
       self.future.set_result(result)
+
+  def give_up(self) -> None:
+    """Tells whoever waits for a call that has not ended that it will not."""
+    if not self.future.done():
+      self.future.set_exception(RuntimeError('The call was given up.'))
 
 
 class BoundedExecutor:
@@ -103,7 +113,7 @@ class BoundedExecutor:
       self._queues.setdefault(turn_of, collections.deque()).append(job)
     job.future.add_done_callback(lambda _: self._leave(turn_of, job))
     try:
-      self._executor.submit(self._run_next)
+      self._begin()
     except RuntimeError as error:  # shut down
       job.future.cancel()
       raise BusyError from error
@@ -124,16 +134,26 @@ class BoundedExecutor:
       job.cancellation.cancel()
     self._executor.shutdown(wait=False, cancel_futures=True)
 
+  def _begin(self) -> None:
+    """Has a thread look for calls that wait."""
+    self._executor.submit(self._run_next)
+
   def _run_next(self) -> None:
     """Runs the oldest call of whoever's turn it is, if one still waits."""
     with self._lock:
-      if not self._queues:
-        return
-      name, queue = self._queues.popitem(last=False)
-      job = queue.popleft()
-      if queue:
-        self._queues[name] = queue
-    job.run()
+      job = self._take()
+    if job:
+      job.run()
+
+  def _take(self) -> _Job | None:
+    """Takes the oldest call of whoever's turn it is; to be called with the lock."""
+    if not self._queues:
+      return None
+    name, queue = self._queues.popitem(last=False)
+    job = queue.popleft()
+    if queue:
+      self._queues[name] = queue
+    return job
 
   def _leave(self, name: str, job: _Job) -> None:
     with self._lock:
@@ -143,3 +163,84 @@ class BoundedExecutor:
         queue.remove(job)
         if not queue:
           del self._queues[name]
+
+
+class GroupExecutor(BoundedExecutor):
+  """Runs functions in one thread, as a group of `fibers`.
+
+  For many short calls most of which wait for the same: what they wait for is done for all of them
+  at once, and no thread has to be woken up for each. A call that computes long by itself keeps
+  those of its group waiting, but not those that come later: where every group has been computing
+  for a while, they get another one.
+  """
+
+  def __init__(self, name: str, *, together: int, waiting: int, timeout: float):
+    """Starts no thread yet.
+
+    Args:
+      name: of the threads.
+      together: calls of a group, and groups, at most.
+      waiting: calls that may wait besides.
+      timeout: seconds that a caller waits, in the queue and for the call.
+    """
+    super().__init__(name, threads=together, waiting=waiting, timeout=timeout)
+    self._together = together
+    self._elsewhere = concurrent.futures.ThreadPoolExecutor(
+      together, thread_name_prefix=f'{name}-elsewhere'
+    )
+    # The groups that run, and since when they have not asked for calls.
+    self._running: dict[fibers.Group, float] = {}
+    self._looks_again = False
+
+  def close(self) -> None:
+    """Takes no more calls, forgets those that wait, and asks those that run to end."""
+    super().close()
+    self._elsewhere.shutdown(wait=False, cancel_futures=True)
+
+  def _begin(self) -> None:
+    now, begun = time.monotonic(), None
+    with self._lock:
+      responsive = (
+        group for group, since in self._running.items() if group.rests or now < since + _PATIENCE
+      )
+      if group := next(responsive, None):
+        group.wake()
+      elif len(self._running) < self._together:
+        begun = fibers.Group(self._elsewhere)
+        self._running[begun] = now
+    if begun:
+      self._executor.submit(self._run_group, begun)
+    elif not self._looks_again:
+      self._looks_again = True
+      asyncio.get_running_loop().call_later(_PATIENCE, self._look_again)
+
+  def _look_again(self) -> None:
+    """Has calls that still wait, behind one that computes long, run by another group."""
+    self._looks_again = False
+    if self._queues:
+      self._begin()
+
+  def _run_group(self, group: fibers.Group) -> None:
+    """Runs calls until none waits."""
+    jobs: set[_Job] = set()
+
+    def more() -> list[Callable[[], None]]:
+      jobs.difference_update([job for job in jobs if job.future.done()])
+      with self._lock:
+        taken = (self._take() for _ in range(self._together - len(jobs)))
+        new = [job for job in taken if job]
+        self._running[group] = time.monotonic()
+        if not jobs and not new:
+          del self._running[group]  # with the lock: who comes from now on begins another
+      jobs.update(new)
+      return [job.run for job in new]
+
+    try:
+      group.run(more)
+    except Exception:  # no call raises: what is wrong is here, and must not end with nobody told
+      logging.getLogger(__name__).exception('A group of calls was given up.')
+    finally:
+      with self._lock:
+        self._running.pop(group, None)
+      for job in jobs:
+        job.give_up()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import datetime
 import hashlib
@@ -11,7 +12,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfreid.web.audit import AuditLog, UnwritableError
@@ -25,6 +26,9 @@ _LINES_PER_MINUTE = {'unauthorized': 10, 'invalid': 1000, 'busy': 1000}
 # Addresses that are counted apart from each other.
 _ADDRESSES = 1000
 _MINUTE = 60.0
+# Lines that may wait while others are written.
+_WAITING = 1024
+_TOO_SLOW = 'The audit log is too slow, and what is not logged is not answered.'
 
 
 class QueryLog:
@@ -39,11 +43,14 @@ class QueryLog:
 
     Args:
       audit: where to; None for nowhere.
-      executor: whose threads wait for the disk.
+      executor: whose thread waits for the disk.
     """
     self.audit = audit
     self._executor = executor
     self._floods = FloodCounter()
+    # Lines, and who waits for each; and what writes them, if something does.
+    self._waiting: list[tuple[Mapping[str, Any], asyncio.Future[None]]] = []
+    self._writing: asyncio.Future[None] | None = None
 
   async def write(self, entry: Mapping[str, Any]) -> None:
     """Writes an entry, or counts it where there are too many of its kind.
@@ -83,15 +90,55 @@ class QueryLog:
     self.audit.close()
 
   async def _write(self, audit: AuditLog, line: Mapping[str, Any]):
+    """Returns when a line is on the disk, with those that came while others were written."""
+    if len(self._waiting) >= _WAITING:
+      raise ApiError(503, 'audit', _TOO_SLOW)
+    written = asyncio.get_running_loop().create_future()
+    self._waiting.append((line, written))
+    if self._writing is None:
+      self._writing = asyncio.ensure_future(self._write_waiting(audit))
     try:
-      await self._executor.run(audit.write, line)
+      await asyncio.wait_for(written, self._executor.timeout)
     except UnwritableError as error:
       logging.getLogger(__name__).error('%s', error)
       raise ApiError(503, 'audit', str(error)) from error
-    except (BusyError, TooSlowError) as error:
-      raise ApiError(
-        503, 'audit', 'The audit log is too slow, and what is not logged is not answered.'
-      ) from error
+    except (BusyError, TooSlowError, asyncio.TimeoutError) as error:
+      raise ApiError(503, 'audit', _TOO_SLOW) from error
+
+  async def _write_waiting(self, audit: AuditLog):
+    """Writes lines until none waits, all that wait at a time."""
+    try:
+      while self._waiting:
+        waiting, self._waiting = self._waiting, []
+        # Nobody waits any more for those that have waited too long: they were told so.
+        waiting = [(line, written) for line, written in waiting if not written.done()]
+        outcomes: Sequence[Exception | None]
+        try:
+          outcomes = await self._executor.run(_write_lines, audit, [line for line, _ in waiting])
+        except Exception as error:  # it belongs to whoever waits
+          outcomes = [error] * len(waiting)
+        for (_, written), outcome in zip(waiting, outcomes):
+          if written.done():
+            continue
+          if outcome is None:
+            written.set_result(None)
+          else:
+            written.set_exception(outcome)
+    finally:
+      self._writing = None
+
+
+def _write_lines(
+  audit: AuditLog, lines: Sequence[Mapping[str, Any]]
+) -> Sequence[UnwritableError | None]:
+  """Writes lines together, or else each alone; returns what was wrong with each."""
+  try:
+    audit.write(*lines)
+  except UnwritableError as error:
+    if len(lines) == 1:
+      return [error]
+    return [error for line in lines for error in _write_lines(audit, [line])]
+  return [None] * len(lines)
 
 
 class FloodCounter:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from tfreid import cancellation
+from tfreid import cancellation, fibers
 from tfreid.data import words
 from tfreid.data.attributes import AttributeSchema
 from tfreid.index import filters
@@ -204,7 +204,7 @@ class SearchService:
         'person, or ask for crops like one of an answer.'
       )
     _check_able(capabilities, 'upload', 'crops like a picture')
-    thumbnails.check_upload(contents)
+    fibers.elsewhere(lambda: thumbnails.check_upload(contents))
     cancellation.check()
     options = _options(capabilities, asked)
     return source.like(contents, top_k=_top_k(capabilities.policy, asked), options=options), ()

@@ -13,8 +13,8 @@ from tfreid.web.service import SearchService
 from tfreid.web.thumbnails import Thumbnails
 
 # Searches at a time: of a source that computes each by itself, which takes the machine's cores, and
-# of one that joins them, where most of them wait for the same scan.
-THREADS, JOINED_THREADS = 2, 64
+# of one that joins them, where they wait for the same scan.
+THREADS, JOINED = 2, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Limits:
   """How much at a time, and how long.
 
   Attributes:
-    threads: searches at a time; 0 for JOINED_THREADS of a source that joins searches, and THREADS
-      of another one.
+    threads: searches at a time; 0 for JOINED of a source that joins searches, and THREADS of
+      another one.
     waiting: searches that may wait besides; more are sent away.
     seconds: that a search may take, waiting included.
     body_seconds: in which a request must have arrived.
@@ -50,9 +50,9 @@ class Services:
     access: who may ask.
     limits: how much at a time.
     thumbnails: makes pictures small.
-    searches: threads for searching.
+    searches: the thread, or the threads, for searching.
     pictures: threads for making pictures small.
-    logging: threads that wait for the disk of the log.
+    logging: the thread that waits for the disk of the log.
   """
 
   search: SearchService
