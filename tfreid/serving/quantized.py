@@ -52,7 +52,7 @@ candidates that are forgotten later, and these cost more than the scan where the
 rows. Whether a row passes is first asked of whole blocks, with the greatest rho and nu of a block:
 that reads E + 4 bytes per row instead of the E + 12 of the copy.
 
-Memory, while it runs: blocks of 8 MiB and their products for each core, for 64 queries 2 MiB; and
+Memory, while it runs: blocks of 8 MiB and their products for each core, up to 6 MiB; and
 26 bytes for each candidate, of which there are at most a million and those of one more block: then
 they are scored, and the K best of them kept. The sample, 65,536 rows of the copy or fewer, stays.
 """
@@ -93,7 +93,7 @@ _WORTH = 1 << 24
 _TILE = 8192
 # Products at the same time, where whole numbers are multiplied as a matrix: they stay in a cache
 # while they are scaled and compared.
-_PRODUCTS = 1 << 18
+_PRODUCTS = 1 << 19
 # Rows of the sample that the first bound comes from: one of 32, at least so many if they are not
 # more than one of 8, and at most so many.
 _SHARES, _SAMPLES = (32, 8), (1 << 13, 1 << 16)
