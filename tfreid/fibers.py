@@ -68,8 +68,8 @@ class Group:
         functions = more()
         for function in functions:
           self._greenlet.greenlet(function).switch()
-        if self._waiting:
           self._resume_ready()
+        if self._waiting:
           together = next(iter(self._waiting))
           self._do(together, self._waiting.pop(together))
         elif self._away:
@@ -124,6 +124,8 @@ class Group:
     else:
       for _, call in waiting:
         call.switch()
+        # Who has been away may have to leave again, and should not lose time.
+        self._resume_ready()
 
   def _resume_ready(self):
     while not self._ready.empty():
