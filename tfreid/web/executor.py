@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import logging
 import threading
 import time
@@ -218,7 +219,8 @@ class GroupExecutor(BoundedExecutor):
     """Has calls that still wait, behind one that computes long, run by another group."""
     self._looks_again = False
     if self._queues:
-      self._begin()
+      with contextlib.suppress(RuntimeError):  # shut down meanwhile
+        self._begin()
 
   def _run_group(self, group: fibers.Group) -> None:
     """Runs calls until none waits."""
