@@ -133,6 +133,16 @@ def test_an_entry_that_cannot_be_written_does_not_take_others_along(disk):
     assert [json.loads(line)['n'] for line in file] == ['first', 'a', 'b']
 
 
+def test_lines_that_could_not_be_flushed_are_not_written_twice(disk, monkeypatch):
+  def fail(descriptor):
+    raise OSError(5, 'Input/output error')
+
+  monkeypatch.setattr('tfreid.web.audit.os.fsync', fail)
+  found = written(disk, [{**entry(outcome='answered'), 'n': i} for i in range(4)])
+  assert [error.status for error in found] == [503] * 4
+  assert disk.calls == [[0], [1, 2, 3]]
+
+
 def test_a_log_that_is_too_slow_is_told_to_all_who_wait(disk):
   found = written(disk, [{**entry(outcome='answered'), 'n': i} for i in range(3)], seconds=0.1)
   assert [(error.status, error.code) for error in found] == [(503, 'audit')] * 3

@@ -15,7 +15,13 @@ from typing import Any
 
 
 class UnwritableError(OSError):
-  """The log cannot be written, so nothing may be answered."""
+  """The log cannot be written, so nothing may be answered.
+
+  Attributes:
+    appended: whether the lines are in the file, though perhaps not on the disk.
+  """
+
+  appended = False
 
 
 class AuditLog:
@@ -74,6 +80,10 @@ class AuditLog:
         mine, descriptor = self._written, os.dup(opened)
       try:
         self._flush(mine, descriptor)
+      except OSError as error:
+        unwritable = UnwritableError(_advice(error))
+        unwritable.appended = True
+        raise unwritable from error
       finally:
         os.close(descriptor)
     except UnwritableError:

@@ -112,6 +112,8 @@ class QueryLog:
         waiting, self._waiting = self._waiting, []
         # Nobody waits any more for those that have waited too long: they were told so.
         waiting = [(line, written) for line, written in waiting if not written.done()]
+        if not waiting:
+          continue
         outcomes: Sequence[Exception | None]
         try:
           outcomes = await self._executor.run(_write_lines, audit, [line for line, _ in waiting])
@@ -135,8 +137,9 @@ def _write_lines(
   try:
     audit.write(*lines)
   except UnwritableError as error:
-    if len(lines) == 1:
-      return [error]
+    # What is in the file would be there twice.
+    if len(lines) == 1 or error.appended:
+      return [error] * len(lines)
     return [error for line in lines for error in _write_lines(audit, [line])]
   return [None] * len(lines)
 
