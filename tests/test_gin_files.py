@@ -36,6 +36,9 @@ def _combinations():
     'three_state',
     ['methods/a2img.gin', 'datasets/market1501.gin', 'three_state.gin'],
   )
+  for name in ('without_adversarial', 'mmd', 'deep_coral', 'a2img', 'img2a', 'both'):
+    files = [f'methods/{name}.gin', 'datasets/market1501.gin', 'attribute_task.gin']
+    yield f'attribute_task {name}', files
   for name in ENCODERS:
     yield f'encoder {name}', ['methods/a2img.gin', 'datasets/peta.gin', f'encoders/{name}.gin']
   yield (
@@ -177,6 +180,13 @@ def test_a_rivals_published_numbers_are_in_its_recipe(name, parsed):
 def test_three_state_overlay_changes_encoding_and_drops_attributes(parsed):
   assert "ENCODING = 'three_state'" in parsed['three_state']
   assert "ENCODING = 'binary'" in parsed['a2img']
+
+
+def test_attribute_task_is_in_both_stages_and_nowhere_without_its_overlay(parsed):
+  for stage in ('image_classification.ImageClassification', 'joint_concepts.JointConcepts'):
+    line = f'{stage}.attribute_task = @multi_task.AttributeTask'
+    assert line in parsed['attribute_task a2img'], stage
+    assert f'{stage}.attribute_task' not in parsed['a2img'].replace('attribute_task = None', '')
 
 
 def test_every_gin_file_of_the_photographs_is_among_these():

@@ -60,13 +60,7 @@ class AttributePrediction(Method):
       raise ValueError(
         f"reading is one of {', '.join(attribute_scores.READINGS)}, not '{reading}'."
       )
-    if not 0.0 <= dropout < 1.0:
-      raise ValueError(f'dropout must be in [0, 1), not {dropout}.')
-    if len(spec.attribute_rates) != spec.num_attributes:
-      raise ValueError(
-        f'The weighted loss needs the training rate of each of the {spec.num_attributes} attribute '
-        f'columns, but DatasetSpec.attribute_rates has {len(spec.attribute_rates)}.'
-      )
+    check(spec, dropout)
     self.frozen = frozen
     self.layer = layer
     self.batch_size = batch_size
@@ -93,21 +87,12 @@ class AttributePrediction(Method):
       *self.attribute_scores.trainable_variables,
     ]
     self.objectives = [Objective('attribute_prediction', variables, optimizer(), weight_decay)]
-    readings = {name: self._read(name, spec) for name in attribute_scores.READINGS}
+    readings = {
+      name: space(spec, self.feature_network, self.attribute_scores, name)
+      for name in attribute_scores.READINGS
+    }
     self.space = readings.pop(reading)
     self.spaces = readings
-
-  def _read(self, reading: str, spec: DatasetSpec) -> JointSpace:
-    scores = self.attribute_scores(self.feature_network.output)
-    image = attribute_scores.ImageReading(reading, name='image_reading')(scores)
-    attributes = tf.keras.Input([spec.num_attributes], name='attributes')
-    description = attribute_scores.DescriptionReading(
-      reading, encoding=spec.encoding, rates=spec.attribute_rates, name='description_reading'
-    )(attributes)
-    return JointSpace(
-      tf.keras.Model(self.feature_network.input, image, name=f'image_{reading}'),
-      tf.keras.Model(attributes, description, name=f'attribute_{reading}'),
-    )
 
   def prepare(self, batches):
     """With a frozen image encoder, its features in the place of the images."""
@@ -124,10 +109,56 @@ class AttributePrediction(Method):
       seen = tf.nn.experimental.stateless_dropout(seen, self.dropout, seed=batch['seed'])
     logits = self.attribute_scores(seen, training=True)  # [B, A]
     bits, known = attribute_scores.bits_and_known(batch['attributes'], self.encoding)
-    right = known * tf.cast(tf.equal(logits > 0.0, bits > 0.5), tf.float32)
     return {
       'attribute_prediction': losses.weighted_attribute_loss(
         logits, bits, known=known, rates=self.rates
       ),
-      'attribute_accuracy': tf.reduce_sum(right) / tf.maximum(tf.reduce_sum(known), 1.0),
+      'attribute_accuracy': accuracy(logits, bits, known),
     }
+
+
+def check(spec: DatasetSpec, dropout: float):
+  """Refuses what attributes cannot be predicted with.
+
+  Raises:
+    ValueError: a dropout that leaves nothing, or a data set without the rates of its attributes.
+  """
+  if not 0.0 <= dropout < 1.0:
+    raise ValueError(f'dropout must be in [0, 1), not {dropout}.')
+  if len(spec.attribute_rates) != spec.num_attributes:
+    raise ValueError(
+      f'The weighted loss needs the training rate of each of the {spec.num_attributes} attribute '
+      f'columns, but DatasetSpec.attribute_rates has {len(spec.attribute_rates)}.'
+    )
+
+
+def accuracy(logits: tf.Tensor, bits: tf.Tensor, known: tf.Tensor) -> tf.Tensor:
+  """Scalar, the share of the known attributes [B, A] whose score has the right sign."""
+  right = known * tf.cast(tf.equal(logits > 0.0, bits > 0.5), tf.float32)
+  return tf.reduce_sum(right) / tf.maximum(tf.reduce_sum(known), 1.0)
+
+
+def space(
+  spec: DatasetSpec, features: tf.keras.Model, scores: tf.keras.Model, reading: str
+) -> JointSpace:
+  """The joint space of one reading of an image's attribute scores.
+
+  Args:
+    spec: sizes of the data set, and the rates of its attributes.
+    features: model, pixels [B, H, W, 3] -> features [B, F].
+    scores: model, features [B, F] -> logits [B, A].
+    reading: one of `attribute_scores.READINGS`.
+  """
+  image = attribute_scores.ImageReading(reading, name='image_reading')(scores(features.output))
+  attributes = tf.keras.Input([spec.num_attributes], name='attributes')
+  return JointSpace(
+    tf.keras.Model(features.input, image, name=f'image_{reading}'),
+    tf.keras.Model(attributes, reading_of(attributes, spec, reading), name=f'attribute_{reading}'),
+  )
+
+
+def reading_of(attributes: tf.Tensor, spec: DatasetSpec, reading: str) -> tf.Tensor:
+  """What attribute vectors [B, A] become in a reading: float32 [B, A] or [B, 2A]."""
+  return attribute_scores.DescriptionReading(
+    reading, encoding=spec.encoding, rates=spec.attribute_rates, name='description_reading'
+  )(attributes)

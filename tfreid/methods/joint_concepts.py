@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfreid import losses
 from tfreid.joint_space import JointSpace
+from tfreid.methods import multi_task
 from tfreid.methods.alignment import Alignment
 from tfreid.methods.method import Method, Objective, OptimizerBuilder
 from tfreid.networks import attribute, heads
@@ -30,6 +31,7 @@ class JointConcepts(Method):
     image_optimizer: OptimizerBuilder,
     attribute_optimizer: OptimizerBuilder,
     attribute_generator: Callable[..., tf.keras.Model] = attribute.attribute_generator,
+    attribute_task: Callable[[DatasetSpec, tf.keras.Model], multi_task.AttributeTask] | None = None,
     weight_decay: float = 0.0,
   ):
     """Builds both branches, the classifier and the alignment.
@@ -42,6 +44,7 @@ class JointConcepts(Method):
       attribute_optimizer: for the attribute branch and the shared classifier, which Table 1 lists
         as fc5 of the attribute branch.
       attribute_generator: (attributes, embedding size) -> model.
+      attribute_task: (spec, image encoder) -> a second task of the image branch; none in the paper.
       weight_decay: coupled L2 factor of both branches.
     """
     super().__init__(name='joint_concepts')
@@ -50,27 +53,39 @@ class JointConcepts(Method):
     self.attribute_generator = attribute_generator(spec.num_attributes, size)
     self.classifier = heads.classifier(size, spec.num_semantic_ids)
     self.alignment = alignment(size)
+    self.attribute_task = attribute_task and attribute_task(spec, self.image_encoder)
+    image_side = [*self.image_encoder.trainable_variables]
     self.networks = {
       'image_encoder': self.image_encoder,
       'attribute_generator': self.attribute_generator,
       'classifier': self.classifier,
       **self.alignment.networks,
     }
+    if self.attribute_task:
+      self.networks.update(self.attribute_task.networks)
+      image_side += self.attribute_task.trained
     attribute_side = [
       *self.attribute_generator.trainable_variables,
       *self.classifier.trainable_variables,
     ]
     self.objectives = [
-      Objective('concept', self.image_encoder.trainable_variables, image_optimizer(), weight_decay),
+      Objective('concept', image_side, image_optimizer(), weight_decay),
       Objective('concept', attribute_side, attribute_optimizer(), weight_decay),
       *self.alignment.objectives,
     ]
     self.space = JointSpace(
       heads.unit_norm(self.image_encoder), heads.unit_norm(self.attribute_generator)
     )
+    if self.attribute_task:
+      self.space, self.spaces = self.attribute_task.spaces(self.space)
 
   def losses(self, batch):
-    image_concepts = self.image_encoder(batch['image'], training=True)  # C^I [B, E]
+    task = {}
+    if self.attribute_task:
+      features, image_concepts = self.attribute_task.encode(batch['image'])  # C^I [B, E]
+      task = self.attribute_task.losses(features, batch)
+    else:
+      image_concepts = self.image_encoder(batch['image'], training=True)
     attribute_concepts = self.attribute_generator(batch['attributes'], training=True)  # C^A [B, E]
     image_logits = self.classifier(image_concepts, training=True)  # [B, C]
     attribute_logits = self.classifier(attribute_concepts, training=True)
@@ -79,12 +94,16 @@ class JointConcepts(Method):
     attribute_loss = losses.semantic_classification_loss(attribute_logits, semantic_ids)
     aligned = self.alignment.losses(image_concepts, attribute_concepts)
     return {
-      'concept': image_loss + attribute_loss + aligned['alignment'],
+      'concept': image_loss
+      + attribute_loss
+      + aligned['alignment']
+      + task.get('attribute_task', 0.0),
       'image_classification': image_loss,
       'attribute_classification': attribute_loss,
       'image_accuracy': _accuracy(image_logits, semantic_ids),
       'attribute_accuracy': _accuracy(attribute_logits, semantic_ids),
       **aligned,
+      **task,
     }
 
 
