@@ -52,6 +52,10 @@ def _combinations():
   for name in (*starts, 'resnet50', 'shared', 'size_256x128'):
     files = ['methods/a2img.gin', 'datasets/peta.gin', photographs, f'photographs/{name}.gin']
     yield f'photographs {name}', files
+  files = ['methods/a2img.gin', 'datasets/peta.gin', photographs]
+  for start in ('from_attributes', 'from_osnet_attributes'):
+    overlays = [f'photographs/{start}.gin', 'photographs/attribute_task.gin']
+    yield f'attribute_task {start}', [*files, *overlays]
   yield (
     'photographs market',
     ['methods/a2img.gin', 'datasets/market1501.gin', 'photographs/market.gin'],
@@ -187,6 +191,13 @@ def test_attribute_task_is_in_both_stages_and_nowhere_without_its_overlay(parsed
     line = f'{stage}.attribute_task = @multi_task.AttributeTask'
     assert line in parsed['attribute_task a2img'], stage
     assert f'{stage}.attribute_task' not in parsed['a2img'].replace('attribute_task = None', '')
+
+
+def test_attribute_task_of_the_photographs_goes_on_with_the_first_stages_scores(parsed):
+  for start in ('from_attributes', 'from_osnet_attributes'):
+    lines = parsed[f'attribute_task {start}'].replace('\\\n    ', '')
+    carry = "pretrain/stages.Stage.carry = {'attributes': ('image_encoder', 'attribute_scores')}"
+    assert carry in lines, start
 
 
 def test_every_gin_file_of_the_photographs_is_among_these():

@@ -106,6 +106,19 @@ def test_figure_3_has_the_papers_weights():
   assert {*second[discriminator], 1.0} == {*paper.DISCRIMINATOR_WEIGHTS, 1.0}
 
 
+def test_the_attribute_task_stands_behind_each_start_on_each_data_set(given):
+  for start in ('osnet', 'attributes'):
+    steps = photographs.Plan(**given, start=start).parts['task']
+    assert [flag(step, 'dataset')[0] for step in steps] == ['peta', 'peta', 'market1501']
+    assert ['SPLIT = "sal"' in flag(step, 'gin_bindings') for step in steps] == [False, True, False]
+    assert len({flag(step, 'out')[0] for step in steps}) == 3
+    for step in steps:
+      assert flag(step, 'gin_file')[-1] == 'photographs/attribute_task.gin'
+      (binding,) = [b for b in flag(step, 'gin_bindings') if 'ATTRIBUTES_DIRECTORY' in b]
+      assert flag(step, 'out')[0] in binding
+  assert len(photographs.Plan(**{**given, 'market': None}).parts['task']) == 2
+
+
 def test_each_subset_is_left_out_once_and_each_model_is_asked_for_both(plan):
   assert photographs.SUBSETS == peta.SUBSETS
   left_out = [flag(step, 'gin_bindings')[-1] for step in plan.parts['subsets']]
@@ -115,7 +128,7 @@ def test_each_subset_is_left_out_once_and_each_model_is_asked_for_both(plan):
 
 
 @pytest.mark.parametrize(
-  'part', ['peta', 'market', 'sal', 'starts', 'size', 'subsets', 'real', 'resnet50']
+  'part', ['peta', 'market', 'sal', 'starts', 'task', 'size', 'subsets', 'real', 'resnet50']
 )
 def test_the_bindings_of_the_steps_are_used_by_their_recipes(plan, part):
   for step in plan.parts[part][-1:]:
@@ -129,7 +142,7 @@ def test_the_bindings_of_the_steps_are_used_by_their_recipes(plan, part):
 def test_without_data_a_part_is_not_planned_and_says_so(tmp_path):
   bare = photographs.Plan(peta='p', market=None, ids=[], osnet=None, out=str(tmp_path))
   assert {step.part for step in bare.steps()} == {
-    *('peta', 'real', 'sal', 'figure3', 'starts', 'size', 'resnet50', 'subsets'),
+    *('peta', 'real', 'sal', 'figure3', 'starts', 'task', 'size', 'resnet50', 'subsets'),
   }
   assert not any('from_ids' in part for step in bare.steps() for part in step.command)
   with pytest.raises(ValueError, match="'across' needs --market"):

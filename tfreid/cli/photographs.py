@@ -17,6 +17,8 @@ running the same command again continues where it stopped. --parts chooses among
   person_ids  a start for `starts`: crops with person ids and no attributes (--ids)
   starts      other starts than --start's: random weights, attributes, person ids, the published
               OSNet; three seeds
+  task        no alignment and A2Img with a second task, the attributes, on 'paper', 'sal' and
+              Market-1501, three seeds
   size        no alignment and A2Img at 256x128, three seeds
   resnet50    the paper's encoder from random weights, small, one seed
   across      models of one data set asked for the people of the other
@@ -38,6 +40,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -164,6 +167,7 @@ class Plan:
       'figure3': self._figure3,
       'person_ids': self._person_ids,
       'starts': self._starts,
+      'task': self._task,
       'size': self._size,
       'resnet50': self._resnet50,
       'across': self._across,
@@ -368,6 +372,27 @@ class Plan:
       self._compare('starts', title, directory, systems, seeds, start=start)
       for title, directory, start in others
     ]
+
+  def _task(self) -> list[Step]:
+    overlay = 'photographs/attribute_task.gin'
+    kinds: list[tuple[str, str, dict[str, Any]]] = [
+      ("PETA, 'paper', with the attribute task", 'task', {}),
+      (
+        "PETA, 'sal', with the attribute task",
+        'task_sal',
+        {'more': ['--gin_bindings=SPLIT = "sal"'], 'images': _SAL},
+      ),
+    ]
+    if self.market:
+      market = {'data': 'market1501', 'images': _HALF}
+      kinds.append(('Market-1501, with the attribute task', 'task_market', market))
+    systems, seeds = ['without_adversarial', 'a2img'], self.seeds[:3]
+    steps = []
+    for title, directory, options in kinds:
+      files, flags_ = self._start_of(directory)
+      start = [*files, overlay], flags_
+      steps.append(self._compare('task', title, directory, systems, seeds, start=start, **options))
+    return steps
 
   def _size(self) -> list[Step]:
     return [
