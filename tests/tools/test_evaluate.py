@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfreid.data import market1501, shared_attributes, synthetic
+from tfreid.data import dukemtmc, market1501, shared_attributes, synthetic
 from tfreid.data.pipeline import Pipeline
-from tfreid.evaluation import partial, results, retrieval, saved_space
+from tfreid.evaluation import partial, ranking, results, retrieval, saved_space
 from tfreid.joint_space import JointSpace
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +109,79 @@ def test_shared_attributes_and_fewer_of_them_are_not_asked_together(run, benchma
       through=['peta', 'market1501'],
       fewer=saved_space.FewerAttributes(),
     )
+
+
+@pytest.fixture(scope='module')
+def other_space(tmp_path_factory, benchmark):
+  """A space of the same attributes, of other images and another width."""
+  tf.keras.utils.set_random_seed(1)
+  pixels, attributes = tf.keras.Input((16, 16, 3)), tf.keras.Input((benchmark.schema.size,))
+  flat = tf.keras.layers.Flatten()(pixels)
+  folder = tmp_path_factory.mktemp('other') / 'space'
+  JointSpace(
+    tf.keras.Model(pixels, tf.keras.layers.Dense(3)(flat / 255.0)),
+    tf.keras.Model(attributes, tf.keras.layers.Dense(3)(attributes)),
+  ).save(folder, metadata={'schema': benchmark.schema.to_json()})
+  return folder
+
+
+@pytest.mark.slow
+def test_two_spaces_score_together(run, benchmark, other_space, tmp_path):
+  space = run / 'joint' / 'space'
+  flags = f'--with_space={other_space}', '--shares=0,0.25,3', f'--json={tmp_path}/out.json'
+  done = evaluate(f'--space={space}', *flags, '--noappend')
+  assert done.returncode == 0, done.stderr
+  written = json.loads((tmp_path / 'out.json').read_text())
+  split = benchmark.test
+  scores = []
+  for folder in (space, other_space):
+    loaded = JointSpace.load(str(folder))
+    batches = Pipeline(loaded.image_shape[:2], 16).evaluation(split)
+    found = retrieval.embed_split(loaded, split, batches)
+    scores.append(found.queries @ found.gallery.T)
+  matches = ranking.matches_by_id(found.query_ids, found.gallery_ids)
+  for share, one in zip((0, 0.25, 3), written['fused']):
+    assert one['share'] == share
+    metrics = ranking.query_metrics(scores[0] + share * scores[1], matches)
+    wanted = ranking.summary(metrics, len(split))
+    assert one['metrics']['all']['mAP'] == pytest.approx(wanted.mAP, rel=1e-4)
+    assert f'{100 * wanted.rank1:.2f}' in done.stdout
+  assert written['fused'][0]['metrics']['all'] == written['metrics']['all']
+  values = {one['metrics']['all']['mAP'] for one in written['fused']}
+  assert len(values) == 3
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--shares=0.1,-1'], "not '-1'"),
+    (['--shares=nan'], "not 'nan'"),
+    (['--shares=much'], "not 'much'"),
+    (['--shares=1e999'], "not '1e999'"),
+    (['--through=peta,market1501'], '--through and --with_space'),
+  ],
+)
+def test_shares_that_are_none_are_refused_at_once(flags, message):
+  done = evaluate('--space=a', '--with_space=b', *flags)
+  assert done.returncode == 1 and message in done.stderr
+
+
+def test_spaces_of_other_attributes_are_not_fused(run, benchmark, tmp_path):
+  schema = dukemtmc.SCHEMA
+  attributes, pixels = tf.keras.Input((schema.size,)), tf.keras.Input(IMAGE)
+  JointSpace(
+    tf.keras.Model(pixels, tf.keras.layers.Dense(2)(tf.keras.layers.Flatten()(pixels))),
+    tf.keras.Model(attributes, tf.keras.layers.Dense(2)(attributes)),
+  ).save(tmp_path / 'space', metadata={'schema': schema.to_json()})
+  space = str(run / 'joint' / 'space')
+  fusion = saved_space.Fusion(str(tmp_path / 'space'), [0.1])
+  with pytest.raises(ValueError, match='Fuse spaces that were trained on the same attributes'):
+    saved_space.evaluate(space, benchmark, fusion=fusion)
+  fusion = saved_space.Fusion(space, [-0.1])
+  with pytest.raises(ValueError, match=r'numbers from 0 on, not \[-0.1\]'):
+    saved_space.evaluate(space, benchmark, fusion=fusion)
+  with pytest.raises(ValueError, match='not both at once'):
+    saved_space.evaluate(space, benchmark, fusion=fusion, through=['peta', 'market1501'])
 
 
 @pytest.mark.slow

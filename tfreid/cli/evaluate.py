@@ -5,6 +5,8 @@
   tfreid evaluate --space=runs/a2img/joint/space --attribute_counts=1,2,4,8,all
   tfreid evaluate --space=runs/peta/joint/space --dataset=market1501 --data_root=/data/market1501 \
     --through=peta,market1501
+  tfreid evaluate --space=runs/a2img/joint/space --with_space=runs/a2img/joint/space-attributes \
+    --shares=0.02,0.05,0.1 --split=validation
 
 With --through a model that was trained on one data set is asked for the people of another, in the
 attributes that the named data sets share (tfreid/data/correspondence.py). Name the same data sets
@@ -76,6 +78,14 @@ _THROUGH = flags.DEFINE_list(
   [],
   'Ask in the attributes that these data sets share: of peta, market1501, dukemtmc.',
 )
+_WITH_SPACE = flags.DEFINE_string(
+  'with_space', None, 'Also score with this space beside --space: see --shares.'
+)
+_SHARES = flags.DEFINE_list(
+  'shares',
+  ['0.01', '0.02', '0.05', '0.1', '0.2'],
+  'With --with_space: the score is the dot product in --space plus this much of that in the other.',
+)
 _APPEND = flags.DEFINE_bool('append', True, 'Add a row to the results file.')
 
 
@@ -130,6 +140,9 @@ def evaluate_space(benchmark):
       relevance=_RELEVANCE.value,
       resamples=_RESAMPLES.value or 1,
     )
+  fusion = None
+  if _WITH_SPACE.value:
+    fusion = saved_space.Fusion(_WITH_SPACE.value, _numbers(_SHARES.value))
   with rich.progress.Progress(
     *rich.progress.Progress.get_default_columns(),
     rich.progress.MofNCompleteColumn(),
@@ -150,6 +163,7 @@ def evaluate_space(benchmark):
       top=_TOP.value,
       through=_THROUGH.value,
       fewer=fewer,
+      fusion=fusion,
       progress=progress,
     )
 
@@ -161,6 +175,9 @@ def main(argv):
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
   if _THROUGH.value and _COUNTS.value:
     raise app.UsageError('--through and --attribute_counts cannot be given together.')
+  if _THROUGH.value and _WITH_SPACE.value:
+    raise app.UsageError('--through and --with_space cannot be given together.')
+  _numbers(_SHARES.value)
   with startup.clear_errors():
     logging.getLogger('tfreid').setLevel(logging.WARNING)
     from tfreid import experiment
@@ -181,8 +198,28 @@ def main(argv):
     }
     console = _console()
     _print_evaluation(console, title, result)
+    if result.fused:
+      _print_fused(console, result)
     beside = run or os.path.dirname(os.path.abspath(_SPACE.value))
     _write(console, result, title=title, facts=facts, beside=beside, run=run)
+
+
+def _numbers(texts) -> list[float]:
+  """Shares that were given, in their order.
+
+  Raises:
+    app.UsageError: one is no number from 0 on.
+  """
+  numbers = []
+  for text in texts:
+    try:
+      number = float(text)
+    except ValueError:
+      number = -1.0
+    if not 0.0 <= number < float('inf'):
+      raise app.UsageError(f"--shares takes numbers from 0 on, such as 0.02,0.1, not '{text}'.")
+    numbers.append(number)
+  return numbers
 
 
 def _title(about, benchmark, found) -> str:
@@ -212,6 +249,24 @@ def _print_evaluation(console, title, found):
   )
 
 
+def _print_fused(console, found):
+  """A line for each share of the second space."""
+  import rich.table
+
+  table = rich.table.Table(
+    title=printable(f'With {_WITH_SPACE.value}', lines=False),
+    caption=f'{found.evaluation.overall.queries} queries, {found.evaluation.overall.gallery} '
+    'images; %',
+  )
+  for heading in ('share', 'rank-1', 'rank-5', 'rank-10', 'mAP'):
+    table.add_column(heading, justify='right')
+  for share, evaluation in found.fused.items():
+    summary = evaluation.overall
+    values = summary.rank1, summary.rank5, summary.rank10, summary.mAP
+    table.add_row(f'{share:g}', *(f'{100 * value:.2f}' for value in values))
+  console.print(table)
+
+
 def _write(console, found, *, title, facts, beside, run):
   """Writes what the flags ask for, and says where; `beside` is the folder where none is named."""
   from tfreid import experiment
@@ -222,6 +277,12 @@ def _write(console, found, *, title, facts, beside, run):
   if _JSON.value:
     protocol = {'protocol': results.PROTOCOL}
     metrics = {'metrics': found.evaluation.to_json(per_query=True)}
+    if found.fused:
+      metrics['with_space'] = _WITH_SPACE.value
+      metrics['fused'] = [
+        {'share': share, 'metrics': evaluation.to_json(per_query=True)}
+        for share, evaluation in found.fused.items()
+      ]
     saved_space.write_json(_JSON.value, {**facts, **protocol, **found.facts, **metrics})
   if found.curve:
     console.print(found.curve.table(f'Attributes given: {title}'))

@@ -53,6 +53,29 @@ class Embeddings(NamedTuple):
   gallery_ids: np.ndarray
 
 
+def fused(first: Embeddings, second: Embeddings, share: float) -> Embeddings:
+  """Embeddings whose dot products are the first's plus `share` times the second's.
+
+  Args:
+    first: [Q, E] and [N, E].
+    second: of the same queries and images, [Q, E'] and [N, E'].
+    share: of the second.
+
+  Returns:
+    [Q, E + E'] and [N, E + E'].
+
+  Raises:
+    ValueError: they are not of the same queries and images.
+  """
+  for field in ('query_ids', 'gallery_ids'):
+    if not np.array_equal(getattr(first, field), getattr(second, field)):
+      raise ValueError('Only embeddings of the same queries and images can be fused.')
+  return first._replace(
+    queries=np.concatenate([first.queries, second.queries], axis=1),
+    gallery=np.concatenate([first.gallery, np.float32(share) * second.gallery], axis=1),
+  )
+
+
 class Evaluation(NamedTuple):
   """The result of the protocol.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Union
 
@@ -39,6 +40,19 @@ class FewerAttributes(NamedTuple):
   resamples: int = 1000
 
 
+class Fusion(NamedTuple):
+  """How to score with two spaces: the dot product of one plus a share of the other's.
+
+  Attributes:
+    directory: of the other space, which takes the same attributes; its images may have another
+      size.
+    shares: of its dot product, at least 0.
+  """
+
+  directory: str
+  shares: Sequence[float]
+
+
 class Findings(NamedTuple):
   """What an evaluation found.
 
@@ -47,11 +61,13 @@ class Findings(NamedTuple):
     facts: more of a results row: 'violations<k>' and 'nDCG<k>', means of the GradedMetrics of the
       first k images; results by subset; what was asked through, and what that left out.
     curve: over the number of attributes given, where it was asked for.
+    fused: for each share of a `Fusion`, by the protocol.
   """
 
   evaluation: Evaluation
   facts: dict[str, Any]
   curve: Curve | None
+  fused: Mapping[float, Evaluation] = types.MappingProxyType({})
 
 
 class _Asked(NamedTuple):
@@ -79,6 +95,7 @@ def evaluate(
   top: int = 10,
   through: Sequence[str] = (),
   fewer: FewerAttributes | None = None,
+  fusion: Fusion | None = None,
   progress: Progress | None = None,
 ) -> Findings:
   """Embeds a split in a saved space and evaluates it.
@@ -92,15 +109,20 @@ def evaluate(
     through: ask in the attributes that these data sets share; none: in those of the data set, which
       must be those that the space was trained on.
     fewer: also ask with fewer attributes; not together with `through`.
+    fusion: also score with another space beside this one; not together with `through`.
     progress: called again and again.
 
   Raises:
     FileNotFoundError: there is no such space.
     ValueError: the data set has no such part, or does not fit the space; `fewer` cannot be asked,
-      or an image cannot be read.
+      a share is negative, or an image cannot be read.
   """
   if through and fewer:
     raise ValueError('Ask through shared attributes, or with fewer of them: not both at once.')
+  if through and fusion:
+    raise ValueError('Ask through shared attributes, or with a second space: not both at once.')
+  if fusion:
+    _check_fusion(fusion, benchmark)
   progress = progress or _silent
   about = JointSpace.metadata(directory)
   asked = _asked(directory, about, benchmark, part, through)
@@ -123,7 +145,14 @@ def evaluate(
     facts['through_columns'] = len(asked.groups)
     facts['images'] = len(asked.labels)
     facts['images_left_out'] = dict(asked.labels.dropped)
-  return Findings(evaluation, facts, curve)
+  fused = {}
+  if fusion:
+    other = _embeddings(JointSpace.load(fusion.directory), asked.split, batch_size, progress)
+    for share in fusion.shares:
+      fused[share] = retrieval.evaluate_embeddings(
+        retrieval.fused(embeddings, other, share), seen=asked.seen
+      )
+  return Findings(evaluation, facts, curve, fused)
 
 
 def write_curve(base: str, curve: Curve, *, title: str, facts: Mapping[str, Any]) -> None:
@@ -166,6 +195,20 @@ def _silent(what: str, done: int, count: int | None) -> None:
 def _trained_schema(about: Mapping[str, Any]) -> AttributeSchema | None:
   """The attributes that a space was trained on, where that was saved with it."""
   return AttributeSchema.from_json(about['schema']) if about.get('schema') else None
+
+
+def _check_fusion(fusion: Fusion, benchmark: Benchmark) -> None:
+  """Before anything is embedded."""
+  wrong = [share for share in fusion.shares if not 0.0 <= share < float('inf')]
+  if wrong or not fusion.shares:
+    raise ValueError(
+      f'The shares of a second space are numbers from 0 on, not {wrong or "none at all"}.'
+    )
+  check_same_columns(
+    _trained_schema(JointSpace.metadata(fusion.directory)),
+    benchmark.schema,
+    advice='Fuse spaces that were trained on the same attributes.',
+  )
 
 
 def _asked(directory, about, benchmark, part, through) -> _Asked:
