@@ -37,7 +37,24 @@ def with_random_weights(model, seed=0):
   return model
 
 
+def side_by_side():
+  """As the attribute task's: concepts and a reading of the same description."""
+  concepts = heads.unit_norm(attribute.attribute_generator(7, 5, hidden=(8,)))
+  reading = attribute_scores.DescriptionReading('log_likelihood')(concepts.input)
+  return tf.keras.Model(concepts.input, layers.Concatenate()([concepts.output, reading]))
+
+
+def branches_of_branches():
+  inputs = tf.keras.Input([7])
+  one = layers.Dense(3, 'relu')(inputs)
+  two, three = layers.Dense(4, 'tanh')(one), layers.Dense(2)(one)
+  both = layers.Dense(5)(layers.Concatenate()([three, two]))
+  return tf.keras.Model(inputs, layers.Concatenate()([both, one, inputs]))
+
+
 MODELS = {
+  'side by side': side_by_side,
+  'branches of branches': branches_of_branches,
   'the paper': lambda: attribute.attribute_generator(7, 5, hidden=(8, 9)),
   'cosine': lambda: heads.unit_norm(attribute.attribute_generator(7, 5, hidden=(8,))),
   'linear': lambda: chain(layers.Dense(5)),
@@ -79,6 +96,12 @@ def two_branches():
   return tf.keras.Model(inputs, layers.Add()([layers.Dense(3)(inputs), layers.Dense(3)(inputs)]))
 
 
+def joined_along_the_batch():
+  inputs = tf.keras.Input([7])
+  parts = [layers.Dense(3)(inputs), layers.Dense(3)(inputs)]
+  return tf.keras.Model(inputs, layers.Concatenate(axis=0)(parts))
+
+
 def a_layer_used_twice():
   inputs = tf.keras.Input([7])
   layer = layers.Dense(7)
@@ -89,6 +112,7 @@ def a_layer_used_twice():
   'build',
   [
     two_branches,
+    joined_along_the_batch,
     a_layer_used_twice,
     lambda: chain(layers.Dense(3, 'gelu')),
     lambda: chain(layers.ReLU(max_value=6.0)),

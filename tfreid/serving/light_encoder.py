@@ -1,8 +1,9 @@
 """An attribute encoder as arrays: computed by NumPy, where TensorFlow would take long to start.
 
-Floor 0. Descriptions are short, and an attribute encoder is a chain of a few small layers. So an
-export keeps it a second time, as a file of arrays and a list of steps, if it consists of layers
-that are known here; its concepts are compared with the graph's at the export. Whoever searches an
+Floor 0. Descriptions are short, and an attribute encoder is a chain of a few small layers, or some
+such chains that end side by side. So an export keeps it a second time, as a file of arrays and a
+list of steps, if it consists of layers that are known here; its concepts are compared with the
+graph's at the export. Whoever searches an
 index by description then needs no TensorFlow.
 
 The file is a NumPy archive: the arrays, and the steps as JSON. It holds no code.
@@ -24,6 +25,10 @@ TOLERANCE = 1e-5
 
 _FORMAT = 1
 
+# Steps between chains: keep what there is under a number, go on from what was kept, go on from
+# several of these side by side.
+_KEEP, _TAKE, _JOIN = 'keep', 'take', 'join'
+
 # A step: its name, and what it needs. An array is written as its number.
 Step = list
 
@@ -38,7 +43,7 @@ _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class LightEncoder:
-  """A chain of layers, attribute vectors -> concepts.
+  """Chains of layers, attribute vectors -> concepts.
 
   Attributes:
     steps: what is done, in order.
@@ -58,9 +63,17 @@ class LightEncoder:
     x = np.asarray(vectors, np.float32)
     if not np.isfinite(x).all():
       raise ValueError('An attribute vector holds NaN or infinity.')
+    kept: dict[int, np.ndarray] = {}
     with np.errstate(over='ignore', invalid='ignore'):
       for name, *settings in self.steps:
-        x = np.asarray(_STEPS[name](self.arrays, x, *settings), np.float32)
+        if name == _KEEP:
+          kept[settings[0]] = x
+        elif name == _TAKE:
+          x = kept[settings[0]]
+        elif name == _JOIN:
+          x = np.concatenate([kept[number] for number in settings[0]], axis=-1)
+        else:
+          x = np.asarray(_STEPS[name](self.arrays, x, *settings), np.float32)
     if not np.isfinite(x).all():
       raise ValueError(
         'The numbers of an attribute vector are too large: its concept holds NaN or infinity.'
@@ -88,7 +101,7 @@ def from_bytes(content: bytes) -> LightEncoder:
       if about['format'] != _FORMAT:
         raise ValueError(f'its format is {about["format"]}, and {_FORMAT} is known')
       arrays = [archive[f'array{i}'] for i in range(len(archive.files) - 1)]
-    unknown = {step[0] for step in about['steps']} - set(_STEPS)
+    unknown = {step[0] for step in about['steps']} - {*_STEPS, _KEEP, _TAKE, _JOIN}
     if unknown:
       raise ValueError(f'it has the steps {sorted(unknown)}, which are not known')
     return LightEncoder(about['steps'], arrays)
@@ -97,34 +110,64 @@ def from_bytes(content: bytes) -> LightEncoder:
 
 
 def from_structure(structure: str, weights: Sequence[np.ndarray]) -> LightEncoder | None:
-  """The encoder of a Keras model that is a chain of known layers; None for another one.
+  """The encoder of a Keras model of known layers; None for another one.
+
+  Each layer takes what one other gives, or is a concatenation.
 
   Args:
     structure: the functional model as JSON, as `FoldedEncoder.structure`.
     weights: of its layers, in their order.
   """
   config = json.loads(structure)['config']
+  taken = _takers(config['layers'])
+  ends = [names[0] for names in config.get('output_layers', ())]
   steps: list[Step] = []
   used = 0
+  numbers: dict[str, int] = {}  # of what is kept
   before = None
-  for layer in config['layers']:
-    inbound = _inbound(layer)
+  for place, layer in enumerate(config['layers']):
+    name, inbound = layer['config']['name'], _inbound(layer)
     if layer['class_name'] == 'InputLayer' and before is None and not inbound:
-      before = layer['config']['name']
-      continue
-    make = _LAYERS.get(_kind(layer))
-    if make is None or before is None or inbound != [before]:
-      return None
-    count, step = make(layer['config'], used)
-    if step is None:
-      return None
-    used += count
-    steps += step
-    before = layer['config']['name']
-  ends = [names[0] for names in config.get('output_layers', ())]
+      pass
+    elif _kind(layer) == 'Concatenate':
+      if layer['config']['axis'] != -1 or not inbound or not numbers.keys() >= {*inbound}:
+        return None
+      steps.append([_JOIN, [numbers[source] for source in inbound]])
+    else:
+      make = _LAYERS.get(_kind(layer))
+      if make is None or before is None or len(inbound) != 1:
+        return None
+      if inbound != [before]:
+        if inbound[0] not in numbers:
+          return None
+        steps.append([_TAKE, numbers[inbound[0]]])
+      count, step = make(layer['config'], used)
+      if step is None:
+        return None
+      used += count
+      steps += step
+    before = name
+    # What only the next layer takes need not be kept.
+    if taken.get(name, []) not in ([], [place + 1]) or _joins(config['layers'], place + 1):
+      numbers[name] = len(numbers)
+      steps.append([_KEEP, numbers[name]])
   if used != len(weights) or ends != [before]:
     return None
   return LightEncoder(steps, weights)
+
+
+def _takers(layers: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+  """The places of the layers that take what a layer gives, by its name."""
+  taken: dict[str, list[int]] = {}
+  for place, layer in enumerate(layers):
+    for source in _inbound(layer):
+      taken.setdefault(source, []).append(place)
+  return taken
+
+
+def _joins(layers: Sequence[Mapping[str, Any]], place: int) -> bool:
+  """Whether the layer at a place is a concatenation."""
+  return place < len(layers) and _kind(layers[place]) == 'Concatenate'
 
 
 def _inbound(layer: Mapping[str, Any]) -> list[str]:
