@@ -10,8 +10,8 @@ them. All answer the same, since float32 has the last word.
 
 from __future__ import annotations
 
+import bisect
 import collections
-import functools
 import os
 import shutil
 import threading
@@ -123,6 +123,7 @@ class EmbeddedIndex(Engine):
         f"'{self.folder.directory}' cannot be searched by a copy in 8 bits: {self._about_copy()}."
       )
     self._starts = np.cumsum([0, *map(len, self._segments)])
+    self._bounds = self._starts.tolist()
     self._live = np.concatenate([np.empty(0, bool), *(s.live for s in self._segments)])
     self._size = int(self._live.sum())
     self._masks: collections.OrderedDict = collections.OrderedDict()
@@ -171,8 +172,8 @@ class EmbeddedIndex(Engine):
       for positions, scores in find(queries[start : start + _QUERIES], top_k, keep, min_score):
         if min_score is not None:
           positions, scores = positions[scores >= min_score], scores[scores >= min_score]
-        ranked = zip(self._readers(positions), scores.tolist(), self._vectors_at(positions))
-        results.append([Match(read, score, concept) for read, score, concept in ranked])
+        ranked = zip(scores.tolist(), self._vectors_at(positions), positions.tolist())
+        results.append([Match(self._row_at, *one) for one in ranked])
     return results
 
   def rows(self, ids: Sequence[str]) -> dict[str, Row]:
@@ -394,14 +395,9 @@ class EmbeddedIndex(Engine):
         rows[place] = row
     return rows
 
-  def _readers(self, positions):
-    """What reads the row at each position."""
-    owners = self._owner(positions)
-    places = positions - self._starts[owners]
-    return [
-      functools.partial(self._segments[owner].row, place)
-      for owner, place in zip(owners.tolist(), places.tolist())
-    ]
+  def _row_at(self, position: int) -> Row:
+    owner = bisect.bisect_right(self._bounds, position) - 1
+    return self._segments[owner].row(position - self._bounds[owner])
 
   def _vectors_at(self, positions):
     vectors = np.empty((len(positions), self.width), np.float32)

@@ -39,18 +39,25 @@ class Match:
     concept: float32 [E], the crop's; None where it was not searched for.
   """
 
-  __slots__ = ('_row', 'concept', 'score')
+  __slots__ = ('_place', '_row', 'concept', 'score')
 
-  def __init__(self, row: Row | Callable[[], Row], score: float, concept: np.ndarray | None = None):
+  def __init__(
+    self,
+    row: Row | Callable[[int], Row],
+    score: float,
+    concept: np.ndarray | None = None,
+    place: int = 0,
+  ):
     """Holds a result.
 
     Args:
-      row: the crop, or what reads it when it is first asked for: of the many that are looked at to
-        suggest what to ask next, few are shown.
+      row: the crop, or what reads it from its place when it is first asked for: of the many that
+        are looked at to suggest what to ask next, few are shown.
       score: of the crop.
       concept: of the crop.
+      place: what `row` is called with.
     """
-    self._row, self.score, self.concept = row, score, concept
+    self._row, self.score, self.concept, self._place = row, score, concept, place
 
   @property
   def row(self) -> Row:
@@ -60,7 +67,7 @@ class Match:
       ValueError: what the index holds of it is damaged.
     """
     if not isinstance(self._row, Row):
-      self._row = self._row()
+      self._row = self._row(self._place)
     return self._row
 
   def __repr__(self) -> str:

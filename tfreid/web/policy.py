@@ -97,10 +97,10 @@ class Policy:
       self.check_attributes(fields_of(condition))
 
   def visible(self, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What may be shown of things by attribute or field name."""
+    """What may be shown of things by attribute or field name: the same object if it is all."""
     disabled = self.disabled_attributes
     if not disabled:
-      return dict(values)
+      return values if isinstance(values, dict) else dict(values)
     return {name: value for name, value in values.items() if name not in disabled}
 
   def check_schema(self, schema: AttributeSchema) -> None:
