@@ -27,6 +27,8 @@ GENERATED = (
   'docs/results/tables.md',
   'docs/results/photographs/peta/tables.md',
   'docs/results/photographs/peta_again/tables.md',
+  'docs/results/photographs/task/tables.md',
+  'docs/results/photographs/task_sal/tables.md',
   'docs/results/photographs/sal/tables.md',
   'docs/results/photographs/market/tables.md',
 )
