@@ -320,6 +320,12 @@ def test_a_page_of_rows_alone_knows_the_data_by_what_the_loader_calls_them(tmp_p
   assert 'the systems of the paper on DukeMTMC-reID' in page
   assert "the paper's rank-1, Duke" in page and '46.60' in page
   assert 'other people and other images' not in page
+  # What is not the paper's is said at the top, and stays where the page is made again.
+  note = "Not the paper's systems: <each> with a second task."
+  assert compare('--render_only', f'--out={tmp_path}', f'--note={note}').returncode == 0
+  lines = [line for line in (tmp_path / 'tables.md').read_text().splitlines() if line]
+  assert lines[1].replace('\\', '') == note
+  assert '&lt;each&gt; with a second task' in (tmp_path / 'index.html').read_text()
 
 
 @pytest.mark.parametrize('known', [True, False])
@@ -338,11 +344,13 @@ def test_a_part_of_the_papers_data_stands_beside_nothing_published(known, tmp_pa
   ]
   (tmp_path / 'results.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   if known:
-    (tmp_path / 'comparison.json').write_text(json.dumps({'dataset': 'market1501'}))
+    about = {'dataset': 'market1501', 'note': 'With a second task.'}
+    (tmp_path / 'comparison.json').write_text(json.dumps(about))
   done = compare('--render_only', f'--out={tmp_path}')
   assert done.returncode == 0, done.stderr
   page = (tmp_path / 'tables.md').read_text()
   assert '| ours (A2Img) |' in page
+  assert ('With a second task.' in page) == known
   for published in ("the paper's", "The paper's", 'paper:', '40.3', '33.8'):
     assert published not in page
   widths = [line.count('|') for line in page.splitlines() if line.startswith('| system')]

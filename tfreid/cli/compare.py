@@ -65,6 +65,9 @@ _PICTURES = flags.DEFINE_bool(
   'Copy pictures of ranked results beside the page. --nopictures where people must not be shown; '
   'the runs keep theirs.',
 )
+_NOTE = flags.DEFINE_string(
+  'note', '', "A sentence for the top of the page, such as what is not the paper's in these runs."
+)
 _ALLOW = flags.DEFINE_bool(
   'allow_changed_config',
   False,
@@ -88,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
         _REPORT.value or _OUT.value,
         dataset=training_runs.dataset(),
         pictures=_PICTURES.value,
+        note=_NOTE.value,
       )
       print(f'Written: {page}')
       return
@@ -122,6 +126,7 @@ def _settings() -> Settings:
     texts=_texts(),
     also=_ALSO.value,
     pictures=_PICTURES.value,
+    note=_NOTE.value,
   )
 
 

@@ -387,10 +387,11 @@ class Plan:
       market = {'data': 'market1501', 'images': _HALF}
       kinds.append(('Market-1501, with the attribute task', 'task_market', market))
     systems, seeds = ['without_adversarial', 'a2img'], self.seeds[:3]
+    note = "--note=Not the paper's systems: each with a second task, see gin/attribute_task.gin."
     steps = []
     for title, directory, options in kinds:
       files, flags_ = self._start_of(directory)
-      start = [*files, overlay], flags_
+      start = [*files, overlay], [*flags_, note]
       steps.append(self._compare('task', title, directory, systems, seeds, start=start, **options))
     return steps
 

@@ -57,6 +57,7 @@ class Settings:
     texts: further settings for the page, title -> text.
     also: results files of comparisons elsewhere, whose runs the tables take in.
     pictures: copy ranked results beside the page.
+    note: a sentence for the top of the page, such as what is not the paper's in these runs.
   """
 
   dataset: str
@@ -73,6 +74,7 @@ class Settings:
   texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
   also: Sequence[str] = ()
   pictures: bool = True
+  note: str = ''
 
 
 class Surroundings(Protocol[_RecipeT]):
@@ -341,6 +343,7 @@ class Comparison:
     about = {
       'dataset': self.settings.dataset,
       'command': self.settings.command,
+      'note': self.settings.note,
       'settings': dict(self.settings.texts),
       'machine': processes.machine(),
       'failed': self.failed,
@@ -431,7 +434,7 @@ def _weights(recipe: Recipe) -> tuple[float, float]:
   return generator, discriminator
 
 
-def render(out: str, directory: str, *, dataset: str, pictures: bool = True) -> str:
+def render(out: str, directory: str, *, dataset: str, pictures: bool = True, note: str = '') -> str:
   """Writes the page from a comparison's results file.
 
   Args:
@@ -439,6 +442,7 @@ def render(out: str, directory: str, *, dataset: str, pictures: bool = True) -> 
     directory: to write to.
     dataset: what the data are called where nothing there says it.
     pictures: copy ranked results beside the page.
+    note: for the top of the page; the comparison's own if there is none.
 
   Returns:
     The path of the page.
@@ -461,4 +465,6 @@ def render(out: str, directory: str, *, dataset: str, pictures: bool = True) -> 
   if os.path.isfile(saved):
     with open(saved, encoding='utf-8') as file:
       about = json.load(file)
+  if note:
+    about['note'] = note
   return report.write(rows, about, directory, out=out, pictures=pictures)

@@ -38,7 +38,7 @@ def write(
   Args:
     rows: of the comparison's results file.
     about: 'dataset' and, where known, 'command', 'settings' (text by title), 'machine', 'seeds',
-      'failed' (title -> what went wrong), 'unfinished' (titles).
+      'failed' (title -> what went wrong), 'unfinished' (titles), 'note' (a sentence for the top).
     directory: to write to.
     out: folder of the comparison's runs, whose ranked results are copied; '' keeps what is there.
     pictures: without them, nothing is copied and no ranked results are linked to.
@@ -96,4 +96,5 @@ def build(
     sections.append(Section('What is missing', missing))
   sections.append(Section('How this was made', provenance.made(rows, about, findings.results)))
   title = f'Attribute-based person search: the systems of the paper on {dataset}'
-  return Document(title, at_a_glance.lead(findings), sections)
+  note = [about['note']] if about.get('note') else []
+  return Document(title, [*note, *at_a_glance.lead(findings)], sections)
