@@ -29,6 +29,7 @@ GENERATED = (
   'docs/results/photographs/peta_again/tables.md',
   'docs/results/photographs/task/tables.md',
   'docs/results/photographs/task_sal/tables.md',
+  'docs/results/photographs/task_market/tables.md',
   'docs/results/photographs/sal/tables.md',
   'docs/results/photographs/market/tables.md',
 )
