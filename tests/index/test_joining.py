@@ -492,15 +492,8 @@ def test_reasons_and_suggestions_are_of_one_scan(color_index):
     assert source._joined.joiner.calls == 1
     assert len(answer.hits) == 3 and all(hit.reasons for hit in answer.hits)
     plainly = source.search({'hat': 'yes'}, top_k=3, explain=True)
-    suggested = source.suggest({'hat': 'yes'})
-  found, wanted = ([(hit.id, hit.score) for hit in one.hits] for one in (answer, plainly))
-  assert found == wanted
-  # These come of products of other shapes, whose last bits depend on the processor.
-  for hit, alone in zip(answer.hits, plainly.hits):
-    assert hit.reasons == pytest.approx(alone.reasons, abs=1e-6)
-  assert [one.attribute for one in answer.suggestions] == [one.attribute for one in suggested]
-  for one, alone in zip(answer.suggestions, suggested):
-    assert one.gain == pytest.approx(alone.gain, abs=1e-6)
+    assert answer.hits == plainly.hits
+    assert answer.suggestions == source.suggest({'hat': 'yes'})
 
 
 def test_answers_are_of_one_state_while_the_index_is_exchanged(color_index, crops, tmp_path):

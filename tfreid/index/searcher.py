@@ -166,11 +166,13 @@ class Searcher:
     matches = candidates[:top_k]
     reasons: Sequence[Mapping[str, float]] = ()
     suggestions: Sequence[Suggestion] = ()
-    if more and candidates and len(more.variants):
-      scores = np.array([match.score for match in candidates])
-      variant_scores = self._scores(candidates, more.variants)
-      reasons = more.reasons(scores[: len(matches)], variant_scores[: len(matches)])
-      suggestions = more.suggestions(scores, variant_scores)
+    # Each from a product of its own: the last bits of one depend on its shape, and what is asked for
+    # beside the reasons must not change them.
+    if more and matches and len(more.without_one):
+      scores = np.array([match.score for match in matches])
+      reasons = more.reasons(scores, self._scores(matches, more.without_one))
+    if more and more.suggests:
+      suggestions = self._suggestions(more.questions, candidates[:CANDIDATES])
     return Answer(
       query=statements,
       hits=[_hit(match, why) for match, why in zip(matches, reasons or [{}] * len(matches))],

@@ -17,6 +17,8 @@ class Explanation:
 
   Attributes:
     variants: float32 [M, A], attribute vectors that the best crops are scored for; M may be 0.
+    without_one: float32 [N, A], the first of them, which `reasons` takes; N may be 0.
+    questions: what could be asked next, whose vectors are the others.
   """
 
   def __init__(
@@ -41,24 +43,25 @@ class Explanation:
       ValueError: an unknown attribute or value.
     """
     self._names = list(query) if explain else []
-    self._questions = suggestion.questions(schema, query, said) if suggest and query else []
+    self.questions = suggestion.questions(schema, query, said) if suggest and query else []
     parts = [np.empty((0, schema.size), np.float32)]
     if self._names:
       parts.append(attribution.leave_one_out(schema, query, said))
-    parts += [question.vectors for question in self._questions]
+    parts += [question.vectors for question in self.questions]
     self.variants = np.concatenate(parts)
+    self.without_one = self.variants[: len(self._names)]
 
   @property
   def suggests(self) -> bool:
     """Whether there is something to ask for next, which takes the scores of `CANDIDATES` crops."""
-    return bool(self._questions)
+    return bool(self.questions)
 
   def reasons(self, scores: np.ndarray, variant_scores: np.ndarray) -> list[dict[str, float]]:
     """What each queried attribute adds to the scores, see `attribution.reasons`; [] if not asked.
 
     Args:
       scores: [K], of the best crops.
-      variant_scores: [K, M].
+      variant_scores: [K, M], or of `without_one` alone [K, N].
     """
     if not self._names:
       return []
@@ -71,8 +74,8 @@ class Explanation:
       scores: as of `reasons`.
       variant_scores: likewise.
     """
-    if not self._questions:
+    if not self.questions:
       return ()
     return suggestion.suggestions(
-      self._questions, scores[:CANDIDATES], variant_scores[:CANDIDATES, len(self._names) :]
+      self.questions, scores[:CANDIDATES], variant_scores[:CANDIDATES, len(self._names) :]
     )
