@@ -166,8 +166,8 @@ class Searcher:
     matches = candidates[:top_k]
     reasons: Sequence[Mapping[str, float]] = ()
     suggestions: Sequence[Suggestion] = ()
-    # Each from a product of its own: the last bits of one depend on its shape, and what is asked for
-    # beside the reasons must not change them.
+    # Each from a product of its own: the last bits of one depend on its shape, and what is asked
+    # for beside the reasons must not change them.
     if more and matches and len(more.without_one):
       scores = np.array([match.score for match in matches])
       reasons = more.reasons(scores, self._scores(matches, more.without_one))
