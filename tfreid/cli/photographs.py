@@ -19,7 +19,8 @@ running the same command again continues where it stopped. --parts chooses among
               OSNet; three seeds
   task        no alignment and A2Img with a second task, the attributes, on 'paper', 'sal' and
               Market-1501, three seeds
-  size        no alignment and A2Img at 256x128, three seeds
+  size        no alignment and A2Img at 256x128, on 'paper', and with the second task on 'sal',
+              three seeds
   resnet50    the paper's encoder from random weights, small, one seed
   across      models of one data set asked for the people of the other
   subsets     each of PETA's ten subsets left out
@@ -39,7 +40,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -90,6 +91,7 @@ _EVALUATION_SECONDS = 40.0
 _LARGE_SPEED = 0.25  # of 256x128 beside 128x64
 _RESNET_SPEED = 0.1  # of ResNet-50 at 64x32 beside OSNet x0.25 at 128x64
 _RECORDS = 'steps'
+_ON_SAL = {'more': ['--gin_bindings=SPLIT = "sal"'], 'images': _SAL}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,11 +344,8 @@ class Plan:
     ]
 
   def _sal(self) -> list[Step]:
-    more = ['--gin_bindings=SPLIT = "sal"']
     systems = ['without_adversarial', 'mmd', 'deep_coral', 'a2img', 'deepmar']
-    return [
-      self._compare('sal', "PETA, 'sal'", 'sal', systems, self.seeds[:3], more=more, images=_SAL)
-    ]
+    return [self._compare('sal', "PETA, 'sal'", 'sal', systems, self.seeds[:3], **_ON_SAL)]
 
   def _market(self) -> list[Step]:
     if not self.market:
@@ -374,28 +373,32 @@ class Plan:
     ]
 
   def _task(self) -> list[Step]:
-    overlay = 'photographs/attribute_task.gin'
     kinds: list[tuple[str, str, dict[str, Any]]] = [
       ("PETA, 'paper', with the attribute task", 'task', {}),
-      (
-        "PETA, 'sal', with the attribute task",
-        'task_sal',
-        {'more': ['--gin_bindings=SPLIT = "sal"'], 'images': _SAL},
-      ),
+      ("PETA, 'sal', with the attribute task", 'task_sal', _ON_SAL),
     ]
     if self.market:
       market = {'data': 'market1501', 'images': _HALF}
       kinds.append(('Market-1501, with the attribute task', 'task_market', market))
-    systems, seeds = ['without_adversarial', 'a2img'], self.seeds[:3]
+    return [self._with_task('task', *kind) for kind in kinds]
+
+  def _with_task(
+    self,
+    part: str,
+    title: str,
+    directory: str,
+    options: Mapping[str, Any],
+    size: Sequence[str] = (),
+  ) -> Step:
+    """No alignment and A2Img with the attribute task; `size` is an overlay of the images' size."""
+    files, flags_ = self._start_of(directory)
     note = "--note=Not the paper's systems: each with a second task, see gin/attribute_task.gin."
-    steps = []
-    for title, directory, options in kinds:
-      files, flags_ = self._start_of(directory)
-      start = [*files, overlay], [*flags_, note]
-      steps.append(self._compare('task', title, directory, systems, seeds, start=start, **options))
-    return steps
+    start = [*size, *files, 'photographs/attribute_task.gin'], [*flags_, note]
+    systems, seeds = ['without_adversarial', 'a2img'], self.seeds[:3]
+    return self._compare(part, title, directory, systems, seeds, start=start, **options)
 
   def _size(self) -> list[Step]:
+    files = ['photographs/size_256x128.gin']
     return [
       self._compare(
         'size',
@@ -403,9 +406,16 @@ class Plan:
         'size_256x128',
         ['without_adversarial', 'a2img'],
         self.seeds[:3],
-        files=['photographs/size_256x128.gin'],
+        files=files,
         speed=_LARGE_SPEED,
-      )
+      ),
+      self._with_task(
+        'size',
+        "PETA, 'sal', with the attribute task, at 256x128",
+        'task_sal_256x128',
+        {**_ON_SAL, 'speed': _LARGE_SPEED},
+        files,
+      ),
     ]
 
   def _resnet50(self) -> list[Step]:
