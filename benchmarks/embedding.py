@@ -1,4 +1,4 @@
-"""Images per second of bulk embedding at 256x128: as trained, folded; and PyTorch.
+"""Images per second of bulk embedding at 256x128: as trained, folded, by OpenVINO; and PyTorch.
 
 Each contestant is a process of its own that waits until it is asked, so that all take turns on the
 same machine: TensorFlow with oneDNN's operations off and on (TF_ENABLE_ONEDNN_OPTS; which is the
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import json
 import statistics
 import sys
@@ -27,6 +28,7 @@ SIZE = (256, 128)
 BATCH = 32
 VARIANTS = {
   'tensorflow': ('keras_float32', 'keras_bfloat16', 'folded_float32', 'folded_bfloat16'),
+  'openvino': ('openvino_float32', 'openvino_bfloat16'),
   'torch': ('torch_float32', 'torch_bfloat16'),
   'torch_compiled': ('torch_float32_compiled', 'torch_bfloat16_compiled'),
 }
@@ -54,6 +56,21 @@ def _tensorflow_variants(encoder: str, batch: int) -> Iterator[tuple[str, Callab
   tf.keras.mixed_precision.set_global_policy('mixed_bfloat16')
   mixed = build(shape)
   yield 'keras_bfloat16', traced(lambda images: mixed(images, training=False))
+
+
+def _openvino_variants(encoder: str, batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
+  import numpy as np
+
+  from tfreid.serving.folding import FoldedEncoder
+  from tfreid.serving.openvino_encoder import OpenVinoEncoder
+
+  shape = (*SIZE, 3)
+  pixels = np.random.default_rng(0).integers(0, 256, (batch, *shape), dtype=np.uint8)
+  model = _encoders.tensorflow(encoder)(shape)
+  for precision in ('float32', 'bfloat16'):
+    folded = FoldedEncoder(model, precision=precision)
+    converted = OpenVinoEncoder(folded, pixels[:2], streams=1)
+    yield f'openvino_{precision}', lambda converted=converted: converted(pixels)
 
 
 def _torch_variants(
@@ -113,6 +130,8 @@ def run(
     )
     for state in onednn
   }
+  if importlib.util.find_spec('openvino'):
+    contestants['openvino'] = ('openvino', sys.executable, _ENVIRONMENT)
   if _encoders.has_torch_rival(encoder) and _interleaved.has_torch(torch_python):
     contestants['torch'] = ('torch', torch_python, {})
     if torch_compile:
@@ -134,7 +153,7 @@ def run(
   rates = {}
   for (name, variant), times in seconds.items():
     clock, processor = (statistics.median(column) for column in zip(*times))
-    label = variant if name.startswith('torch') else f'{variant}_{name}'
+    label = f'{variant}_{name}' if name.startswith('onednn') else variant
     rates[label] = batch / clock
     results[label] = {
       'images_per_second': round(batch / clock, 2),
@@ -142,10 +161,14 @@ def run(
     }
   best = {
     kind: max(rate for label, rate in rates.items() if label.startswith(kind))
-    for kind in ('keras', 'folded', 'torch')
+    for kind in ('keras', 'folded', 'openvino', 'torch')
     if any(label.startswith(kind) for label in rates)
   }
   ratios = {'folded_to_keras': best['folded'] / best['keras']}
+  if 'openvino' in best:
+    ratios['openvino_to_folded'] = best['openvino'] / best['folded']
+  if {'openvino', 'torch'} <= set(best):
+    ratios['openvino_to_torch'] = best['openvino'] / best['torch']
   if 'torch' in best:
     ratios['folded_to_torch'] = best['folded'] / best['torch']
     bfloat16 = max(rate for label, rate in rates.items() if label.startswith('folded_bfloat16'))
@@ -168,6 +191,7 @@ if __name__ == '__main__':
   if given.contestant:
     make = {
       'tensorflow': _tensorflow_variants,
+      'openvino': _openvino_variants,
       'torch': _torch_variants,
       'torch_compiled': functools.partial(_torch_variants, compiled=True),
     }[given.contestant]

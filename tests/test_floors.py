@@ -5,7 +5,9 @@ F6  cli                                              the command; it alone knows
 F5  experiment, reporting, comparison, search, web   compose the rest; know everyone below
 F4  training, evaluation, serving, index             rooms; none imports another
 F3  methods                                          training alone sees it, only methods.method
-F2  joint_space, source, serving.loading             the waists: what is trained, what is searched
+    serving.stored_encoders, serving.openvino_encoder
+F2  joint_space, source, serving.loading,            the waists: what is trained, what is searched
+    serving.folding
 F1  networks, data, serving.versions                 rooms that do not know each other
 F0  losses, correlation, replicas, spec, storage, printable, templating, forks, cancellation,
     fibers, evaluation.ranking, serving.search, serving.errors,
@@ -53,6 +55,9 @@ FLOORS = {
   'tfreid.image_bytes': 0,
   'tfreid.serving.versions': 1,
   'tfreid.serving.loading': 2,
+  'tfreid.serving.folding': 2,
+  'tfreid.serving.stored_encoders': 3,
+  'tfreid.serving.openvino_encoder': 3,
   'tfreid.networks': 1,
   'tfreid.data': 1,
   'tfreid.joint_space': 2,
@@ -79,6 +84,7 @@ SEATS = {
   'simsimd': ('tfreid.serving.quantized',),
   'numkong': ('tfreid.serving.packed',),
   'onnxruntime': ('tfreid.serving.packed',),
+  'openvino': ('tfreid.serving.openvino_encoder',),
   'greenlet': ('tfreid.fibers',),
   'pandas': ('tfreid.data', 'tfreid.evaluation.results'),
   'jinja2': ('tfreid.templating',),

@@ -123,6 +123,7 @@ EXTRAS = {
   'tfreid/index/milvus.py': 'milvus',
   'tfreid/search/client': 'client',
   'tfreid/networks/osnet_weights.py': 'onnx',
+  'tfreid/serving/openvino_encoder.py': 'openvino',
   'tfreid/web/': 'serve',
   'tfreid/fibers.py': 'serve',
   'tfreid/serving/packed.py': 'serve',

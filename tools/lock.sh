@@ -45,7 +45,8 @@ for python in 3.9 3.10 3.11; do
   # pip too: what comes with an old Python may be too old for an editable install.
   echo 'pip>=22' | compile "python$python.txt" "$python" \
     "Python $python: the dependencies of setup.cfg and of its extras, without those of 'gpu'." \
-    --extra report --extra serve --extra client --extra milvus --extra onnx --extra test setup.cfg -
+    --extra report --extra serve --extra client --extra milvus --extra onnx --extra openvino \
+    --extra test setup.cfg -
 done
 echo 'tensorflow[and-cuda]==2.15.1' | compile gpu.txt 3.11 \
   "The extra 'gpu': NVIDIA's libraries for TensorFlow on Linux, beside one of the other locks." \

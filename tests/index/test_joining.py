@@ -386,7 +386,7 @@ def test_a_query_that_is_none_does_not_fail_its_neighbours(engine):
 
 
 def test_pictures_are_embedded_together_and_a_broken_one_fails_alone(digest_model, monkeypatch):
-  monkeypatch.setattr(joining, '_most_images', lambda: joining.MAX_IMAGES)
+  monkeypatch.setattr(joining, '_most_images', lambda model: joining.MAX_IMAGES)
   images, gate = JoinedImages(), threading.Event()
   sizes, embed = [], digest_model.embed_images
 

@@ -15,6 +15,7 @@ from tfreid.joint_space import JointSpace
 from tfreid.methods.contrastive import Contrastive
 from tfreid.networks import applications, osnet
 from tfreid.serving import export, folding
+from tfreid.serving.openvino_encoder import OpenVinoEncoder
 from tfreid.training.trainer import Trainer
 
 CROP = (32, 32, 3)
@@ -112,3 +113,15 @@ def test_exported_model_finds_what_the_space_finds(precision, trained, space, be
   found = answer['scores'].numpy()[0]
   expected = np.sort((queries @ images.T)[0])[::-1]
   np.testing.assert_allclose(found, expected, atol=2 * folding.TOLERANCES[precision])
+
+
+@pytest.mark.parametrize('precision', folding.PRECISIONS)
+def test_openvino_makes_the_same_concepts(precision, space, benchmark):
+  encoder = export.encoders(space, precision=precision).image
+  pixels = next(iter(Pipeline(CROP[:2], 6).evaluation(benchmark.test)))['image'].numpy()
+  pixels = np.round(pixels).astype(np.uint8)
+  converted = OpenVinoEncoder(encoder, pixels[:2])
+  expected = encoder(tf.cast(pixels, tf.float32)).numpy()
+  errors = folding.relative_errors(converted(pixels), expected)
+  assert errors.max() < folding.TOLERANCES[precision]
+  assert converted.precision == 'float32' or precision == 'bfloat16'

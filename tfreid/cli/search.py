@@ -94,7 +94,9 @@ def _embedded():
   from tfreid.index import default_model, folder_index
   from tfreid.index.embedder import Embedder
 
-  model = Embedder(source_flags.model() or default_model.directory())
+  model = Embedder(
+    source_flags.model() or default_model.directory(), runtime=source_flags.runtime()
+  )
   print(printable(f'Model: {model.directory}', lines=False), file=sys.stderr)
   columns = rich.progress.Progress.get_default_columns()
   with rich.progress.Progress(*columns, console=Console(stderr=True)) as bar:

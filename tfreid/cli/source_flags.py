@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 
 from tfreid.cli import startup
+from tfreid.index import embedder
 
 if TYPE_CHECKING:
   from tfreid.search import Source
@@ -43,11 +44,23 @@ _CERTIFICATE = flags.DEFINE_string(
   '',
   "With --server: PEM file of the authority that signed the server's certificate.",
 )
+_RUNTIME = flags.DEFINE_enum(
+  'runtime',
+  'tensorflow',
+  embedder.RUNTIMES,
+  'With --index or --source: what embeds pictures. openvino is faster on processors, and needs the '
+  'extra of that name.',
+)
 
 
 def model() -> str:
   """What --model names, '' if nothing."""
   return _MODEL.value or ''
+
+
+def runtime() -> str:
+  """What --runtime names."""
+  return _RUNTIME.value
 
 
 def check(source: str = ''):
@@ -66,6 +79,8 @@ def check(source: str = ''):
     raise app.UsageError('Give --index=DIRECTORY, --model=DIRECTORY or --server=ADDRESS.')
   if folder and _SERVER.value:
     raise app.UsageError('Give --server or a folder (--model, --index), not both.')
+  if _RUNTIME.present and not (source or _INDEX.value):
+    raise app.UsageError('--runtime needs --index or --source: a model alone runs in TensorFlow.')
   for flag in (_MODEL_NAME, _VERSION, _GALLERY, _CERTIFICATE):
     if flag.present and not _SERVER.value:
       raise app.UsageError(f'--{flag.name} needs --server: it is about a model of a TF Serving.')
@@ -87,7 +102,13 @@ def opened(*, timeout: float, resident: bool = False, check: bool | None = None)
   if _INDEX.value:
     import tfreid.index
 
-    return tfreid.index.open(_INDEX.value, model=_MODEL.value or '', resident=resident, check=check)
+    return tfreid.index.open(
+      _INDEX.value,
+      model=_MODEL.value or '',
+      resident=resident,
+      check=check,
+      runtime=_RUNTIME.value,
+    )
   if _SERVER.value:
     from tfreid.search import remote
 

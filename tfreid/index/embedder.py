@@ -23,6 +23,9 @@ if TYPE_CHECKING:
   import tensorflow as tf
 
 _SIGNATURES = ('embed_images', 'embed_attributes')
+# What computes the concepts of images.
+RUNTIMES = ('tensorflow', 'openvino')
+
 # Images that one call of an exported model decodes at the same time.
 _DECODED_TOGETHER = 4
 
@@ -40,6 +43,7 @@ class Embedder:
     in_flight: batches to embed at the same time, from several threads, see `writer.add`. A call
       decodes 4 images at a time and only then computes; on more cores, or beside a GPU, several
       calls keep both busy. More than 4 would cost more memory than they gain.
+    runtime: what computes the concepts of images, one of `RUNTIMES`.
   """
 
   def __init__(
@@ -48,6 +52,7 @@ class Embedder:
     *,
     strategy: tf.distribute.Strategy | None = None,
     lazy: bool = False,
+    runtime: str = 'tensorflow',
   ):
     """Loads the model.
 
@@ -60,11 +65,20 @@ class Embedder:
       strategy: from `replicas.local`, to embed crops on several devices; by default on one.
       lazy: load the SavedModel when the first crop is to be embedded, if the attribute encoder can
         be computed without. Faults of the SavedModel are then found at that time.
+      runtime: 'openvino' to have OpenVINO compute the concepts of images, which is faster on a
+        processor (docs/notes/speed.md) and differs from TensorFlow by rounding.
 
     Raises:
       FileNotFoundError: there is no exported model.
-      ValueError: it is not one whose crops can be indexed, or it is damaged.
+      ImportError: OpenVINO is asked for, and is not installed.
+      ValueError: it is not one whose crops can be indexed, or it is damaged; or OpenVINO is asked
+        for, and there is a strategy of several devices, or it makes other concepts.
     """
+    if runtime not in RUNTIMES:
+      raise ValueError(f"The runtime is one of {', '.join(RUNTIMES)}, not '{runtime}'.")
+    if runtime == 'openvino' and strategy and strategy.num_replicas_in_sync > 1:
+      raise ValueError('OpenVINO embeds on the processor: several devices need TensorFlow.')
+    self.runtime = runtime
     self.num_devices: int = strategy.num_replicas_in_sync if strategy else 1
     self.in_flight = max(2, min(4, threads.usable_cores() // _DECODED_TOGETHER))
     self.directory = version(directory)
@@ -75,9 +89,13 @@ class Embedder:
     self._strategy = strategy
     self._loading = threading.Lock()
     self._signatures: _Signatures | None = None
-    self._light = _light(self.directory) if lazy else None
+    self._openvino: _OpenVino | None = None
+    converts = runtime == 'openvino'
+    self._light = _light(self.directory) if lazy or converts else None
     if self._light is None:
       self._loaded()
+    if converts and not lazy:
+      self._of_images()
 
   def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
     """Image concepts, float32 [B, E], of B encoded images (`image_bytes.KINDS`).
@@ -86,7 +104,7 @@ class Embedder:
       ValueError: one of them cannot be decoded; the message does not say which.
     """
     forks.check()
-    return self._loaded().embed_images([image_bytes.for_model(image) for image in contents])
+    return self._of_images().embed_images([image_bytes.for_model(image) for image in contents])
 
   def embed_attributes(self, vectors: np.ndarray) -> np.ndarray:
     """Attribute concepts, float32 [B, E], of attribute vectors [B, A].
@@ -103,6 +121,15 @@ class Embedder:
         f'An attribute vector has {self.schema.size} numbers; these have the shape {vectors.shape}.'
       )
     return self._light(vectors)
+
+  def _of_images(self) -> _Signatures | _OpenVino:
+    """What makes concepts of images."""
+    if self.runtime == 'tensorflow':
+      return self._loaded()
+    with self._loading:
+      if self._openvino is None:
+        self._openvino = _OpenVino(self.directory, self.in_flight)
+      return self._openvino
 
   def _loaded(self) -> _Signatures:
     with self._loading:
@@ -196,20 +223,52 @@ class _Signatures:
     self._attributes = signatures['embed_attributes']
 
   def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
-    with self._clear():
+    with _clear():
       return self._images(self._tf.constant(list(contents), self._tf.string)).numpy()
 
   def embed_attributes(self, vectors: np.ndarray) -> np.ndarray:
-    with self._clear():
+    with _clear():
       return self._attributes(attributes=self._tf.constant(vectors))['concepts'].numpy()
 
-  @contextlib.contextmanager
-  def _clear(self) -> Iterator[None]:
-    known = self._tf.errors.InvalidArgumentError, self._tf.errors.UnimplementedError
-    try:
-      yield
-    except known as error:
-      raise ValueError(errors.plain(error.message)) from error
+
+class _OpenVino:
+  """The image encoder of a version, computed by OpenVINO; files become pixels as in the model."""
+
+  def __init__(self, directory: str, streams: int):
+    import tensorflow as tf
+
+    from tfreid.data import image_files
+    from tfreid.serving import openvino_encoder, stored_encoders
+
+    encoder = stored_encoders.read(directory).image
+    crop = encoder.input_shape
+    self._tf = tf
+    self._decode = tf.function(
+      lambda contents: image_files.decode_batch(contents, crop[:2]),
+      input_signature=[tf.TensorSpec([None], tf.string)],
+      autograph=False,
+    )
+    self._encoder = openvino_encoder.OpenVinoEncoder(
+      encoder, self._decoded(stored_encoders.crops(directory)), streams=streams
+    )
+
+  def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
+    return self._encoder(self._decoded(contents))
+
+  def _decoded(self, contents: Sequence[bytes]) -> np.ndarray:
+    with _clear():
+      return self._decode(self._tf.constant(list(contents), self._tf.string)).numpy()
+
+
+@contextlib.contextmanager
+def _clear() -> Iterator[None]:
+  """Says what is wrong with a picture or a vector in one sentence."""
+  import tensorflow as tf
+
+  try:
+    yield
+  except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+    raise ValueError(errors.plain(error.message)) from error
 
 
 def _light(directory: str) -> light_encoder.LightEncoder | None:

@@ -332,7 +332,7 @@ class JoinedImages:
 
   def __init__(self) -> None:
     self.joiner: Joiner[Embedder, bytes, np.ndarray] = Joiner(
-      lambda model, images: list(model.embed_images(images)), most=lambda model: _most_images()
+      lambda model, images: list(model.embed_images(images)), most=_most_images
     )
 
   def embed(self, model: Embedder, image: bytes) -> np.ndarray:
@@ -345,9 +345,14 @@ class JoinedImages:
     return fibers.elsewhere(lambda: self.joiner(model, image))
 
 
-@functools.cache
-def _most_images() -> int:
+def _most_images(model: Embedder) -> int:
   """Pictures that may be embedded together here, so that each is embedded as alone, bit by bit."""
+  # Of OpenVINO's products nothing is known that holds on every processor.
+  return _most_in_tensorflow() if model.runtime == 'tensorflow' else 1
+
+
+@functools.cache
+def _most_in_tensorflow() -> int:
   try:
     with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
       return MAX_IMAGES if 'avx512f' in file.read() else 1

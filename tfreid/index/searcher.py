@@ -56,6 +56,7 @@ class Searcher:
     model: str | Embedder = '',
     resident: bool | str = False,
     check: bool | None = None,
+    runtime: str = 'tensorflow',
   ):
     """Opens an index; the model is loaded when it is first needed.
 
@@ -68,6 +69,8 @@ class Searcher:
         True for 'int8' where the index has the copy that it takes, and else 'float32'.
       check: compare the checksums of all files, which reads every byte; False to compare their
         sizes only; by default the checksums of an index of up to 256 MiB (embedded engine).
+      runtime: what computes the concepts of images, see `Embedder`; of a model that is given as a
+        directory or not at all.
 
     Raises:
       FileNotFoundError: there is no index.
@@ -78,6 +81,7 @@ class Searcher:
     self.directory = folder.directory
     self.engine = engines.open_engine(folder, resident=resident, check=check)
     self._path = model if isinstance(model, str) else ''
+    self._runtime = runtime
     self._model = None if isinstance(model, str) else model
     # Of this index in all its states: `newer` shares them.
     self._joined, self._images = joining.JoinedSearch(), joining.JoinedImages()
@@ -103,7 +107,7 @@ class Searcher:
       # Before loading, which takes long: is it the right one?
       directory = version(path)
       if description(directory)['fingerprint'] == self.engine.state['model']['fingerprint']:
-        self._model = Embedder(directory, lazy=True)
+        self._model = Embedder(directory, lazy=True, runtime=self._runtime)
       else:
         check_model(self.engine.state, _Described(directory))
     assert self._model is not None  # else `check_model` has refused it

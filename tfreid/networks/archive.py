@@ -99,7 +99,8 @@ _VALUES = ('__tensor__', '__numpy__', '__ellipsis__')
 _MEMBERS = {'config.json': 64 << 20, 'metadata.json': 1 << 20, 'model.weights.h5': 16 << 30}
 _MOST_INFLATED = 50  # times its size in the archive
 _DEEPEST = 100  # dictionaries and lists in each other
-_HALF = ('mixed_float16', 'mixed_bfloat16')
+# Policies of training, and the type of the layers of an export in bfloat16.
+_HALF = ('mixed_float16', 'mixed_bfloat16', 'bfloat16')
 
 
 def load(path: str | os.PathLike) -> tf.keras.Model:
@@ -120,7 +121,7 @@ def load(path: str | os.PathLike) -> tf.keras.Model:
     with tempfile.TemporaryDirectory(prefix='tfreid-') as folder:
       copy = os.path.join(folder, 'model.keras')
       with zipfile.ZipFile(copy, 'w') as archive:
-        archive.writestr('config.json', json.dumps(_float32_policies(config)))
+        archive.writestr('config.json', json.dumps(in_float32(config)))
         for name, content in members.items():
           archive.writestr(name, content)
       return tf.keras.models.load_model(copy, compile=False, safe_mode=True)
@@ -154,6 +155,15 @@ def check(config: Any, source: str) -> None:
         f"(tf.keras.utils.register_keras_serializable('{PACKAGE}')) or named in "
         'tfreid/networks/archive.py.'
       )
+
+
+def in_float32(config: Any) -> Any:
+  """The configuration of a network that computes in float32 whatever precision it had."""
+  if isinstance(config, dict):
+    return {key: in_float32(value) for key, value in config.items()}
+  if isinstance(config, list):
+    return [in_float32(value) for value in config]
+  return 'float32' if config in _HALF else config
 
 
 def _described(value: Any, source: str) -> Iterator[Mapping[str, Any]]:
@@ -248,11 +258,3 @@ def _check_weights(content: bytes, path: str) -> None:
     raise ValueError(
       f"The network '{path}' is refused: its weights are not all in the file itself."
     )
-
-
-def _float32_policies(config: Any) -> Any:
-  if isinstance(config, dict):
-    return {key: _float32_policies(value) for key, value in config.items()}
-  if isinstance(config, list):
-    return [_float32_policies(value) for value in config]
-  return 'float32' if config in _HALF else config

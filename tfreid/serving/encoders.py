@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -13,52 +12,10 @@ from tfreid import image_bytes, replicas
 from tfreid.data import image_files
 from tfreid.joint_space import JointSpace
 from tfreid.serving.folding import FoldedEncoder
-
-# Of a version: layers and settings of its encoders, for exports that are made from it.
-FILE = 'encoders.json'
+from tfreid.serving.stored_encoders import Encoders
 
 # Called with (images done, images in all).
 Progress = Callable[[int, int], None]
-
-
-class Encoders(NamedTuple):
-  """The two sides of a joint space, made for inference.
-
-  Attributes:
-    image: pixels -> concepts, in the precision asked for.
-    attribute: attribute vectors -> concepts, always float32: it costs nothing.
-  """
-
-  image: FoldedEncoder
-  attribute: FoldedEncoder
-
-  @property
-  def fingerprint(self) -> str:
-    """sha256 of everything that decides what a crop or a description becomes.
-
-    Two models with the same fingerprint embed alike; concepts of different ones must not be mixed.
-    """
-    digest = hashlib.sha256()
-    for encoder in self:
-      digest.update(f'{encoder.precision} {encoder.input_shape} {encoder.size}'.encode())
-      digest.update(encoder.structure.encode())
-      for variable in encoder.weights:
-        digest.update(f'{variable.dtype.name} {variable.shape.as_list()}'.encode())
-        digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
-    return digest.hexdigest()
-
-  def to_json(self) -> dict[str, Any]:
-    """What they are made of beside their weights, for `FoldedEncoder.restored`."""
-    return {
-      side: {
-        'precision': encoder.precision,
-        'num_folded': encoder.num_folded,
-        'num_kept': encoder.num_kept,
-        'num_weights': len(encoder.weights),
-        'structure': encoder.structure,
-      }
-      for side, encoder in self._asdict().items()
-    }
 
 
 class Crop(NamedTuple):

@@ -38,9 +38,10 @@ from tfreid.serving import (
   versions,
   warmup,
 )
-from tfreid.serving.encoders import FILE as ENCODERS_FILE
-from tfreid.serving.encoders import Crop, Encoders, embed_files, encoders
+from tfreid.serving.encoders import Crop, embed_files, encoders
 from tfreid.serving.retriever import Retriever
+from tfreid.serving.stored_encoders import FILE as ENCODERS_FILE
+from tfreid.serving.stored_encoders import Encoders
 
 if TYPE_CHECKING:
   from tfreid.serving.exported_space import ExportedSpace

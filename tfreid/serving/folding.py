@@ -1,4 +1,4 @@
-"""Inference-only encoders: batch norms folded into the convolutions before them. Floor 4.
+"""Inference-only encoders: batch norms folded into the convolutions before them. Floor 2.
 
 In inference mode a batch norm is an affine map per channel,
 

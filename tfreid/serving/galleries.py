@@ -12,7 +12,7 @@ import numpy as np
 
 from tfreid import image_bytes
 from tfreid.data import folders, synthetic
-from tfreid.serving.encoders import Crop, Encoders, Progress, embed_files
+from tfreid.serving.encoders import Crop, Progress, embed_files
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from tfreid.data.attributes import AttributeSchema
   from tfreid.data.benchmark import Split
   from tfreid.serving.folding import FoldedEncoder
+  from tfreid.serving.stored_encoders import Encoders
 
 _log = logging.getLogger(__name__)
 _Value = TypeVar('_Value')
