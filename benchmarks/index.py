@@ -1,11 +1,13 @@
 """An index: images per second of `build`, bytes per crop, seconds per search and filter.
 
 python benchmarks/index.py --images=2048 --repeats=5      the rate of `build` only
+python benchmarks/index.py --encoder=osnet_x0_25 --runtimes=tensorflow,openvino
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -14,6 +16,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 
+import _encoders
 import numpy as np
 
 from tfreid.data.synthetic import SyntheticPeople
@@ -49,6 +52,7 @@ def build_rates(
   repeats: int = 3,
   in_flight: Sequence[int] = (1, 2),
   network: Callable | None = None,
+  runtimes: Sequence[str] = ('tensorflow',),
 ) -> dict[str, dict[str, float]]:
   """Images per second of `build`, from files to a committed index, beside the bare encoder's.
 
@@ -62,11 +66,12 @@ def build_rates(
     repeats: turns; medians count.
     in_flight: batches that `build` embeds at the same time, one measurement for each number.
     network: (height, width, 3) -> the image encoder, a Keras model; by default ResNet-50.
+    runtimes: that embed, of `embedder.RUNTIMES`.
 
   Returns:
     For each precision: 'encoder', images per second of the folded encoder with pixels in memory;
-    'build_<n>', of `build` with n batches in flight; and 'core_seconds_<n>', of all cores together,
-    per image.
+    'build_<n>' and 'openvino_<n>', of `build` with n batches in flight; and 'core_seconds_<n>', of
+    all cores together, per image.
   """
   import tensorflow as tf
 
@@ -96,7 +101,8 @@ def build_rates(
       )
       contestants[precision] = _contestants(
         tf.function(encoders.image, input_signature=[tf.TensorSpec([None, *shape])]),
-        *(pixels, images, Embedder(version), rows, in_flight),
+        *(pixels, images, {name: Embedder(version, runtime=name) for name in runtimes}),
+        *(rows, in_flight),
       )
     seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for turn in range(repeats + 1):
@@ -132,7 +138,7 @@ def _crops(folder: str, count: int) -> list[Row]:
   return rows
 
 
-def _contestants(encode, pixels, images, model, rows, in_flight):
+def _contestants(encode, pixels, images, models, rows, in_flight):
   """What is timed for one model, by name."""
   batch = len(pixels)
 
@@ -140,7 +146,7 @@ def _contestants(encode, pixels, images, model, rows, in_flight):
     for start in range(0, images, batch):
       encode(pixels[: images - start]).numpy()
 
-  def build(number):
+  def build(model, number):
     with tempfile.TemporaryDirectory() as folder:
       report = writer.build(
         os.path.join(folder, 'index'), rows, model, batch_size=batch, in_flight=number
@@ -148,7 +154,11 @@ def _contestants(encode, pixels, images, model, rows, in_flight):
     if report.added != images:
       raise RuntimeError(f'{report.added} of {images} crops were embedded.')
 
-  builds = {f'build_{n}': lambda n=n: build(n) for n in in_flight}
+  builds = {
+    f'{"build" if runtime == "tensorflow" else runtime}_{n}': functools.partial(build, model, n)
+    for runtime, model in models.items()
+    for n in in_flight
+  }
   return {'encoder': bare, **builds}
 
 
@@ -245,6 +255,8 @@ if __name__ == '__main__':
   parser.add_argument('--batch', type=int, default=BATCH)
   parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument('--in_flight', default='1,2', help='batches at the same time, each measured')
+  parser.add_argument('--encoder', default='resnet50', help=_encoders.__doc__)
+  parser.add_argument('--runtimes', default='tensorflow', help='tensorflow, openvino, or both')
   given = parser.parse_args()
   _never_trains()
   measured = build_rates(
@@ -252,5 +264,7 @@ if __name__ == '__main__':
     batch=given.batch,
     repeats=given.repeats,
     in_flight=[int(number) for number in given.in_flight.split(',')],
+    network=_encoders.tensorflow(given.encoder),
+    runtimes=given.runtimes.split(','),
   )
   print(json.dumps(measured, indent=2))
