@@ -112,6 +112,20 @@ def exported(tmp_path_factory, space, encoders, gallery, ids, crops, schema):
 
 
 @pytest.fixture(scope='session')
+def half(space, gallery, ids, crops, schema, tmp_path_factory):
+  """Folder of a version in bfloat16. Not to be written to."""
+  return export.export(
+    space,
+    str(tmp_path_factory.mktemp('models') / 'half'),
+    encoders=export.encoders(space, precision='bfloat16'),
+    gallery=gallery[:30],
+    ids=ids[:30],
+    crops=crops,
+    schema=schema,
+  )
+
+
+@pytest.fixture(scope='session')
 def model(exported):
   """The signatures of the export, loaded again."""
   loaded = tf.saved_model.load(exported)

@@ -16,20 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from damaged import change_variable, seal_again
 
 
-@pytest.fixture(scope='module')
-def half(space, gallery, ids, crops, schema, tmp_path_factory):
-  """A version in bfloat16. Not to be written to."""
-  return export.export(
-    space,
-    str(tmp_path_factory.mktemp('half') / 'people'),
-    encoders=export.encoders(space, precision='bfloat16'),
-    gallery=gallery[:30],
-    ids=ids[:30],
-    crops=crops,
-    schema=schema,
-  )
-
-
 @pytest.fixture
 def copy(exported, tmp_path):
   """A version that a test may damage."""

@@ -15,27 +15,13 @@ import tensorflow as tf
 from tfreid import replicas
 from tfreid.index import embedder, joining
 from tfreid.index.embedder import Embedder
-from tfreid.serving import export, folding, openvino_encoder
+from tfreid.serving import folding, openvino_encoder
 from tfreid.serving.openvino_encoder import OpenVinoEncoder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import IMAGE_SIZE, draw_crop
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope='module')
-def half(space, gallery, ids, crops, schema, tmp_path_factory):
-  """A version in bfloat16."""
-  return export.export(
-    space,
-    str(tmp_path_factory.mktemp('models') / 'half'),
-    encoders=export.encoders(space, precision='bfloat16'),
-    gallery=gallery[:30],
-    ids=ids[:30],
-    crops=crops,
-    schema=schema,
-  )
 
 
 @pytest.fixture(scope='module')
