@@ -65,6 +65,8 @@ class OpenVinoEncoder:
       'INFERENCE_PRECISION_HINT': 'bf16' if reduced else 'f32',
       'NUM_STREAMS': streams,
       'INFERENCE_NUM_THREADS': threads.usable_cores(),
+      # Several servers on one machine would all hold on to the same cores.
+      'ENABLE_CPU_PINNING': False,
     }
     self._streams, self._compiling = streams, threading.Lock()
     self._requests: dict[int, queue.SimpleQueue[Any]] = {}
