@@ -49,6 +49,14 @@ def test_concepts_are_those_of_tensorflow_whatever_the_size_of_the_batch(
   np.testing.assert_allclose(converted(pixels[::-4]), expected[::-4], atol=1e-5)
 
 
+def test_many_crops_are_embedded_in_parts(converted, pixels, monkeypatch):
+  whole = converted(pixels)
+  monkeypatch.setattr(openvino_encoder, 'MAX_IMAGES', 4)
+  sizes = set(converted._requests)
+  np.testing.assert_allclose(converted(pixels), whole, atol=1e-5)
+  assert set(converted._requests) - sizes <= {1, 4}
+
+
 def test_many_threads_get_each_their_own(converted, pixels):
   alone = [converted(pixels[i : i + 3]) for i in range(30)]
   with concurrent.futures.ThreadPoolExecutor(8) as threads:
