@@ -7,6 +7,10 @@ with --torch_compile also through torch.compile, which needs a C++ compiler:
 
   python benchmarks/embedding.py --torch_python=<environment with torch>/bin/python
   python benchmarks/embedding.py --encoder=osnet_x0_25 --torch_python=…
+
+How far bfloat16 and OpenVINO are from TensorFlow's float32, with real weights and photographs:
+
+  python benchmarks/embedding.py --encoder=osnet_x0_25 --weights=osnet_x0_25.onnx --crops=cuhk01/
 """
 
 from __future__ import annotations
@@ -178,6 +182,40 @@ def run(
   return results
 
 
+def deviations(encoder: str, weights: str, crops: str) -> dict[str, dict[str, float]]:
+  """Relative errors of the features of some photographs, beside TensorFlow's in float32.
+
+  Args:
+    encoder: an OSNet, see `_encoders`.
+    weights: of torchreid's model zoo, .onnx or .npz.
+    crops: a folder of photographs, of which 64 are taken.
+
+  Returns:
+    'median' and 'max' of each runtime and precision.
+  """
+  import numpy as np
+  import tensorflow as tf
+
+  from tfreid.networks import encoder as encoders
+  from tfreid.networks import osnet_weights
+  from tfreid.serving import folding
+  from tfreid.serving.openvino_encoder import OpenVinoEncoder
+
+  model = encoders.features(_encoders.tensorflow(encoder)((*SIZE, 3), weights=weights))
+  pixels = np.round(osnet_weights.samples(crops, SIZE)).clip(0, 255).astype(np.uint8)
+  found = {}
+  for precision in folding.PRECISIONS:
+    folded = folding.FoldedEncoder(model, precision=precision)
+    found[f'tensorflow_{precision}'] = tf.function(folded)(tf.cast(pixels, tf.float32)).numpy()
+    found[f'openvino_{precision}'] = OpenVinoEncoder(folded, pixels[:2])(pixels)
+  reference = found.pop('tensorflow_float32')
+  errors = {name: folding.relative_errors(made, reference) for name, made in found.items()}
+  return {
+    name: {'median': float(np.median(error)), 'max': float(error.max())}
+    for name, error in errors.items()
+  }
+
+
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--encoder', default='resnet50', help=_encoders.__doc__)
@@ -186,6 +224,8 @@ if __name__ == '__main__':
   parser.add_argument('--torch_python', default=sys.executable)
   parser.add_argument('--onednn', default='off,on', help='off, on, or both')
   parser.add_argument('--torch_compile', action='store_true', help='PyTorch also compiled')
+  parser.add_argument('--weights', help='.onnx or .npz: measures deviations, not speed')
+  parser.add_argument('--crops', help='with --weights: a folder of photographs')
   parser.add_argument('--contestant', help=argparse.SUPPRESS)
   given = parser.parse_args()
   if given.contestant:
@@ -196,6 +236,8 @@ if __name__ == '__main__':
       'torch_compiled': functools.partial(_torch_variants, compiled=True),
     }[given.contestant]
     _interleaved.serve(dict(make(given.encoder, given.batch)))
+  elif given.weights:
+    print(json.dumps(deviations(given.encoder, given.weights, given.crops), indent=2))
   else:
     measured = run(
       encoder=given.encoder,
