@@ -30,6 +30,7 @@ GENERATED = (
   'docs/results/photographs/task/tables.md',
   'docs/results/photographs/task_sal/tables.md',
   'docs/results/photographs/task_market/tables.md',
+  'docs/results/photographs/task_sal_256x128/tables.md',
   'docs/results/photographs/sal/tables.md',
   'docs/results/photographs/market/tables.md',
 )
