@@ -96,6 +96,11 @@ def test_other_concepts_than_those_of_tensorflow_are_refused(encoders, pixels, m
     OpenVinoEncoder(other, pixels)
 
 
+def test_without_a_crop_nothing_can_be_compared(encoders, pixels):
+  with pytest.raises(ValueError, match='at least one crop'):
+    OpenVinoEncoder(encoders.image, pixels[:0])
+
+
 def test_what_openvino_cannot_compute_is_said(encoders, pixels, monkeypatch):
   def fail(core, function):
     raise RuntimeError('Check failed at frontend.cpp:1:\nFrontEnd cannot convert XYZ\n')

@@ -34,10 +34,9 @@ if TYPE_CHECKING:
 
 
 # Crops that verifying embeds again, and how far off their concepts may be, relatively: bfloat16 on
-# another processor or in another runtime rounds otherwise, each time by as much as an export allows
-# or half as much again, and a model with other weights is off by about 1.
+# another processor rounds otherwise, and a model with other weights is off by about 1.
 _EMBEDDED_AGAIN = 8
-_ALIKE = {'float32': 0.03, 'bfloat16': 0.08}
+_ALIKE = 0.03
 # No crop of a person has as many bytes.
 _LARGEST_IMAGE = 1 << 28
 
@@ -346,10 +345,9 @@ class Searcher:
     except (ValueError, OSError) as error:
       return [f'The model: {error}']
     known = self.engine.concepts(list(crops))
-    alike = _ALIKE.get(str(model.about.get('precision')), _ALIKE['float32'])
     for name, vector, concept in zip(crops, vectors, known):
       # Not "greater than": what is not a number is no small difference either.
-      if not np.linalg.norm(vector - concept) <= alike * np.linalg.norm(concept):
+      if not np.linalg.norm(vector - concept) <= _ALIKE * np.linalg.norm(concept):
         return [
           f"The model: '{model.directory}' makes another concept of '{name}' than the one in the "
           'index. Its files are not those that the index was built with.'
