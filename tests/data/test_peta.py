@@ -189,6 +189,19 @@ def test_a_subset_is_left_out_whole(peta_folder, subset, images, people):
   assert benchmark.validation is None
   lost = benchmark.train.dropped['semantic ID with a single image']
   assert len(benchmark.train) + lost == 19000 - images
+  assert peta.count_train_images(peta_folder, split=f'without:{subset}') == len(benchmark.train)
+
+
+def test_the_training_images_of_a_split_by_person_are_counted_as_they_are_loaded(peta_folder):
+  for least in (1, 2):
+    benchmark = peta.load(peta_folder, split='people', seed=3, least_images=least)
+    counted = peta.count_train_images(peta_folder, split='people', seed=3, least_images=least)
+    assert counted == len(benchmark.train)
+
+
+def test_a_split_that_there_is_not_is_not_counted(tmp_path):
+  with pytest.raises(ValueError, match="'without:' and one of 3DPeS, .*VIPeR"):
+    peta.count_train_images(tmp_path, split='without:Viper City')
 
 
 def test_rare_semantic_ids_can_be_kept_in_training(peta_folder):

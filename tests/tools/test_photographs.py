@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tfreid.cli import photographs, recipes
+from tfreid.cli import photographs, recipes, training_runs
 from tfreid.comparison import paper
 from tfreid.data import peta
 
@@ -137,6 +137,23 @@ def test_the_bindings_of_the_steps_are_used_by_their_recipes(plan, part):
       recipe = recipes.Recipe([*files, *flag(step, 'gin_file')], flag(step, 'gin_bindings'))
       recipes.check_use([recipe], (), flag(step, 'gin_bindings'))
       assert recipe.legs()
+
+
+def test_the_training_images_of_every_split_of_peta_are_counted(given, shared_data):
+  """`compare` counts them for its estimate, before anything else."""
+  plan = photographs.Plan(**given)
+  counts = {}
+  for part in ('peta', 'sal', 'subsets'):
+    bindings = flag(plan.parts[part][-1], 'gin_bindings')
+    recipe = recipes.Recipe(
+      ['methods/a2img.gin', 'datasets/peta.gin', *flag(plan.parts[part][-1], 'gin_file')],
+      [f'DATA_ROOT = {str(shared_data)!r}', *bindings],
+    )
+    counts[part] = training_runs.num_images(recipe)
+  assert counts['sal'] == 11886
+  # VIPeR's 1,264 images are not trained on, nor are those whose description is told of one image.
+  assert 10000 < counts['subsets'] < 19000 - 1264
+  assert 8000 < counts['peta'] < counts['sal']
 
 
 def test_without_data_a_part_is_not_planned_and_says_so(tmp_path):

@@ -473,26 +473,11 @@ def load(
     ValueError: a folder without crops, or annotations that do not fit.
   """
   schema = dataclasses.replace(SCHEMA, encoding=encoding)
-  if split not in (*SPLITS, PEOPLE) and _subset(split) is None:
-    raise ValueError(_no_such_split(split))
+  _check_split(split)
   source = _Source(root, annotations, schema)
   dropped = source.dropped
-  if split in SPLITS:
-    groups = semantic_id_order(source.frame)
-    several = [rows for rows in groups if len(rows) > 1]
-    single = set(source.frame.index[[rows[0] for rows in groups if len(rows) == 1]])
-    lost = sum(number in single for number in source.found)
-    parts = {
-      part: np.sort(np.concatenate([several[i] for i in ids]))
-      for part, ids in draw_split(len(several), split, seed=seed).items()
-    }
-  else:
-    masks = divide(source.people, split, seed=seed)
-    parts = {part: np.flatnonzero(mask) for part, mask in masks.items()}
-    kept = _repeated(source.frame.iloc[parts['train']], least_images)
-    gone = set(source.frame.index[parts['train'][~kept]])
-    lost = sum(number in gone for number in source.found)
-    parts['train'] = parts['train'][kept]
+  parts, gone = _parts(source.frame, source.people, split, least_images=least_images, seed=seed)
+  lost = sum(number in gone for number in source.found)
   if lost:
     dropped['semantic ID with a single image' if least_images == 2 else 'rare semantic ID'] = lost
   splits = {
@@ -515,24 +500,24 @@ def count_train_images(
   *,
   annotations: str | os.PathLike | None = None,
   split: str = 'paper',
+  least_images: int = 2,
   seed: int = 0,
 ) -> int:
   """The number of training images that are annotated; the images themselves are not looked at.
 
   Args:
-    root: as `load` takes it.
-    annotations: as `load` takes them.
-    split: 'paper' or 'sal'.
-    seed: of the `paper` split.
+    root, annotations, split, least_images, seed: as `load` takes them.
 
   Raises:
     FileNotFoundError: the annotation file is missing.
     ValueError: it does not fit, or there is no such split.
   """
+  _check_split(split)
   source = Path(root).expanduser() / ANNOTATION_FILE if annotations is None else annotations
   frame = AttributeTable(SCHEMA, read_peta_mat(source), source=str(source)).frame
-  several = [rows for rows in semantic_id_order(frame) if len(rows) > 1]
-  return sum(len(several[i]) for i in draw_split(len(several), split, seed=seed)['train'])
+  people = read_peta_people(source)
+  parts, _ = _parts(frame, people, split, least_images=least_images, seed=seed)
+  return len(parts['train'])
 
 
 def load_all(
@@ -551,6 +536,33 @@ def load_all(
   """
   source = _Source(root, annotations, dataclasses.replace(SCHEMA, encoding=encoding))
   return source.split(np.arange(len(source.frame)), 'images', source.dropped)
+
+
+def _parts(
+  frame: pd.DataFrame, people: pd.DataFrame, split: str, *, least_images: int, seed: int
+) -> tuple[dict[str, np.ndarray], set[int]]:
+  """The rows of each part of a split, ascending, and the numbers of images that it leaves out."""
+  if split in SPLITS:
+    groups = semantic_id_order(frame)
+    several = [rows for rows in groups if len(rows) > 1]
+    gone = set(frame.index[[rows[0] for rows in groups if len(rows) == 1]])
+    drawn = draw_split(len(several), split, seed=seed)
+    parts = {
+      part: np.sort(np.concatenate([several[i] for i in ids])) for part, ids in drawn.items()
+    }
+    return parts, gone
+  masks = divide(people, split, seed=seed)
+  parts = {part: np.flatnonzero(mask) for part, mask in masks.items()}
+  kept = _repeated(frame.iloc[parts['train']], least_images)
+  gone = set(frame.index[parts['train'][~kept]])
+  parts['train'] = parts['train'][kept]
+  return parts, gone
+
+
+def _check_split(split: str):
+  """Refuses a split that there is not, before anything is read."""
+  if split not in (*SPLITS, PEOPLE) and _subset(split) is None:
+    raise ValueError(_no_such_split(split))
 
 
 def _repeated(frame: pd.DataFrame, least: int) -> np.ndarray:
