@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfreid.networks import encoder, osnet, osnet_weights
+from tfreid.networks import batch_norms, encoder, osnet, osnet_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 CROP = (64, 32, 3)
@@ -75,7 +75,7 @@ def test_converted_checkpoint_gives_the_features(converted, model, pixels):
 def test_calibration_changes_statistics_and_not_the_function(model, pixels):
   copied = tf.keras.models.clone_model(model)
   copied.set_weights(model.get_weights())
-  osnet_weights.calibrate(copied, pixels)
+  batch_norms.calibrate(copied, pixels)
   before, after = (encoder.features(m)(pixels).numpy() for m in (model, copied))
   np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3 * before.max())
   # On the images it was calibrated with, training begins with what inference gives.
@@ -131,18 +131,18 @@ def test_published_weights_give_the_features_of_onnxruntime(published, tmp_path)
   # As in PETA: TensorFlow refuses a BMP file with bytes behind its last row.
   with open(tmp_path / '3.bmp', 'ab') as file:
     file.write(b'\0\0')
-  images = osnet_weights.samples(tmp_path, crop[:2])
+  images = batch_norms.samples(tmp_path, crop[:2], 'osnet.osnet.statistics_from')
   assert images.shape == (4, *crop)
-  osnet_weights.calibrate(loaded, images)
+  batch_norms.calibrate(loaded, images)
   np.testing.assert_allclose(encoder.features(loaded)(pixels), expected, atol=1e-3)
 
 
 def test_a_crop_that_cannot_be_read_is_named(tmp_path):
   with pytest.raises(ValueError, match='No image file in .*statistics_from is a folder of crops'):
-    osnet_weights.samples(tmp_path, CROP[:2])
+    batch_norms.samples(tmp_path, CROP[:2], 'osnet.osnet.statistics_from')
   (tmp_path / 'broken.JPG').write_bytes(b'no picture')
   with pytest.raises(ValueError, match=r"broken\.JPG', a crop for osnet\.osnet\.statistics_from: "):
-    osnet_weights.samples(tmp_path, CROP[:2])
+    batch_norms.samples(tmp_path, CROP[:2], 'osnet.osnet.statistics_from')
 
 
 def test_file_of_another_network_is_refused(tmp_path):

@@ -42,7 +42,7 @@ def osnet(
     weights: a file of torchreid's model zoo as `.onnx`, or as `.npz` from
       `tools/convert_torchreid.py`; None for a random start.
     statistics_from: a folder of crops. An .onnx file has no batch norms any more; to train on from
-      one, their statistics are taken of some of these crops (`osnet_weights.calibrate`).
+      one, their statistics are taken of some of these crops (`batch_norms.calibrate`).
     feature_size: F, of 'features'.
     activation: of the concept.
     batch_norm_momentum: of every batch norm's moving averages.

@@ -9,25 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from tfreid import image_bytes
-
-# Images that the statistics of batch norms are taken of: with 32, features of training and of
-# inference had a cosine of 0.98 on other photographs.
-_SAMPLES = 64
+from tfreid.networks import batch_norms
 
 
 def load(model: tf.keras.Model, path: str, *, statistics_from: str | None = None):
   """Gives an OSNet the weights of a file.
 
   A file without batch norms' statistics, as .onnx files are, leaves open how batch norms and
-  convolutions shared the work. Inference is right all the same. But training takes the statistics
-  of the batch, and so would begin with another network: with features whose cosine to the right
-  ones is 0.4. `statistics_from` mends that, see `calibrate`.
+  convolutions shared the work. `statistics_from` mends that, see `networks.batch_norms`.
 
   Args:
     model: an image encoder of `osnet.osnet`; its concept layer is left as it is.
@@ -57,30 +50,10 @@ def load(model: tf.keras.Model, path: str, *, statistics_from: str | None = None
     )
   folded = [_assign(model, state, name, path) for name in modules(model)]
   if any(folded) and statistics_from is not None:
-    calibrate(model, samples(statistics_from, model.input_shape[1:3]))
-
-
-def calibrate(model: tf.keras.Model, images: np.ndarray):
-  """Sets the statistics of batch norms as images have them, without changing what is computed.
-
-  For y the input of a batch norm with mean m and variance v over the images, and s and t what it
-  multiplies and adds now: the moving statistics become m and v, the scale s sqrt(v + epsilon), the
-  shift t + s m.
-
-  Args:
-    model: an image encoder, used in inference mode.
-    images: RGB pixels 0 ... 255 [N, H, W, 3].
-  """
-  norms = [layer for layer in model.layers if isinstance(layer, tf.keras.layers.BatchNormalization)]
-  inner = tf.keras.Model(model.input, [layer.input for layer in norms])
-  for layer, value in zip(norms, inner(tf.constant(images, tf.float32), training=False)):
-    value = tf.cast(value, tf.float32)
-    mean, variance = tf.nn.moments(value, axes=list(range(value.shape.rank - 1)))
-    gamma, beta, moving_mean, moving_variance = layer.get_weights()
-    scale = gamma / np.sqrt(moving_variance + layer.epsilon)
-    shift = beta - scale * moving_mean
-    deviation = np.sqrt(variance.numpy() + layer.epsilon)
-    layer.set_weights([scale * deviation, shift + scale * mean.numpy(), mean, variance])
+    images = batch_norms.samples(
+      statistics_from, model.input_shape[1:3], 'osnet.osnet.statistics_from'
+    )
+    batch_norms.calibrate(model, images)
 
 
 def modules(model: tf.keras.Model) -> Iterator[str]:
@@ -220,29 +193,3 @@ def _set(layer: tf.keras.layers.Layer, values: Sequence[np.ndarray], name: str, 
       'osnet.osnet.width to that of the file.'
     )
   layer.set_weights(values)
-
-
-def samples(folder: str, size: Sequence[int]) -> np.ndarray:
-  """Some images of a folder and the folders in it, float32 [N, *size, 3], for `calibrate`.
-
-  Raises:
-    ValueError: there is no image, or one of those chosen cannot be read.
-  """
-  paths = sorted(
-    path
-    for path in Path(folder).expanduser().rglob('*')
-    if path.suffix.lower() in image_bytes.ENDINGS
-  )
-  if not paths:
-    raise ValueError(
-      f"No image file in '{folder}'. osnet.osnet.statistics_from is a folder of crops."
-    )
-  chosen = paths[:: -(-len(paths) // _SAMPLES)]
-  return np.stack([tf.image.resize(_pixels(path), size, antialias=True) for path in chosen])
-
-
-def _pixels(path: Path) -> np.ndarray:
-  try:
-    return image_bytes.pixels(image_bytes.read(path))
-  except image_bytes.BadImageError as error:
-    raise ValueError(f"'{path}', a crop for osnet.osnet.statistics_from: {error}.") from error

@@ -26,7 +26,7 @@ PRECISIONS = ('float32', 'bfloat16')
 TOLERANCES = {'float32': 1e-4, 'bfloat16': 3e-2}
 
 # Exact types: a subclass may compute something else.
-_FOLDABLE = (
+FOLDABLE = (
   tf.keras.layers.Conv1D,
   tf.keras.layers.Conv2D,
   tf.keras.layers.Conv3D,
@@ -116,8 +116,7 @@ class FoldedEncoder(tf.Module):
     Raises:
       ValueError: the weights are not those of the structure, or a layer is not known.
     """
-    archive.check(json.loads(structure), 'the structure of the encoder')
-    folded = tf.keras.models.model_from_json(structure)
+    folded = layers_of(structure)
     shapes = [(variable.dtype.name, tuple(variable.shape)) for variable in folded.weights]
     given = [(weight.dtype.name, weight.shape) for weight in weights]
     if shapes != given:
@@ -146,6 +145,16 @@ class FoldedEncoder(tf.Module):
   def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
     """Concepts, float32 [B, E], of a float32 batch of what the model takes."""
     return tf.cast(self._function(inputs), tf.float32)
+
+
+def layers_of(structure: str) -> tf.keras.Model:
+  """The Keras model of a `FoldedEncoder.structure`, with weights that are not its own yet.
+
+  Raises:
+    ValueError: a layer is not known.
+  """
+  archive.check(json.loads(structure), 'the structure of the encoder')
+  return tf.keras.models.model_from_json(structure)
 
 
 def relative_errors(concepts: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -235,7 +244,7 @@ def _pairs(model) -> Iterator[tuple[tf.keras.layers.Layer, tf.keras.layers.Layer
     if not _is_batch_norm(norm) or len(uses(norm.inbound_nodes)) != 1:
       continue
     producer = uses(norm.inbound_nodes)[0].inbound_layers
-    if isinstance(producer, list) or type(producer) not in _FOLDABLE:
+    if isinstance(producer, list) or type(producer) not in FOLDABLE:
       continue
     if (
       len(uses(producer.inbound_nodes)) == 1
