@@ -60,7 +60,8 @@ def _combinations():
     'photographs market',
     ['methods/a2img.gin', 'datasets/market1501.gin', 'photographs/market.gin'],
   )
-  yield 'photographs model', ['photographs/model.gin']
+  for name in ('model', 'model_256x128'):
+    yield f'photographs {name}', [f'photographs/{name}.gin']
   yield 'demo', ['demo.gin']
   yield 'full_size', ['full_size.gin']
   yield 'tables', ['methods/a2img.gin', 'datasets/synthetic.gin', 'tables.gin']

@@ -62,7 +62,9 @@ def samples(folder: str, size: Sequence[int], setting: str) -> np.ndarray:
   if not paths:
     raise ValueError(f"No image file in '{folder}'. {setting} is a folder of crops.")
   chosen = paths[:: -(-len(paths) // _SAMPLES)]
-  return np.stack([tf.image.resize(_pixels(path, setting), size, antialias=True) for path in chosen])
+  return np.stack(
+    [tf.image.resize(_pixels(path, setting), size, antialias=True) for path in chosen]
+  )
 
 
 def _pixels(path: Path, setting: str) -> np.ndarray:

@@ -91,37 +91,54 @@ def unfold(network: tf.keras.Model, image_shape: tuple[int, int, int]) -> tf.ker
 
   Returns:
     Model, pixels [B, H, W, 3] -> float32 features [B, F], of the network's function in inference
-    mode. Its batch norms have the statistics 0 and 1, see `batch_norms.calibrate`. What makes maps
-    of pixels has the precision policy that is in force; vectors, and pixels, are float32.
+    mode; only maps are padded as at the size that was exported, which in MobileNet and EfficientNet
+    depends on whether their sides are even. Its batch norms have the statistics 0 and 1, see
+    `batch_norms.calibrate`. What makes maps has the precision policy that is in force; pixels and
+    vectors are float32.
   """
   cut = tf.keras.Model(network.input, network.get_layer(encoder.FEATURES).output)
-  folded = dict(_folded(cut))
-  producers = {norm: cut.get_layer(name) for name, norm in folded.items()}
-  policy = tf.keras.mixed_precision.global_policy().name
-  weights = {}
+  weights: dict[tf.keras.layers.Layer, list[np.ndarray]] = {}
+  pixels = tf.keras.Input(image_shape, name=cut.input.node.layer.name)
+  unfolded = _copied(cut, pixels, weights)
+  for layer, values in weights.items():
+    layer.set_weights(values)
+  return unfolded
+
+
+def _copied(
+  model: tf.keras.Model,
+  inputs: tf.Tensor,
+  weights: dict[tf.keras.layers.Layer, list[np.ndarray]],
+) -> tf.keras.Model:
+  """A copy of a model with batch norms and other inputs; `weights` gets the values of its layers.
+
+  Layers have weights only when the whole is built, so they are set later.
+  """
+  folded = dict(_folded(model))
+  producers = {norm: model.get_layer(name) for name, norm in folded.items()}
 
   def clone(layer):
     if layer.name in producers:
-      return heads.batch_norm(layer.name, dtype=_kind(producers[layer.name], policy))
-    config = layer.get_config()
-    config['dtype'] = _kind(layer, policy)
+      producer = producers[layer.name]
+      norm = heads.batch_norm(layer.name, dtype=_kind(producer))
+      _, shift = producer.get_weights()
+      ones = np.ones(shift.shape, np.float32)
+      weights[norm] = [ones, shift, 0.0 * ones, ones - norm.epsilon]
+      return norm
+    if isinstance(layer, tf.keras.Model):
+      # Its own inputs have a size of their own, which the copy's have not.
+      shape = [None] * (len(layer.input_shape) - 2) + [layer.input_shape[-1]]
+      return _copied(layer, tf.keras.Input(shape), weights)
+    config = {**layer.get_config(), 'dtype': _kind(layer)}
     values = layer.get_weights()
     if layer.name in folded:
       config['use_bias'] = False
-      *values, shifts[folded[layer.name]] = values
-    weights[layer.name] = values
-    return type(layer).from_config(config)
+      values = values[:1]
+    copy = type(layer).from_config(config)
+    weights[copy] = values
+    return copy
 
-  shifts: dict[str, np.ndarray] = {}
-  pixels = tf.keras.Input(image_shape, name=cut.input.node.layer.name)
-  unfolded = tf.keras.models.clone_model(cut, input_tensors=pixels, clone_function=clone)
-  for name, values in weights.items():
-    unfolded.get_layer(name).set_weights(values)
-  for name, shift in shifts.items():
-    norm = unfolded.get_layer(name)
-    ones = np.ones(shift.shape, np.float32)
-    norm.set_weights([ones, shift, 0.0 * ones, ones - norm.epsilon])
-  return unfolded
+  return tf.keras.models.clone_model(model, input_tensors=inputs, clone_function=clone)
 
 
 def _network(model: tf.keras.Model) -> tf.keras.Model | None:
@@ -144,9 +161,10 @@ def _folded(model: tf.keras.Model) -> Iterator[tuple[str, str]]:
         yield producer.name, layer.name
 
 
-def _kind(layer: tf.keras.layers.Layer, policy: str) -> str:
+def _kind(layer: tf.keras.layers.Layer) -> str:
+  """The precision that a layer trains in: a policy's name."""
   is_map = len(layer.output_shape) > 2 and not isinstance(layer, encoder.AffinePixels)
-  return policy if is_map else 'float32'
+  return tf.keras.mixed_precision.global_policy().name if is_map else 'float32'
 
 
 def _take_concept(built: tf.keras.Model, network: tf.keras.Model, directory: str) -> bool:
