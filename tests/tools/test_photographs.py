@@ -156,6 +156,24 @@ def test_the_training_images_of_every_split_of_peta_are_counted(given, shared_da
   assert 8000 < counts['peta'] < counts['sal']
 
 
+def test_the_model_that_ships_is_trained_on_at_a_larger_size(given):
+  steps = photographs.Plan(**given).parts['model']
+  small, first, large, last = steps
+  assert [step.command[0] for step in steps] == ['train', 'export', 'train', 'export']
+  # Its own weights, of random ones, and no published ones.
+  assert not any('osnet.onnx' in text for step in steps for text in step.command)
+  (exported,) = flag(first, 'out')
+  assert f'EXPORTED_MODEL = {exported!r}' in flag(large, 'gin_bindings')
+  for trained, written in ((small, first), (large, last)):
+    assert flag(written, 'space')[0].startswith(flag(trained, 'run_dir')[0])
+    recipe = recipes.Recipe(flag(trained, 'gin_file'), flag(trained, 'gin_bindings'))
+    recipes.check_use([recipe], (), flag(trained, 'gin_bindings'))
+    (leg,) = recipe.legs()
+    assert leg.epochs == dict(zip((small, large), photographs._MODEL_EPOCHS))[trained]
+  assert large.seconds < small.seconds
+  assert 'model' not in {step.part for step in photographs.Plan(**given).steps()}
+
+
 def test_without_data_a_part_is_not_planned_and_says_so(tmp_path):
   bare = photographs.Plan(peta='p', market=None, ids=[], osnet=None, out=str(tmp_path))
   assert {step.part for step in bare.steps()} == {

@@ -24,8 +24,9 @@ running the same command again continues where it stopped. --parts chooses among
   resnet50    the paper's encoder from random weights, small, one seed
   across      models of one data set asked for the people of the other
   subsets     each of PETA's ten subsets left out
+  model       the model that ships, from random weights: 30 epochs at 128x64, 6 at 256x128
 
-All of them but `starts` and `resnet50` begin with an attributes' stage on their own training data,
+All but `starts`, `resnet50` and `model` begin with an attributes' stage on their own training data,
 from --start: the published OSNet (--osnet), or random weights.
 """
 
@@ -61,7 +62,7 @@ _START = flags.DEFINE_enum(
 )
 _OUT = flags.DEFINE_string('out', os.path.join('runs', 'photographs'), 'Where runs are written.')
 _PARTS = flags.DEFINE_list(
-  'parts', None, 'Which parts; default: all that the data allow, but `choose`.'
+  'parts', None, 'Which parts; default: all that the data allow, but `choose` and `model`.'
 )
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Seeds of `peta` and `market`.', lower_bound=1)
 _SPEED = flags.DEFINE_float(
@@ -90,6 +91,9 @@ _ATTRIBUTES = {'photographs/from_attributes.gin': 30, 'photographs/from_osnet_at
 _EVALUATION_SECONDS = 40.0
 _LARGE_SPEED = 0.25  # of 256x128 beside 128x64
 _RESNET_SPEED = 0.1  # of ResNet-50 at 64x32 beside OSNet x0.25 at 128x64
+# The model that ships: its images, its epochs at each size, and its speed at the first size.
+_MODEL, _MODEL_EPOCHS, _MODEL_SPEED = 27134, (30, 6), 0.5
+_ONLY_IF_ASKED = ('choose', 'model')
 _RECORDS = 'steps'
 _ON_SAL = {'more': ['--gin_bindings=SPLIT = "sal"'], 'images': _SAL}
 
@@ -174,11 +178,12 @@ class Plan:
       'resnet50': self._resnet50,
       'across': self._across,
       'subsets': self._subsets,
+      'model': self._model,
     }
     self.parts = {name: make() for name, make in makers.items()}
 
   def steps(self, parts: Sequence[str] | None = None) -> list[Step]:
-    """The steps of these parts, or of all but `choose`, in the plan's order.
+    """The steps of these parts, or of all but `choose` and `model`, in the plan's order.
 
     Raises:
       ValueError: there is no such part, or the data for it are not given.
@@ -190,7 +195,7 @@ class Plan:
         raise ValueError(
           f"The part '{part}' needs --market, --ids or --osnet; `--help` says which."
         )
-    parts = parts or [part for part in self.parts if part != 'choose']
+    parts = parts or [part for part in self.parts if part not in _ONLY_IF_ASKED]
     return [step for part, steps in self.parts.items() if part in parts for step in steps]
 
   # The bindings that a start needs.
@@ -218,13 +223,15 @@ class Plan:
 
   def _from_osnet(self) -> tuple[list[str], list[str]]:
     """The published weights."""
-    # Crops of others, if there are any: some of PETA's images are for testing.
-    crops = self.ids[0] if self.ids else os.path.join(self.peta, 'images')
     flags_ = [
       f'--gin_bindings=OSNET_WEIGHTS = {self.osnet!r}',
-      f'--gin_bindings=OSNET_STATISTICS_FROM = {crops!r}',
+      f'--gin_bindings=OSNET_STATISTICS_FROM = {self._crops()!r}',
     ]
     return ['photographs/from_osnet.gin'], flags_
+
+  def _crops(self) -> str:
+    """For statistics: crops of others, if there are any, as some of PETA's are for testing."""
+    return self.ids[0] if self.ids else os.path.join(self.peta, 'images')
 
   def _ids_directory(self) -> str:
     return os.path.join(self.out, 'person_ids', 'person_ids')
@@ -470,6 +477,35 @@ class Plan:
       )
       for subset in SUBSETS
     ]
+
+  def _model(self) -> list[Step]:
+    if not self.market:
+      return []
+    steps: list[Step] = []
+    exported = None
+    for size, epochs, slower in zip(('128x64', '256x128'), _MODEL_EPOCHS, (1.0, _LARGE_SPEED)):
+      run = os.path.join(self.out, f'model_{size}')
+      command = [
+        'train',
+        f'--gin_file=photographs/{"model" if exported is None else f"model_{size}"}.gin',
+        '--precision=auto',
+        f'--gin_bindings=PETA = {self.peta!r}',
+        f'--gin_bindings=MARKET = {self.market!r}',
+        f'--run_dir={run}',
+      ]
+      if exported is not None:
+        command += [
+          f'--gin_bindings=EXPORTED_MODEL = {exported!r}',
+          f'--gin_bindings=EXPORTED_STATISTICS_FROM = {self._crops()!r}',
+        ]
+      seconds = epochs * _MODEL / (self.speed * _MODEL_SPEED * slower)
+      steps.append(Step('model', f'The model that ships, at {size}', tuple(command), seconds))
+      exported = os.path.join(run, 'exported')
+      space = os.path.join(run, 'deepmar', 'space')
+      command = ['export', f'--space={space}', '--empty_gallery', f'--out={exported}']
+      title = f'The same, exported to {exported}'
+      steps.append(Step('model', title, tuple(command), _EVALUATION_SECONDS))
+    return steps
 
 
 def _product(grid) -> int:
