@@ -62,6 +62,7 @@ def _combinations():
   )
   for name in ('model', 'model_256x128'):
     yield f'photographs {name}', [f'photographs/{name}.gin']
+  yield 'fine_tune', ['fine_tune.gin', 'datasets/manifest.gin']
   yield 'demo', ['demo.gin']
   yield 'full_size', ['full_size.gin']
   yield 'tables', ['methods/a2img.gin', 'datasets/synthetic.gin', 'tables.gin']

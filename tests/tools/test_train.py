@@ -149,3 +149,27 @@ def test_real_resnet_50_trains_and_is_evaluated(tiny_market, tmp_path):
   assert 'rank-1' in result.stdout
   space = JointSpace.load(str(tmp_path / 'joint' / 'space'))
   assert space.image_encoder.count_params() > 23_000_000  # a ResNet-50, not a stand-in
+
+
+@pytest.mark.slow
+def test_the_model_that_ships_is_trained_further_on_other_attributes(tiny_market, tmp_path):
+  """`fine_tune.gin`: a first epoch from trained weights, at another size than they had."""
+  bindings = (
+    f'--gin_bindings=DATA_ROOT = {str(tiny_market)!r}',
+    f'--gin_bindings=EXPORTED_MODEL = {str(ROOT / "saved_models" / "photographs")!r}',
+    '--gin_bindings=DEEPMAR_EPOCHS = 1',
+    '--gin_bindings=pipeline.Pipeline.image_size = (64, 32)',
+    '--gin_bindings=pipeline.Pipeline.batch_size = 8',
+    '--gin_bindings=DEEPMAR_BATCH_SIZE = 8',
+  )
+  files = ('fine_tune.gin', 'datasets/synthetic.gin')
+  run = tmp_path / 'run'
+  _fails(_run(*bindings, f'--run_dir={run}', gin_files=files), 'EXPORTED_STATISTICS_FROM = …')
+  statistics = f'--gin_bindings=EXPORTED_STATISTICS_FROM = {str(tiny_market)!r}'
+  result = _run(*bindings, statistics, f'--run_dir={run}', gin_files=files)
+  assert result.returncode == 0, result.stderr
+  assert 'has the weights of' in result.stderr + result.stdout
+  space = JointSpace.load(str(run / 'deepmar' / 'space'))
+  assert space.image_encoder.input_shape == (None, 64, 32, 3)
+  names = {layer.name for layer in space.image_encoder.layers}
+  assert {'conv1_conv', 'conv1_bn', 'conv4_1_gate_fc1', 'features'} <= names
