@@ -785,6 +785,19 @@ def test_without_pictures_none_is_copied_or_linked_to(written, rows, tmp_path):
   assert 'ranked/' not in (written[0] / 'index.html').read_text(encoding='utf-8')
 
 
+def test_a_part_of_the_papers_data_is_named_and_stands_beside_no_published_figure(tmp_path):
+  for loaded, title, published in (
+    ('PETA', 'on peta', True),
+    ('PETA, without TownCentre', 'on PETA, without TownCentre', False),
+    ('PETA, split by person', 'on PETA, split by person', False),
+  ):
+    rows = [row(name, 0, ranks(0.2), dataset=loaded) for name in ('a2img', 'deepmar')]
+    report.write(rows, {'dataset': 'peta'}, str(tmp_path))
+    text = (tmp_path / 'tables.md').read_text(encoding='utf-8')
+    assert text.splitlines()[0].endswith(title)
+    assert ('27.86' in text) == published
+
+
 def test_subsets_are_a_table_of_their_own(tmp_path):
   def subset(gallery, precision):
     return {'queries': 4.0, 'gallery': gallery, 'mAP': precision, 'chance_mAP': 0.0125}

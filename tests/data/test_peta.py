@@ -183,6 +183,7 @@ def test_the_people_split_belongs_to_the_person_and_the_seed(shared_data):
 )
 def test_a_subset_is_left_out_whole(peta_folder, subset, images, people):
   benchmark = peta.load(peta_folder, split=f'without:{subset.lower()}')
+  assert benchmark.name == f'PETA, without {subset}'
   assert set(benchmark.test.subsets) == {subset}
   assert set(benchmark.train.subsets) == set(peta.SUBSETS) - {subset}
   assert (len(benchmark.test), len(set(benchmark.test.person_ids))) == (images, people)

@@ -414,6 +414,14 @@ def _subset(split: str) -> str | None:
   return next((subset for subset in SUBSETS if subset.lower() == named), None)
 
 
+def _name(split: str) -> str:
+  """What the data are called: nothing was published for the splits by person and by subset."""
+  if split == PEOPLE:
+    return f'{NAME}, split by person'
+  subset = _subset(split)
+  return NAME if subset is None else f'{NAME}, without {subset}'
+
+
 def _no_such_split(split: str) -> str:
   return (
     f"PETA has no split '{split}'; choose from {', '.join((*SPLITS, PEOPLE))}, or "
@@ -485,7 +493,7 @@ def load(
     for part, rows in parts.items()
   }
   return assemble(
-    NAME,
+    _name(split),
     schema,
     splits['train'],
     splits['test'],

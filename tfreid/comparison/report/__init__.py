@@ -76,7 +76,6 @@ def build(
     links: system -> address of its ranked results.
   """
   findings = Findings(rows, about, links)
-  dataset = about.get('dataset', 'a data set')
   sections = []
   if findings.systems:
     sections.append(Section('At a glance', [at_a_glance.glance(findings)]))
@@ -95,6 +94,6 @@ def build(
   if missing:
     sections.append(Section('What is missing', missing))
   sections.append(Section('How this was made', provenance.made(rows, about, findings.results)))
-  title = f'Attribute-based person search: the systems of the paper on {dataset}'
+  title = f'Attribute-based person search: the systems of the paper on {findings.dataset}'
   note = [about['note']] if about.get('note') else []
   return Document(title, [*note, *at_a_glance.lead(findings)], sections)

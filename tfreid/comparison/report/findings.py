@@ -22,6 +22,8 @@ class Findings:
     untrained: the same of untrained networks.
     column: of the paper's tables, to compare with; '' where nothing was published for the data.
     same_data: whether that column is of the same data set.
+    dataset: what the data are called; a part or a division of one of the paper's, as its loader
+      calls it.
     best: the system of the highest rank-1.
     reference: the system that the others are compared with.
   """
@@ -43,6 +45,9 @@ class Findings:
     dataset, loaded = about.get('dataset', ''), {row['dataset'] for row in rows if 'dataset' in row}
     self.column = paper.column(dataset, loaded)
     self.same_data = bool(self.column) and paper.has(dataset)
+    self.dataset = dataset or 'a data set'
+    if not self.column and len(loaded) == 1:
+      self.dataset = loaded.pop()
     self.best = scores.best(self.systems)
     self.reference = paper.OURS if paper.OURS in self.systems else self.best
 
