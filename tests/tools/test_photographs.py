@@ -156,22 +156,18 @@ def test_the_training_images_of_every_split_of_peta_are_counted(given, shared_da
   assert 8000 < counts['peta'] < counts['sal']
 
 
-def test_the_model_that_ships_is_trained_on_at_a_larger_size(given):
-  steps = photographs.Plan(**given).parts['model']
-  small, first, large, last = steps
-  assert [step.command[0] for step in steps] == ['train', 'export', 'train', 'export']
-  # Its own weights, of random ones, and no published ones.
-  assert not any('osnet.onnx' in text for step in steps for text in step.command)
-  (exported,) = flag(first, 'out')
-  assert f'EXPORTED_MODEL = {exported!r}' in flag(large, 'gin_bindings')
-  for trained, written in ((small, first), (large, last)):
-    assert flag(written, 'space')[0].startswith(flag(trained, 'run_dir')[0])
-    recipe = recipes.Recipe(flag(trained, 'gin_file'), flag(trained, 'gin_bindings'))
-    recipes.check_use([recipe], (), flag(trained, 'gin_bindings'))
-    (leg,) = recipe.legs()
-    assert leg.epochs == dict(zip((small, large), photographs._MODEL_EPOCHS))[trained]
-  assert large.seconds < small.seconds
+def test_the_model_that_ships_is_trained_and_exported_by_a_part_of_its_own(given):
+  train, export = photographs.Plan(**given).parts['model']
+  assert (train.command[0], export.command[0]) == ('train', 'export')
+  assert flag(export, 'space')[0].startswith(flag(train, 'run_dir')[0])
+  # It begins with random weights.
+  assert not any('osnet.onnx' in text for text in train.command)
+  recipe = recipes.Recipe(flag(train, 'gin_file'), flag(train, 'gin_bindings'))
+  recipes.check_use([recipe], (), flag(train, 'gin_bindings'))
+  (leg,) = recipe.legs()
+  assert leg.epochs == photographs._MODEL_EPOCHS
   assert 'model' not in {step.part for step in photographs.Plan(**given).steps()}
+  assert not photographs.Plan(**{**given, 'market': None}).parts['model']
 
 
 def test_without_data_a_part_is_not_planned_and_says_so(tmp_path):

@@ -24,7 +24,7 @@ running the same command again continues where it stopped. --parts chooses among
   resnet50    the paper's encoder from random weights, small, one seed
   across      models of one data set asked for the people of the other
   subsets     each of PETA's ten subsets left out
-  model       the model that ships, from random weights: 30 epochs at 128x64, 6 at 256x128
+  model       the model that ships, from random weights
 
 All but `starts`, `resnet50` and `model` begin with an attributes' stage on their own training data,
 from --start: the published OSNet (--osnet), or random weights.
@@ -91,8 +91,8 @@ _ATTRIBUTES = {'photographs/from_attributes.gin': 30, 'photographs/from_osnet_at
 _EVALUATION_SECONDS = 40.0
 _LARGE_SPEED = 0.25  # of 256x128 beside 128x64
 _RESNET_SPEED = 0.1  # of ResNet-50 at 64x32 beside OSNet x0.25 at 128x64
-# The model that ships: its images, its epochs at each size, and its speed at the first size.
-_MODEL, _MODEL_EPOCHS, _MODEL_SPEED = 27134, (30, 6), 0.5
+# The model that ships: its images, its epochs, and the speed of OSNet x0.5 beside that of x0.25.
+_MODEL, _MODEL_EPOCHS, _MODEL_SPEED = 27134, 30, 0.5
 _ONLY_IF_ASKED = ('choose', 'model')
 _RECORDS = 'steps'
 _ON_SAL = {'more': ['--gin_bindings=SPLIT = "sal"'], 'images': _SAL}
@@ -481,31 +481,22 @@ class Plan:
   def _model(self) -> list[Step]:
     if not self.market:
       return []
-    steps: list[Step] = []
-    exported = None
-    for size, epochs, slower in zip(('128x64', '256x128'), _MODEL_EPOCHS, (1.0, _LARGE_SPEED)):
-      run = os.path.join(self.out, f'model_{size}')
-      command = [
-        'train',
-        f'--gin_file=photographs/{"model" if exported is None else f"model_{size}"}.gin',
-        '--precision=auto',
-        f'--gin_bindings=PETA = {self.peta!r}',
-        f'--gin_bindings=MARKET = {self.market!r}',
-        f'--run_dir={run}',
-      ]
-      if exported is not None:
-        command += [
-          f'--gin_bindings=EXPORTED_MODEL = {exported!r}',
-          f'--gin_bindings=EXPORTED_STATISTICS_FROM = {self._crops()!r}',
-        ]
-      seconds = epochs * _MODEL / (self.speed * _MODEL_SPEED * slower)
-      steps.append(Step('model', f'The model that ships, at {size}', tuple(command), seconds))
-      exported = os.path.join(run, 'exported')
-      space = os.path.join(run, 'deepmar', 'space')
-      command = ['export', f'--space={space}', '--empty_gallery', f'--out={exported}']
-      title = f'The same, exported to {exported}'
-      steps.append(Step('model', title, tuple(command), _EVALUATION_SECONDS))
-    return steps
+    run = os.path.join(self.out, 'model')
+    train = [
+      'train',
+      '--gin_file=photographs/model.gin',
+      '--precision=auto',
+      f'--gin_bindings=PETA = {self.peta!r}',
+      f'--gin_bindings=MARKET = {self.market!r}',
+      f'--run_dir={run}',
+    ]
+    space, exported = os.path.join(run, 'deepmar', 'space'), os.path.join(run, 'exported')
+    export = ['export', f'--space={space}', '--empty_gallery', f'--out={exported}']
+    seconds = _MODEL_EPOCHS * _MODEL / (self.speed * _MODEL_SPEED)
+    return [
+      Step('model', 'The model that ships', tuple(train), seconds),
+      Step('model', f'The same, exported to {exported}', tuple(export), _EVALUATION_SECONDS),
+    ]
 
 
 def _product(grid) -> int:
