@@ -66,7 +66,7 @@ def build_rates(
     repeats: turns; medians count.
     in_flight: batches that `build` embeds at the same time, one measurement for each number.
     network: (height, width, 3) -> the image encoder, a Keras model; by default ResNet-50.
-    runtimes: that embed, of `embedder.RUNTIMES`.
+    runtimes: that embed, of `runtimes.RUNTIMES`.
 
   Returns:
     For each precision: 'encoder', images per second of the folded encoder with pixels in memory;

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tfreid import replicas
-from tfreid.index import embedder, joining
+from tfreid.index import joining, runtimes
 from tfreid.index.embedder import Embedder
 from tfreid.serving import folding, openvino_encoder
 from tfreid.serving.openvino_encoder import OpenVinoEncoder
@@ -129,7 +129,7 @@ def test_an_exported_model_embeds_files_alike(precision, exported, half, crops):
 
 def test_a_bad_picture_is_refused_in_the_words_of_tensorflow(exported, crops):
   messages = []
-  for runtime in embedder.RUNTIMES:
+  for runtime in runtimes.RUNTIMES:
     with pytest.raises(ValueError) as caught:
       Embedder(exported, runtime=runtime).embed_images([crops[0].contents, b'no image'])
     messages.append(str(caught.value))

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 
 from tfreid.cli import startup
-from tfreid.index import embedder, engines
+from tfreid.index import engines, runtimes
 from tfreid.printable import printable, printable_json
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ _DEVICES = flags.DEFINE_integer(
 _RUNTIME = flags.DEFINE_enum(
   'runtime',
   'tensorflow',
-  embedder.RUNTIMES,
+  runtimes.RUNTIMES,
   'build, add: what embeds the crops. openvino is faster on processors, and needs the extra of '
   'that name.',
 )
@@ -328,6 +328,8 @@ def _read_shard():
 
 def _embedder(directory):
   """The model, on the devices that were asked for."""
+  from tfreid.index import embedder
+
   if _RUNTIME.value == 'openvino':
     if _DEVICES.present:
       raise app.UsageError('--devices is of TensorFlow; OpenVINO embeds on the processor.')

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 
 from tfreid.cli import startup
-from tfreid.index import embedder
+from tfreid.index import runtimes
 
 if TYPE_CHECKING:
   from tfreid.search import Source
@@ -47,7 +47,7 @@ _CERTIFICATE = flags.DEFINE_string(
 _RUNTIME = flags.DEFINE_enum(
   'runtime',
   'tensorflow',
-  embedder.RUNTIMES,
+  runtimes.RUNTIMES,
   'With --index or --source: what embeds pictures. openvino is faster on processors, and needs the '
   'extra of that name.',
 )

@@ -17,14 +17,13 @@ import numpy as np
 
 from tfreid import forks, image_bytes, threads
 from tfreid.data.attributes import AttributeSchema
+from tfreid.index.runtimes import RUNTIMES
 from tfreid.serving import errors, light_encoder, versions
 
 if TYPE_CHECKING:
   import tensorflow as tf
 
 _SIGNATURES = ('embed_images', 'embed_attributes')
-# What computes the concepts of images.
-RUNTIMES = ('tensorflow', 'openvino')
 
 # Images that one call of an exported model decodes at the same time.
 _DECODED_TOGETHER = 4

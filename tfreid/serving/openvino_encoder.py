@@ -66,7 +66,8 @@ class OpenVinoEncoder:
     self.input_shape, self.size = encoder.input_shape, encoder.size
     # As graphs: see `cli.startup.never_trains` about convolutions outside of one.
     own = _traced(encoder)
-    full = own if encoder.precision == 'float32' else _traced(_in_float32(encoder))
+    # A concrete function does not keep its variables alive: this name does, until it is converted.
+    full = encoder if encoder.precision == 'float32' else _in_float32(encoder)
     self._settings = {
       'INFERENCE_PRECISION_HINT': 'bf16' if reduced else 'f32',
       'NUM_STREAMS': streams,
@@ -77,7 +78,7 @@ class OpenVinoEncoder:
     self._streams, self._compiling = streams, threading.Lock()
     self._requests: dict[int, queue.SimpleQueue[Any]] = {}
     try:
-      self._model = _converted(self._core, full)
+      self._model = _converted(self._core, own if full is encoder else _traced(full))
       concepts = self(crops)
     except RuntimeError as error:
       raise ValueError(
