@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import subprocess
 import sys
 import textwrap
@@ -55,6 +56,19 @@ def test_many_crops_are_embedded_in_parts(converted, pixels, monkeypatch):
   sizes = set(converted._requests)
   np.testing.assert_allclose(converted(pixels), whole, atol=1e-5)
   assert set(converted._requests) - sizes <= {1, 4}
+
+
+def test_weights_in_float32_live_until_openvino_has_them(space, pixels, monkeypatch):
+  """TensorFlow's functions do not keep variables alive, and Python collects when it wants to."""
+  convert = openvino_encoder._converted
+
+  def after_a_collection(core, function):
+    gc.collect()
+    return convert(core, function)
+
+  monkeypatch.setattr(openvino_encoder, '_converted', after_a_collection)
+  reduced = folding.FoldedEncoder(space.image_encoder, precision='bfloat16')
+  assert OpenVinoEncoder(reduced, pixels[:3]).size == 12
 
 
 def test_many_threads_get_each_their_own(converted, pixels):
