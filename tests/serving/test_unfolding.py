@@ -200,6 +200,8 @@ def test_what_is_no_exported_model_of_a_network_is_refused(
 ):
   with pytest.raises(FileNotFoundError, match='nothing'):
     unfolding.image_encoder(CROP, model=str(tmp_path / 'nothing'), statistics_from=folder_of_crops)
+  with pytest.raises(ValueError, match='at least 16 x 16 pixels.*Raise Pipeline.image_size'):
+    unfolding.image_encoder((8, 4, 3), SIZE, model=plain, statistics_from=folder_of_crops)
   with pytest.raises(ValueError, match='statistics_from is a folder of crops'):
     unfolding.image_encoder(CROP, SIZE, model=plain, statistics_from=str(tmp_path))
   pixels = tf.keras.Input(CROP, name='image')

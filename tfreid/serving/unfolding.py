@@ -21,6 +21,8 @@ from tfreid.serving import folding, stored_encoders, versions
 
 _log = logging.getLogger(__name__)
 
+# Pixels: what the least demanding network takes. Others say by themselves what is too small.
+_SMALLEST = 16
 _SETTING = 'unfolding.image_encoder.statistics_from'
 
 
@@ -51,9 +53,10 @@ def image_encoder(
 
   Raises:
     FileNotFoundError: there is no exported model.
-    ValueError: it is damaged or of another size, or a crop cannot be read.
+    ValueError: it is damaged or of another size, a crop cannot be read, or crops are too small.
   """
   directory = versions.newest(model)
+  encoder.check_crop(f"The network of '{directory}'", image_shape, _SMALLEST)
   exported = stored_encoders.read(directory).image
   stored = folding.layers_of(exported.structure)
   for variable, value in zip(stored.weights, exported.weights):
