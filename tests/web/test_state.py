@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import sqlite3
+import threading
 import time
+from concurrent import futures
 
 import pytest
 
@@ -92,9 +96,42 @@ def test_a_process_that_comes_again_knows_what_the_one_before_did(shared):
   assert [shared(1).seen.path(key) for key in keys] == [path for _, path in CROPS]
 
 
+def test_processes_begin_at_the_same_time(tmp_path):
+  # SQLite refuses one of two that make the same file a database at once: some rounds in a hundred.
+  processes = 4
+  begin_together = threading.Barrier(processes)
+
+  def begin(number, folder):
+    begin_together.wait()
+    memory = state.SharedState(str(folder), number=number, processes=processes)
+    memory.ended.add(str(number), int(time.time()) + 100)
+    memory.close()
+
+  folders = [tmp_path / str(i) for i in range(100)]
+  with futures.ThreadPoolExecutor(processes) as pool:
+    for folder in folders:
+      folder.mkdir()
+      for worker in [pool.submit(begin, number, folder) for number in range(processes)]:
+        worker.result()
+  for folder in folders[:5]:
+    memory = state.SharedState(str(folder), number=0, processes=processes)
+    assert all(str(number) in memory.ended for number in range(processes))
+    memory.close()
+
+
+def test_who_waits_in_vain_is_told_so(tmp_path, monkeypatch):
+  monkeypatch.setattr(state, '_PATIENCE', 0.1)
+  with contextlib.closing(sqlite3.connect(tmp_path / 'ended.sqlite')) as other:
+    other.execute('BEGIN EXCLUSIVE')
+    with pytest.raises(sqlite3.OperationalError, match='locked'):
+      state.SharedState(str(tmp_path), number=0, processes=1)
+    other.rollback()
+  state.SharedState(str(tmp_path), number=0, processes=1).close()
+
+
 def _answer(folder, number, ready):
   memory = state.SharedState(folder, number=number, processes=3)
-  ready.wait()
+  ready.wait(60)
   for i in range(200):
     memory.seen.add([(f'{number}/{i}/{j}', f'/{number}/{i}/{j}') for j in range(5)])
     memory.ended.add(f'{number}/{i}', int(time.time()) + 100)

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -141,9 +142,9 @@ class _Database:
     )
     # Who reads never waits for who writes. And what is in it is of no use to the next server: it
     # need not be on the disk.
-    self._connection.execute('PRAGMA journal_mode = WAL')
+    _patiently(self._connection, 'PRAGMA journal_mode = WAL')
     self._connection.execute('PRAGMA synchronous = OFF')
-    self._connection.execute(f'CREATE TABLE IF NOT EXISTS {table} WITHOUT ROWID')
+    _patiently(self._connection, f'CREATE TABLE IF NOT EXISTS {table} WITHOUT ROWID')
 
   @contextlib.contextmanager
   def changing(self) -> Iterator[sqlite3.Connection]:
@@ -165,6 +166,24 @@ class _Database:
   def close(self) -> None:
     with self._lock:
       self._connection.close()
+
+
+def _patiently(connection: sqlite3.Connection, statement: str) -> None:
+  """Executes a statement, again and again while another process has the database.
+
+  SQLite waits by itself for most locks, but not where two connections might wait for each other:
+  of two that both make a database a write-ahead log, one is refused at once. Workers of one server
+  begin at the same time.
+  """
+  end = time.monotonic() + _PATIENCE
+  while True:
+    try:
+      connection.execute(statement)
+      return
+    except sqlite3.OperationalError as error:
+      if 'locked' not in str(error) or time.monotonic() >= end:
+        raise
+    time.sleep(0.01 + 0.04 * random.random())
 
 
 # Names of files need not be text, and SQLite's texts are UTF-8.
