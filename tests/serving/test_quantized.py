@@ -26,6 +26,7 @@ def _several_threads(monkeypatch):
   """Also where there are too few rows for them to be worth it, and on one core."""
   for module in (quantized, candidates):
     monkeypatch.setattr(module, '_WORTH', 1)
+  monkeypatch.setattr(quantized, '_AT_ONCE', 0)
   cores = max(threads.usable_cores(), 2)
   monkeypatch.setattr(threads, 'usable_cores', lambda: cores)
 
@@ -100,12 +101,23 @@ def _galleries():
 GALLERIES = _galleries()
 
 
+AT_ONCE = quantized._AT_ONCE
+SAMPLED = [
+  'one after the other',
+  'together',
+  'a matrix of whole numbers',
+  'a matrix of float32',
+]
+
+
 @pytest.fixture(
-  params=['one after the other', 'together', 'a matrix of whole numbers', 'a matrix of float32']
+  params=[*SAMPLED, 'one after the other, all rows at once', 'together, all rows at once']
 )
 def batches(request, monkeypatch):
   """batches(queries): the queries one by one, or all at once, in each way that there is."""
-  if request.param == 'one after the other':
+  if request.param.endswith('all rows at once'):
+    monkeypatch.setattr(quantized, '_AT_ONCE', AT_ONCE)
+  if request.param.startswith('one after the other'):
     return lambda queries: [queries[i : i + 1] for i in range(len(queries))]
   few = {'a matrix of whole numbers': '_PACKED', 'a matrix of float32': '_MATRIX'}
   for name in ('_PACKED', '_MATRIX'):
@@ -294,6 +306,7 @@ def test_rows_at_the_border_of_the_bound_are_looked_at(batches):
     assert_exact(scan_of(rows), rows, part, 40)
 
 
+@pytest.mark.parametrize('batches', SAMPLED, indirect=True)
 def test_memory_stays_bounded_where_every_row_is_a_candidate(monkeypatch, batches):
   monkeypatch.setattr(candidates, '_PENDING', 500)
   monkeypatch.setattr(quantized, '_BLOCK', 40 * 300)
@@ -335,7 +348,9 @@ def test_rows_of_a_mapped_file_are_asked_for_before_they_are_read(tmp_path, monk
   assert max(count for is_mapped, count in asked if is_mapped) > quantized._AHEAD
 
 
-def test_low_scores_need_not_be_answered():
+@pytest.mark.parametrize('at_once', [0, AT_ONCE])
+def test_low_scores_need_not_be_answered(at_once, monkeypatch):
+  monkeypatch.setattr(quantized, '_AT_ONCE', at_once)
   rng = np.random.default_rng(8)
   rows, queries = unit(rng, 4000, 24), unit(rng, 5, 24)
   scan = scan_of(rows)
@@ -400,6 +415,7 @@ def test_many_threads_may_ask_at_once(monkeypatch):
 @pytest.mark.parametrize('cores', [1, 2, 7])
 def test_helpers_are_woken_up_for_what_is_worth_it(cores, monkeypatch):
   monkeypatch.undo()
+  monkeypatch.setattr(quantized, '_AT_ONCE', 0)
   rng = np.random.default_rng(28)
   rows, queries = unit(rng, 50000, 64), unit(rng, 24, 64)
   asked = []
@@ -552,6 +568,7 @@ def asked_again(monkeypatch):
   return numbers
 
 
+@pytest.mark.parametrize('batches', SAMPLED, indirect=True)
 @pytest.mark.parametrize('name', GALLERIES)
 def test_a_guess_that_is_too_high_costs_time_and_no_answer(name, batches, monkeypatch, asked_again):
   monkeypatch.setattr(quantized, '_SURE', -20.0)
@@ -563,6 +580,7 @@ def test_a_guess_that_is_too_high_costs_time_and_no_answer(name, batches, monkey
     assert sum(asked_again) == len(queries)
 
 
+@pytest.mark.parametrize('batches', SAMPLED, indirect=True)
 def test_a_sample_of_the_best_rows_only_misleads_nobody(batches, asked_again):
   rng = np.random.default_rng(22)
   rows, queries = unit(rng, 8000, 40), unit(rng, 3, 40)
@@ -574,6 +592,7 @@ def test_a_sample_of_the_best_rows_only_misleads_nobody(batches, asked_again):
   assert sum(asked_again) >= 1
 
 
+@pytest.mark.parametrize('batches', SAMPLED, indirect=True)
 def test_a_sample_without_the_best_rows_misses_none(batches, asked_again):
   rng = np.random.default_rng(23)
   rows, queries = unit(rng, 8000, 40), unit(rng, 3, 40)
@@ -616,6 +635,44 @@ def test_any_number_of_answers_with_a_sample(top_k, batches):
   queries = unit(np.random.default_rng(26), 3, 40)
   for part in batches(queries):
     assert_exact(scan_of(rows), rows, part, top_k)
+
+
+def test_few_rows_are_asked_at_once(monkeypatch):
+  rng = np.random.default_rng(29)
+  rows, queries = unit(rng, 4000, 64), unit(rng, 2, 64)
+  scan, numbers = scan_of(rows[:1500], rows[1500:]), []
+  ask = quantized.QuantizedScan._ask_at_once
+
+  def noted(self, query, *others):
+    numbers.extend(query.numbers.tolist())
+    ask(self, query, *others)
+
+  monkeypatch.setattr(quantized.QuantizedScan, '_ask_at_once', noted)
+  tenth, half = np.arange(4000) % 10 == 3, np.arange(4000) % 2 == 1
+  # A row that has to be gathered counts for eight, and none for more than all.
+  for keep, read in ((None, 4000), (half, 4000), (tenth, 3200)):
+    for more, wanted in ((0, [0, 1]), (-1, [])):
+      monkeypatch.setattr(quantized, '_AT_ONCE', 64 * read + more)
+      assert_exact(scan, rows, queries, 9, keep)
+      assert numbers == wanted
+      del numbers[:]
+  # Many queries are multiplied together, however few rows there are.
+  monkeypatch.setattr(quantized, '_AT_ONCE', AT_ONCE)
+  assert_exact(scan, rows, unit(rng, 20, 64), 9)
+  assert not numbers
+
+
+def test_a_search_at_once_ends_when_nobody_waits(monkeypatch):
+  monkeypatch.setattr(quantized, '_AT_ONCE', AT_ONCE)
+
+  class NobodyWaitsError(Exception):
+    pass
+
+  def check():
+    raise NobodyWaitsError
+
+  with pytest.raises(NobodyWaitsError):
+    scan_of(GALLERIES['unit']).search(np.ones((1, 40), np.float32), top_k=5, check=check)
 
 
 def test_zero_and_minus_zero_are_one_score():

@@ -94,6 +94,13 @@ class Candidates:
       if self._number > self._limit:
         self._prune()
 
+  def settle(self, q: int, positions: np.ndarray) -> None:
+    """Makes the best of ascending rows the answer to a query, the last one asked so far."""
+    scores = self._last(np.full(len(positions), q), positions)
+    order = np.argsort(-scores, kind='stable')[: self.top_k]
+    new = np.full(len(order), q), positions[order], scores[order]
+    self._best = tuple(map(np.concatenate, zip(self._best, new)))
+
   def put(self, q: int, positions: np.ndarray) -> None:
     """Makes ascending rows the answer to a query, in the order of their last scores."""
     asked = np.full(len(positions), q)
