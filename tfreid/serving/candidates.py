@@ -98,8 +98,12 @@ class Candidates:
     """Makes the best of ascending rows the answer to a query, the last one asked so far."""
     scores = self._last(np.full(len(positions), q), positions)
     order = np.argsort(-scores, kind='stable')[: self.top_k]
-    new = np.full(len(order), q), positions[order], scores[order]
-    self._best = tuple(map(np.concatenate, zip(self._best, new)))
+    asked, before, best = self._best
+    self._best = (
+      np.concatenate([asked, np.full(len(order), q)]),
+      np.concatenate([before, positions[order]]),
+      np.concatenate([best, scores[order]]),
+    )
 
   def put(self, q: int, positions: np.ndarray) -> None:
     """Makes ascending rows the answer to a query, in the order of their last scores."""

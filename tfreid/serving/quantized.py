@@ -387,7 +387,9 @@ class QuantizedScan:
 
   def _products(self, query, where) -> np.ndarray:
     """a(x) / t, float32, of all rows or of those at ascending positions."""
-    places = [slice(None)] * len(self._parts) if where is None else self._places(where)
+    places: Sequence[slice | np.ndarray] = [slice(None)] * len(self._parts)
+    if where is not None:
+      places = self._places(where)
     found, room = [], _Room()
     for part, some in zip(self._parts, places):
       codes = _chosen(part.codes, some)
