@@ -95,12 +95,19 @@ class Trainer(tf.Module):
       The method's losses and 'gradient_norm/<position>_<loss>' for each objective, each the mean
       over replicas, float32. A gradient norm is that of the replica's own gradient.
     """
-    per_replica = self._strategy.run(self._replica_step, args=(batch,))
+    names: list[str] = []
+
+    def step(batch):
+      report = self._replica_step(batch)
+      names[:] = report
+      return tf.stack(list(report.values()))
+
+    # All in one tensor: each one that is reduced is a message from machine to machine.
+    means = self._strategy.reduce(
+      tf.distribute.ReduceOp.MEAN, self._strategy.run(step, args=(batch,)), axis=None
+    )
     self.step.assign_add(1)
-    return {
-      name: self._strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None)
-      for name, value in per_replica.items()
-    }
+    return dict(zip(names, tf.unstack(means, num=len(names))))
 
   def _replica_step(self, batch):
     context = tf.distribute.get_replica_context()
