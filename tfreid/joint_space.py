@@ -16,7 +16,7 @@ import tensorflow as tf
 
 # Importing the networks registers the layers that saved encoders may contain.
 from tfreid import forks, storage
-from tfreid.networks import archive
+from tfreid.networks import archive, flip
 
 _FORMAT = 2
 _SIDES = ('image', 'attribute')
@@ -48,6 +48,16 @@ class JointSpace(tf.Module):
       )
     self.image_encoder = image_encoder
     self.attribute_encoder = attribute_encoder
+
+  def with_flip_test(self) -> JointSpace:
+    """The space in which an image is the mean of what it is and what it is in a mirror.
+
+    It shares the variables of this one; see `tfreid.networks.flip`.
+
+    Raises:
+      ValueError: it has the flip test already.
+    """
+    return JointSpace(flip.with_flip_test(self.image_encoder), self.attribute_encoder)
 
   @property
   def image_shape(self) -> tuple[int, int, int]:

@@ -151,6 +151,36 @@ def test_two_spaces_score_together(run, benchmark, other_space, tmp_path):
   assert len(values) == 3
 
 
+@pytest.mark.slow
+def test_the_flip_test_scores_with_the_mean_of_both(run, benchmark, other_space, tmp_path):
+  space = run / 'joint' / 'space'
+  flags = f'--with_space={other_space}', '--shares=0.5', f'--json={tmp_path}/out.json'
+  done = evaluate(f'--space={space}', '--flip_test', *flags, '--noappend')
+  assert done.returncode == 0, done.stderr
+  assert 'with the flip test' in done.stdout
+  written = json.loads((tmp_path / 'out.json').read_text())
+  assert written['flip_test'] is True
+  split = benchmark.test
+  scores = []
+  for folder in (space, other_space):
+    loaded = JointSpace.load(str(folder))
+    batches = Pipeline(loaded.image_shape[:2], 16).evaluation(split)
+    pixels = np.concatenate([batch['image'].numpy() for batch in batches])
+    images = (loaded.encode_images(pixels) + loaded.encode_images(pixels[:, :, ::-1])) / 2
+    vectors, ids = split.queries()
+    scores.append(loaded.encode_attributes(vectors).numpy() @ images.numpy().T)
+  matches = ranking.matches_by_id(ids, split.semantic_ids)
+  for total, metrics in (
+    (scores[0], written['metrics']),
+    (scores[0] + 0.5 * scores[1], written['fused'][0]['metrics']),
+  ):
+    wanted = ranking.summary(ranking.query_metrics(total, matches), len(split))
+    assert metrics['all']['mAP'] == pytest.approx(wanted.mAP, rel=1e-4)
+  plain = saved_space.evaluate(str(space), benchmark)
+  assert plain.evaluation.overall.mAP != pytest.approx(written['metrics']['all']['mAP'], rel=1e-4)
+  assert 'flip_test' not in plain.facts
+
+
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [

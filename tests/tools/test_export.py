@@ -374,6 +374,8 @@ def test_usage_errors_and_missing_folders_are_one_sentence(tmp_path):
     (['--space=x', '--model=x', '--out=y', '--images=z'], 'Give the encoders once'),
     (['--space=x', '--out=y', '--dataset=peta'], '--data_root'),
     (['--check=x', '--out=y'], 'there is no use for --out'),
+    (['--check=x', '--flip_test'], 'there is no use for --flip_test'),
+    (['--index=x', '--out=y', '--flip_test'], 'build the index anew'),
     (['--check=x', '--model_name=y'], '--model_name needs --server'),
     (['--space=x', '--out=y', '--images=z', '--server=grpc://a'], '--check=DIRECTORY'),
   ]:
@@ -383,6 +385,28 @@ def test_usage_errors_and_missing_folders_are_one_sentence(tmp_path):
   missing = export(f'--space={tmp_path}/none', f'--out={tmp_path}/m', f'--images={tmp_path}')
   assert missing.returncode == 1 and 'holds no joint space' in missing.stderr
   assert 'Traceback' not in missing.stderr
+
+
+@pytest.mark.slow
+def test_a_model_with_the_flip_test_finds_the_same_in_a_mirror(space, tmp_path):
+  done = export(f'--space={space}', f'--out={tmp_path}/model', '--empty_gallery', '--flip_test')
+  assert done.returncode == 0, done.stderr
+  about = json.loads((tmp_path / 'model' / '1' / 'assets.extra' / 'model.json').read_text())
+  assert about['flip_test'] is True
+  picture = np.random.default_rng(0).integers(0, 256, (32, 16, 3), dtype=np.uint8)
+  contents = [tf.io.encode_png(image).numpy() for image in (picture, picture[:, ::-1])]
+  signature = tf.saved_model.load(str(tmp_path / 'model' / '1')).signatures['embed_images']
+  found = signature(image_bytes=tf.constant(contents))['concepts'].numpy()
+  np.testing.assert_array_equal(found[0], found[1])
+  loaded = JointSpace.load(str(space))
+  both = loaded.encode_images(np.stack([picture, picture[:, ::-1]]).astype(np.float32)).numpy()
+  np.testing.assert_allclose(found[0], both.mean(axis=0), rtol=1e-4, atol=1e-5)
+  assert np.abs(both[0] - both[1]).max() > 0.01
+  twice = export(
+    f'--model={tmp_path}/model', f'--out={tmp_path}/m', '--empty_gallery', '--flip_test'
+  )
+  assert twice.returncode == 1 and 'has the flip test already' in twice.stderr
+  assert 'Traceback' not in twice.stderr
 
 
 @pytest.mark.slow

@@ -86,6 +86,11 @@ _SHARES = flags.DEFINE_list(
   ['0.01', '0.02', '0.05', '0.1', '0.2'],
   'With --with_space: the score is the dot product in --space plus this much of that in the other.',
 )
+_FLIP_TEST = flags.DEFINE_bool(
+  'flip_test',
+  False,
+  'Embed each image as it is and as in a mirror, and score with the mean: twice the time.',
+)
 _APPEND = flags.DEFINE_bool('append', True, 'Add a row to the results file.')
 
 
@@ -164,6 +169,7 @@ def evaluate_space(benchmark):
       through=_THROUGH.value,
       fewer=fewer,
       fusion=fusion,
+      flip_test=_FLIP_TEST.value,
       progress=progress,
     )
 
@@ -227,6 +233,8 @@ def _title(about, benchmark, found) -> str:
   if _THROUGH.value:
     columns = found.facts['through_columns']
     title += f', through {columns} columns that {_and(_THROUGH.value)} share'
+  if _FLIP_TEST.value:
+    title += ', with the flip test'
   return printable(title, lines=False)
 
 

@@ -83,6 +83,12 @@ _TOLERANCE = flags.DEFINE_float(
   'with --check, of all answers, if not what was put down at the export.',
   lower_bound=0.0,
 )
+_FLIP_TEST = flags.DEFINE_bool(
+  'flip_test',
+  False,
+  'The exported model embeds each crop as it is and as in a mirror, and takes the mean: better '
+  'answers for twice the time of embedding. An index has to be built anew for it.',
+)
 _BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', 32, 'Images embedded together, on each device.', lower_bound=1
 )
@@ -116,7 +122,8 @@ def main(argv):
   """Checks a version, or gets encoders and gallery together and writes one."""
   startup.no_arguments(argv)
   if _CHECK.value:
-    for flag in (_SPACE, _MODEL, _OUT, _DATASET, _DATA_ROOT, _IMAGES, _INDEX, _EMPTY, _VERSION):
+    making = (_SPACE, _MODEL, _OUT, _DATASET, _DATA_ROOT, _IMAGES, _INDEX, _EMPTY, _VERSION)
+    for flag in (*making, _FLIP_TEST):
       if flag.present:
         raise app.UsageError(f'--check writes nothing: there is no use for --{flag.name}.')
     for other in (_MODEL_NAME, _CERTIFICATE, _TIMEOUT):
@@ -140,6 +147,11 @@ def main(argv):
     )
   if _DATASET.value and _DATA_ROOT.value is None:
     raise app.UsageError('With --dataset give --data_root, the folder that holds the data.')
+  if _FLIP_TEST.value and _INDEX.value:
+    raise app.UsageError(
+      '--flip_test changes what a crop becomes, and --index takes the crops as they were embedded. '
+      'Give --images or --empty_gallery, and build the index anew with the exported model.'
+    )
   if not _OUT.value:
     raise app.UsageError('Give --out, the folder of the model that gets the new version.')
   with startup.clear_errors():
@@ -202,10 +214,12 @@ def _original(directory=None):
     schema = AttributeSchema.from_json(about['schema']) if about.get('schema') else None
     space = JointSpace.load(_SPACE.value)
     origin = {key: about[key] for key in ('dataset', 'method', 'stage') if key in about}
+    if _FLIP_TEST.value:
+      space, origin = space.with_flip_test(), {**origin, 'flip_test': True}
     return space, lambda: export.encoders(space, precision=_PRECISION.value), origin, schema
   from tfreid.serving.exported_space import ExportedSpace
 
-  exported = ExportedSpace(_MODEL.value or directory)
+  exported = ExportedSpace(_MODEL.value or directory, flip_test=_FLIP_TEST.value)
   precision = exported.about.get('precision')
   if _PRECISION.present and _PRECISION.value != precision:
     raise ValueError(
@@ -360,6 +374,8 @@ def _say(console, where):
   )
   parity = facts['parity']
   original = facts.get('exported_from', 'the trained encoder')
+  if facts.get('flip_test'):
+    original += ' with the flip test'
   if not facts['gallery_size']:
     console.print(
       f'Exported {where} ({size / 2**20:.1f} MiB): no gallery, {facts["embedding_size"]} '

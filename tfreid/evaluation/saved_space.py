@@ -96,6 +96,7 @@ def evaluate(
   through: Sequence[str] = (),
   fewer: FewerAttributes | None = None,
   fusion: Fusion | None = None,
+  flip_test: bool = False,
   progress: Progress | None = None,
 ) -> Findings:
   """Embeds a split in a saved space and evaluates it.
@@ -110,6 +111,7 @@ def evaluate(
       must be those that the space was trained on.
     fewer: also ask with fewer attributes; not together with `through`.
     fusion: also score with another space beside this one; not together with `through`.
+    flip_test: embed images as in a mirror, too, see `tfreid.networks.flip`.
     progress: called again and again.
 
   Raises:
@@ -132,7 +134,7 @@ def evaluate(
     # Before the long part.
     partial.checked_counts(fewer.counts, schema)
     partial.drawing()
-  space = JointSpace.load(directory)
+  space = _loaded(directory, flip_test)
   embeddings = _embeddings(space, asked.split, batch_size, progress)
   curve = None
   if fewer:
@@ -140,6 +142,8 @@ def evaluate(
   evaluation = retrieval.evaluate_embeddings(embeddings, seen=asked.seen)
   facts = _graded(embeddings, asked, top)
   facts.update(retrieval.subset_results(embeddings, asked.labels))
+  if flip_test:
+    facts['flip_test'] = True
   if through:
     facts['through'] = [*through]
     facts['through_columns'] = len(asked.groups)
@@ -147,12 +151,17 @@ def evaluate(
     facts['images_left_out'] = dict(asked.labels.dropped)
   fused = {}
   if fusion:
-    other = _embeddings(JointSpace.load(fusion.directory), asked.split, batch_size, progress)
+    other = _embeddings(_loaded(fusion.directory, flip_test), asked.split, batch_size, progress)
     for share in fusion.shares:
       fused[share] = retrieval.evaluate_embeddings(
         retrieval.fused(embeddings, other, share), seen=asked.seen
       )
   return Findings(evaluation, facts, curve, fused)
+
+
+def _loaded(directory: str, flip_test: bool) -> JointSpace:
+  space = JointSpace.load(directory)
+  return space.with_flip_test() if flip_test else space
 
 
 def write_curve(base: str, curve: Curve, *, title: str, facts: Mapping[str, Any]) -> None:

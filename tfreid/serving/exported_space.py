@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from tfreid.data.attributes import AttributeSchema
-from tfreid.serving import golden, stored_encoders, versions
+from tfreid.joint_space import JointSpace
+from tfreid.serving import golden, parity, stored_encoders, versions
 from tfreid.serving.encoders import Crop
 from tfreid.serving.stored_encoders import Encoders
 
@@ -33,21 +34,26 @@ class ExportedSpace:
     num_attributes: A.
   """
 
-  def __init__(self, directory: str):
+  def __init__(self, directory: str, *, flip_test: bool = False):
     """Reads what is written beside the model; the model itself is not loaded.
 
     Args:
       directory: of a version (saved_models/demo/1), or of a model, whose newest version is taken.
+      flip_test: with the flip test, see `tfreid.networks.flip`; the model must not have it already.
 
     Raises:
       FileNotFoundError: there is no exported model.
-      ValueError: it is damaged, or was exported before exports could be made from it.
+      ValueError: it is damaged, or was exported before exports could be made from it; or it has the
+        flip test already.
     """
+    self._flip_test = flip_test
     self.directory = versions.newest(os.path.abspath(os.path.expanduser(directory)))
     versions.check(self.directory)
     self.about: dict[str, Any] = self._json('model.json')
     stored_encoders.parts(self.directory)
     has_schema = os.path.isfile(os.path.join(self.directory, versions.EXTRA, 'schema.json'))
+    if flip_test and self.about.get('flip_test'):
+      raise ValueError(f"The model '{self.directory}' has the flip test already.")
     self.schema = AttributeSchema.from_json(self._json('schema.json')) if has_schema else None
     try:
       self.fingerprint = str(self.about['fingerprint'])
@@ -60,9 +66,12 @@ class ExportedSpace:
   @property
   def origin(self) -> dict[str, Any]:
     """What a model made from this one says of where it comes from, for its model.json."""
-    kept = {key: self.about[key] for key in ('dataset', 'method', 'stage') if key in self.about}
+    told = ('dataset', 'method', 'stage', 'flip_test')
+    kept = {key: self.about[key] for key in told if key in self.about}
     # Of the first export: the encoders that were compared there with those of training.
     trained = self.about.get('trained_parity', self.about.get('parity'))
+    if self._flip_test:
+      kept['flip_test'] = True
     return {**kept, 'exported_from': self.directory, 'trained_parity': trained}
 
   def encoders(self) -> Encoders:
@@ -71,14 +80,18 @@ class ExportedSpace:
     Raises:
       ValueError: a file is damaged, or they are not those that were exported.
     """
-    return stored_encoders.read(self.directory)
+    encoders = stored_encoders.read(self.directory)
+    if self._flip_test:
+      return encoders._replace(image=encoders.image.with_flip_test())
+    return encoders
 
   def embed(
     self, contents: Sequence[bytes], attributes: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
     """Image and attribute concepts, as the exported model itself answers them.
 
-    The model is loaded for that and let go: it holds a gallery.
+    The model is loaded for that and let go: it holds a gallery. With a flip test that it has not,
+    they are those of its layers.
 
     Args:
       contents: encoded crops, JPEG or PNG.
@@ -87,6 +100,12 @@ class ExportedSpace:
     Raises:
       ValueError: the model cannot be loaded, or does not take the input.
     """
+    if self._flip_test:
+      encoders = stored_encoders.read(self.directory)
+      space = JointSpace(encoders.image.layers(), encoders.attribute.layers()).with_flip_test()
+      named = [Crop(f'crop {i}', content) for i, content in enumerate(contents)]
+      found = parity.expected_concepts(space, named, attributes)
+      return found['image'], found['attribute']
     ask = golden.loaded(self.directory)
     crops = np.empty(len(contents), object)
     crops[:] = list(contents)

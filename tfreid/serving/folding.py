@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfreid.networks import archive
+from tfreid.networks import archive, flip
 
 PRECISIONS = ('float32', 'bfloat16')
 
@@ -141,6 +141,28 @@ class FoldedEncoder(tf.Module):
     self.weights = list(folded.weights)
     self.structure = structure
     self._function = lambda inputs: folded(inputs, training=False)
+
+  def layers(self) -> tf.keras.Model:
+    """Its layers, with variables of their own and the values of these."""
+    model = layers_of(self.structure)
+    for variable, value in zip(model.weights, self.weights):
+      variable.assign(tf.cast(value, variable.dtype))
+    return model
+
+  def with_flip_test(self) -> FoldedEncoder:
+    """The image encoder with the flip test, see `tfreid.networks.flip`; with its own variables.
+
+    Raises:
+      ValueError: it has the flip test already.
+    """
+    model = flip.with_flip_test(self.layers())
+    return FoldedEncoder.restored(
+      model.to_json(),
+      [variable.numpy() for variable in model.weights],
+      precision=self.precision,
+      num_folded=self.num_folded,
+      num_kept=self.num_kept,
+    )
 
   def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
     """Concepts, float32 [B, E], of a float32 batch of what the model takes."""

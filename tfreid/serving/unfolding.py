@@ -57,11 +57,7 @@ def image_encoder(
   """
   directory = versions.newest(model)
   encoder.check_crop(f"The network of '{directory}'", image_shape, _SMALLEST)
-  exported = stored_encoders.read(directory).image
-  stored = folding.layers_of(exported.structure)
-  for variable, value in zip(stored.weights, exported.weights):
-    variable.assign(tf.cast(value, variable.dtype))
-  network = _network(stored)
+  network = _network(stored_encoders.read(directory).image.layers())
   if network is None:
     raise ValueError(
       f"The image encoder of '{directory}' has no layer '{encoder.FEATURES}', which every network "
