@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.test_templating import HOSTILE, read
+from tfreid.cli.recipes import Recipe
 from tfreid.comparison import costs, document, figure, paper, plan, provenance, report, scores
 from tfreid.comparison.comparison import Comparison, Settings
 from tfreid.comparison.plan import PARAMETER, PRETRAIN, TABLE, UNTRAINED, Clock, Leg, Run
@@ -181,6 +182,32 @@ def test_a_comparison_plans_runs_and_continues_without_gin_and_flags(tmp_path):
   assert {again.state(run) for run in again.runs} == {plan.DONE}
   assert again.run() == {}
   assert {again.record(run)['attempts'] for run in again.runs} == {1}
+
+
+class GinSurroundings(PlainSurroundings):
+  """Recipes of PETA on photographs, whose attributes' stage is of DeepMAR's method."""
+
+  overlays = ('datasets/peta.gin', 'photographs/peta.gin', 'photographs/from_attributes.gin')
+
+  def recipe(self, system, bindings=None):
+    return Recipe([f'methods/{system}.gin', *self.overlays], bindings or ())
+
+  def check(self, recipes):
+    pass
+
+
+@pytest.mark.parametrize('systems', [['deepmar'], ['deepmar', 'a2img'], ['dccae'], ['image_gan']])
+def test_the_pretraining_is_the_same_whichever_systems_are_asked_for(systems, tmp_path):
+  """So that they may be run one after the other, in the folder of one comparison."""
+
+  def pretraining(systems):
+    out = str(tmp_path / 'out')
+    settings = Settings('PETA', out, out, seeds=[1], systems=systems, images_per_second=13)
+    comparison = Comparison(settings, GinSurroundings())
+    (run,) = [run for run in comparison.runs if run.role == 'pretrain']
+    return comparison.fingerprint(run)
+
+  assert pretraining(systems) == pretraining(['without_adversarial', 'mmd'])
 
 
 def test_what_starts_from_a_failed_pretraining_is_given_up_and_the_rest_is_done(tmp_path):

@@ -158,6 +158,13 @@ class Comparison:
     self.runs = plan.table_runs(
       systems, settings.seeds, recipes=self._legs, untrained=settings.untrained
     )
+    # Whose recipe the pre-training is read from: of the paper's systems always the same one. With
+    # DeepMAR's, settings of its own would seem to be those of the pre-training, and a folder of the
+    # others' runs would refuse it where it is the only one that is asked for.
+    known = {system.name for system in paper.SYSTEMS}
+    self._pretrained_by = next(iter(self._starters), '')
+    if self._starters and known.issuperset(self._starters):
+      self._pretrained_by = paper.WITHOUT_ALIGNMENT
     if not self._starters:
       self.runs = [run for run in self.runs if run.role != plan.PRETRAIN]
     self._weights = _weights(recipes[paper.OURS]) if paper.OURS in recipes else None
@@ -176,7 +183,7 @@ class Comparison:
   def command(self, run: Run) -> list[str]:
     """The command line of a run."""
     return self._surroundings.command(
-      run.system or self._starters[0], self._bindings(run), run.directory(self.out)
+      run.system or self._pretrained_by, self._bindings(run), run.directory(self.out)
     )
 
   def _bindings(self, run: Run) -> list[str]:
@@ -199,7 +206,7 @@ class Comparison:
   def fingerprint(self, run: Run) -> str:
     """A hash of what a run depends on."""
     if run not in self._fingerprints:
-      recipe = self._surroundings.recipe(run.system or self._starters[0], self._bindings(run))
+      recipe = self._surroundings.recipe(run.system or self._pretrained_by, self._bindings(run))
       self._fingerprints[run] = recipe.fingerprint()
     return self._fingerprints[run]
 

@@ -15,6 +15,7 @@ COLUMNS = {'market1501': 'Market', 'dukemtmc': 'Duke', 'peta': 'PETA'}
 _NAMES = {'Market-1501': 'market1501', 'DukeMTMC-reID': 'dukemtmc', 'PETA': 'peta'}
 
 OURS = 'a2img'
+WITHOUT_ALIGNMENT = 'without_adversarial'
 
 
 class System(NamedTuple):
