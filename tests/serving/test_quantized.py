@@ -656,8 +656,12 @@ def test_few_rows_are_asked_at_once(monkeypatch):
       assert_exact(scan, rows, queries, 9, keep)
       assert numbers == wanted
       del numbers[:]
-  # Many queries are multiplied together, however few rows there are.
+  # Of rows that a filter leaves out, nothing is read.
+  scan = scan_of(rows[:1500], rows[1500:])
   monkeypatch.setattr(quantized, '_AT_ONCE', AT_ONCE)
+  assert_exact(scan, rows, queries[:1], 9, tenth)
+  assert numbers.pop() == 0 and all(block._greatest is None for block in scan._blocks)
+  # Many queries are multiplied together, however few rows there are.
   assert_exact(scan, rows, unit(rng, 20, 64), 9)
   assert not numbers
 

@@ -7,8 +7,6 @@ and nothing else: an index is as large, and a search as fast.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import tensorflow as tf
 
 
@@ -47,12 +45,4 @@ def with_flip_test(encoder: tf.keras.Model) -> tf.keras.Model:
 
 def has_flip_test(encoder: tf.keras.Model) -> bool:
   """Whether an image encoder embeds images as in a mirror, too."""
-  return any(isinstance(layer, MirrorImages) for layer in _layers(encoder))
-
-
-def _layers(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
-  for layer in model.layers:
-    if isinstance(layer, tf.keras.Model):
-      yield from _layers(layer)
-    else:
-      yield layer
+  return any(isinstance(module, MirrorImages) for module in encoder.submodules)

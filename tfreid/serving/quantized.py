@@ -355,9 +355,14 @@ class QuantizedScan:
     """
     if not self.size:
       return
-    where = None
+    where = bounds = None
     if keep is not None and np.count_nonzero(keep) * _SPARSE < self.size:
+      # Few of them, of rows that may be many: nothing is read but theirs.
       where = np.flatnonzero(keep)
+      bounds = self._bounds_of(where)
+      greatest = bounds.max(axis=1, initial=0.0)
+    else:
+      greatest = self._greatest
     products = self._products(query, where)
     if keep is not None and where is None:
       # In numbers, which takes a tenth of the time of choosing them: 2 _FAR if kept, else -2 _FAR.
@@ -371,12 +376,13 @@ class QuantizedScan:
     best = products[: len(products) // size * size].reshape(size, -1).max(axis=0)
     if len(best) >= top_k:
       reached = np.partition(best, -top_k)[-top_k]
-      candidates.raise_bounds(query.numbers, query.lower(reached, *self._greatest))
-    able = np.flatnonzero(products >= query.limits(candidates.bounds, *self._greatest))
+      candidates.raise_bounds(query.numbers, query.lower(reached, *greatest))
+    able = np.flatnonzero(products >= query.limits(candidates.bounds, *greatest))
     rows = able if where is None else where[able]
     asked = np.full(len(rows), query.numbers[0])
     approximate = query.factors * products[able]
-    epsilon = query.epsilon(slice(None), *self._bounds_of(rows))
+    residuals, norms = self._bounds_of(rows) if bounds is None else bounds[:, able]
+    epsilon = query.epsilon(slice(None), residuals, norms)
     if len(rows) > _SCORED:
       candidates.add(asked, rows, approximate, epsilon)
       return
