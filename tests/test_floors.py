@@ -13,8 +13,8 @@ F0  losses, correlation, replicas, spec, storage, printable, templating, forks, 
     fibers, evaluation.ranking, serving.search, serving.errors,
     serving.signatures, serving.operations, serving.light_encoder, serving.summation,
     serving.quantized, image_bytes
-Cellar  text, threads; query, serving.packed,        what even the ground floor stands on
-        serving.candidates above them
+Cellar  text, threads, processor; query,             what even the ground floor stands on
+        serving.packed, serving.candidates above them
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ FLOORS = {
   'tfreid.spec': 0,
   'tfreid.text': -2,
   'tfreid.threads': -2,
+  'tfreid.processor': -2,
   'tfreid.query': -1,
   'tfreid.serving.candidates': -1,
   'tfreid.serving.packed': -1,

@@ -50,6 +50,30 @@ def test_affine_pixels_scale_and_shift_each_channel_after_the_exchange():
   np.testing.assert_allclose(reversed_, [[[[6.0, 7.0, 3.0]]]])
 
 
+@pytest.mark.parametrize('kind', [tf.float32, tf.bfloat16])
+def test_numbers_for_each_channel_give_the_same_bits_by_rows(kind):
+  random = np.random.default_rng(0)
+  pixels = tf.cast(random.uniform(0.0, 255.0, (2, 5, 7, 3)), kind)
+  scale, offset = random.normal(size=(2, 3)).tolist()
+
+  def affine(x, scale, offset):
+    return x * scale + offset
+
+  expected = pixels * tf.constant(scale, kind) + tf.constant(offset, kind)
+  found = encoder.by_channel(affine, pixels, scale, offset)
+  assert found.dtype == kind
+  assert found.shape == expected.shape
+  assert bool(tf.reduce_all(found == expected))
+  # Of a size that is not known while the graph is made, and of no image at all.
+  for shape in ([None, None, None, 3], [None, 5, 7, 3]):
+    function = tf.function(
+      lambda x: encoder.by_channel(affine, x, scale, offset),
+      input_signature=[tf.TensorSpec(shape, kind)],
+    )
+    assert bool(tf.reduce_all(function(pixels) == expected))
+    assert function(pixels[:0]).shape == (0, 5, 7, 3)
+
+
 def test_a_model_that_is_no_image_encoder_is_refused_with_advice():
   given = tf.keras.Input([4])
   model = tf.keras.Model(given, tf.keras.layers.Dense(2)(given), name='mine')

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from tfreid import processor
 from tfreid.training import precision
 
 
@@ -25,16 +26,30 @@ from tfreid.training import precision
   ],
 )
 def test_the_precision_is_what_the_devices_have_instructions_for(gpus, flags, expected):
-  assert precision.best(gpus, flags).policy == expected
+  present = processor.Processor(flags=tuple(flags))
+  assert precision.best(gpus, present).policy == expected
+
+
+def test_bfloat16_of_a_processor_of_intel_without_amx_is_left_alone():
+  def best(vendor, *flags):
+    return precision.best([], processor.Processor(vendor=vendor, flags=flags))
+
+  choice = best('GenuineIntel', 'avx512f', 'avx512_bf16')
+  assert choice.policy == 'float32'
+  assert 'avx512_bf16 is no faster' in choice.reason
+  assert best('GenuineIntel', 'amx_bf16', 'avx512_bf16').policy == 'mixed_bfloat16'
+  assert best('AuthenticAMD', 'avx512_bf16').policy == 'mixed_bfloat16'
+  assert best('GenuineIntel', 'avx2').reason.startswith('the processor has no')
 
 
 def test_without_onednn_a_processor_trains_in_single(monkeypatch):
   monkeypatch.setenv('TF_ENABLE_ONEDNN_OPTS', '0')
-  assert precision.best([], ['amx_bf16']).policy == 'float32'
+  assert precision.best([], processor.Processor(flags=('amx_bf16',))).policy == 'float32'
 
 
 def test_a_run_goes_on_in_the_precision_that_it_began_with(tmp_path, monkeypatch, caplog):
-  monkeypatch.setattr(precision, '_flags', lambda: ['avx512_bf16'])
+  present = processor.Processor('', 'AuthenticAMD', ('avx512_bf16',))
+  monkeypatch.setattr(processor, 'processor', lambda: present)
   monkeypatch.setattr(precision, '_capabilities', list)
   with caplog.at_level(logging.WARNING):
     assert precision.policy('auto', str(tmp_path)) == 'mixed_bfloat16'
@@ -47,8 +62,3 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(tmp_path, monkeypatch
   assert precision.policy('mixed_float16', str(tmp_path)) == 'mixed_float16'
   with pytest.raises(ValueError, match="not 'half'"):
     precision.policy('half')
-
-
-def test_the_processor_tells_its_flags():
-  flags = precision._flags()
-  assert all(isinstance(flag, str) and ' ' not in flag for flag in flags)

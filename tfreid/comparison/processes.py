@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from tfreid import threads
+from tfreid import processor, threads
 
 _POLL = 0.5  # seconds
 
@@ -91,15 +91,8 @@ def machine() -> dict[str, str]:
   """What the runs were made on."""
   facts = {
     'system': f'{platform.system()} {platform.machine()}',
-    'processor': platform.processor() or platform.machine(),
+    'processor': processor.processor().name or platform.processor() or platform.machine(),
   }
-  try:
-    with open('/proc/cpuinfo', encoding='utf-8') as file:
-      names = [line.partition(':')[2].strip() for line in file if line.startswith('model name')]
-    if names:
-      facts['processor'] = names[0]
-  except OSError:
-    pass
   facts['cores'] = str(threads.usable_cores())
   if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
     memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')

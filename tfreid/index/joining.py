@@ -13,14 +13,13 @@ that share a thread (`fibers`) go together when none of them can go on alone.
 from __future__ import annotations
 
 import collections
-import functools
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from tfreid import cancellation, fibers
+from tfreid import cancellation, fibers, processor
 from tfreid.index import filters
 from tfreid.index.engine import Engine, Match
 
@@ -351,13 +350,8 @@ def _most_images(model: Embedder) -> int:
   return _most_in_tensorflow() if model.runtime == 'tensorflow' else 1
 
 
-@functools.cache
 def _most_in_tensorflow() -> int:
-  try:
-    with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
-      return MAX_IMAGES if 'avx512f' in file.read() else 1
-  except OSError:
-    return 1
+  return MAX_IMAGES if 'avx512f' in processor.processor().flags else 1
 
 
 class _Scan:

@@ -15,11 +15,11 @@ with the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tfreid.networks import heads
+from tfreid.networks import batch_norms, heads
 
 FEATURES, CONCEPT = 'features', 'concept'
 
@@ -50,8 +50,9 @@ class AffinePixels(tf.keras.layers.Layer):
   def call(self, inputs):
     pixels = tf.cast(inputs, tf.float32)
     if self.reverse:
+      # Not [..., ::-1], which does the same in five times the time.
       pixels = tf.reverse(pixels, [-1])
-    return pixels * tf.constant(self.scale) + tf.constant(self.offset)
+    return by_channel(lambda x, scale, offset: x * scale + offset, pixels, self.scale, self.offset)
 
   def get_config(self):
     return {
@@ -60,6 +61,28 @@ class AffinePixels(tf.keras.layers.Layer):
       'offset': self.offset,
       'reverse': self.reverse,
     }
+
+
+def by_channel(
+  function: Callable[..., tf.Tensor], pixels: tf.Tensor, *numbers: Sequence[float]
+) -> tf.Tensor:
+  """`function(pixels, *numbers)` with numbers for each channel, computed by rows of images.
+
+  The same bits in a fifth of the time: numbers that change from value to value cost TensorFlow
+  more on a processor than the arithmetic does, so they are repeated to the length of a row first.
+  With three channels that was a sixth of embedding with OSNet x0.25.
+
+  Args:
+    function: of tensors [N, W * C] and [W * C], value by value.
+    pixels: [B, H, W, C].
+    numbers: C each.
+  """
+  _, height, width, channels = pixels.shape
+  if height is None or width is None:
+    return function(pixels, *(tf.constant(values, pixels.dtype) for values in numbers))
+  rows = tf.reshape(pixels, [-1, width * channels])
+  repeated = [tf.constant(list(values) * width, pixels.dtype) for values in numbers]
+  return tf.reshape(function(rows, *repeated), [-1, height, width, channels])
 
 
 def check_crop(name: str, image_shape: Sequence[int], smallest: int):
@@ -126,7 +149,7 @@ def head(model: tf.keras.Model) -> tf.keras.layers.Layer:
 
 
 def set_batch_norms(model: tf.keras.Model, momentum: float):
-  """Gives each batch norm of a model this momentum, and the statistics of all replicas."""
+  """Gives each batch norm of a model this momentum, the statistics of all replicas, and speed."""
   for layer in model.layers:
     if isinstance(layer, tf.keras.Model):
       set_batch_norms(layer, momentum)
@@ -135,6 +158,8 @@ def set_batch_norms(model: tf.keras.Model, momentum: float):
       if heads.synchronized():
         # Only the unfused kernel can reduce over replicas.
         layer.fused, layer.synchronized = False, True
+      else:
+        batch_norms.accelerate(layer)
 
 
 def _layer(model: tf.keras.Model, name: str) -> tf.keras.layers.Layer:

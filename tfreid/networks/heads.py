@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tfreid.networks import batch_norms
+
 # PyTorch's defaults, which the paper's code (Open-ReID) ran with: Keras counts momentum the other
 # way round (0.9 here is 0.1 there) and defaults to 0.99, too slow for ~100 steps an epoch.
 BATCH_NORM_MOMENTUM = 0.9
@@ -38,13 +40,15 @@ def synchronized() -> bool:
 
 def batch_norm(name: str | None = None, **kwargs) -> tf.keras.layers.BatchNormalization:
   """A batch normalisation layer with PyTorch's momentum and epsilon, global over replicas."""
-  return tf.keras.layers.BatchNormalization(
+  layer = tf.keras.layers.BatchNormalization(
     momentum=BATCH_NORM_MOMENTUM,
     epsilon=BATCH_NORM_EPSILON,
     synchronized=synchronized(),
     name=name,
     **kwargs,
   )
+  batch_norms.accelerate(layer)
+  return layer
 
 
 def classifier(embedding_size: int, num_semantic_ids: int) -> tf.keras.Model:

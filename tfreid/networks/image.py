@@ -24,8 +24,8 @@ class PixelNormalization(tf.keras.layers.Layer):
   """
 
   def call(self, inputs):
-    # Not [..., ::-1], which does the same in five times the time.
-    return tf.reverse(inputs, [-1]) - tf.constant(_IMAGENET_BGR, inputs.dtype)
+    pixels = tf.reverse(inputs, [-1])
+    return encoder.by_channel(lambda x, mean: x - mean, pixels, _IMAGENET_BGR)
 
 
 def image_encoder(
