@@ -138,10 +138,9 @@ def _by_rows(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: floa
       return tf.reduce_sum(tf.reshape(tf.matmul(ones, values), [width, channels]), 0) / count
 
     mean = mean_of(rows)
-    centred = rows - tf.tile(mean, [width])
-    variance = mean_of(tf.square(centred))
+    variance = mean_of(tf.math.squared_difference(rows, tf.tile(mean, [width])))
     scale = gamma * tf.math.rsqrt(variance + epsilon)
-    outputs = centred * tf.tile(scale, [width]) + tf.tile(beta, [width])
+    outputs = _scaled(inputs, scale, beta - mean * scale)
 
     def gradients(upstream, *_):
       found = tf.raw_ops.FusedBatchNormGradV3(
@@ -156,10 +155,9 @@ def _by_rows(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: floa
       )
       return found.x_backprop, found.scale_backprop, found.offset_backprop
 
-    return (tf.reshape(outputs, tf.shape(inputs)), mean, variance), gradients
+    return (outputs, mean, variance), gradients
 
-  outputs, mean, variance = function(inputs, gamma, beta)
-  return tf.ensure_shape(outputs, inputs.shape), mean, variance
+  return function(inputs, gamma, beta)
 
 
 def _widened(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float):
