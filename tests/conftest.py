@@ -32,6 +32,13 @@ def _nothing_in_the_home_directory(tmp_path_factory):
     os.environ['TFREID_TRUST_FILE'] = str(tmp_path_factory.mktemp('trust') / 'trusted.jsonl')
 
 
+@pytest.fixture(autouse=True)
+def _precision_of_one_test_is_not_that_of_the_next():
+  yield
+  if 'tensorflow' in sys.modules:
+    sys.modules['tensorflow'].keras.mixed_precision.set_global_policy('float32')
+
+
 def _split_cpu():
   import tensorflow as tf
 

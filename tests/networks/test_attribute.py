@@ -1,16 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from tfreid.networks import attribute
-
-
-@pytest.fixture(autouse=True)
-def restore_policy():
-  yield
-  tf.keras.mixed_precision.set_global_policy('float32')
 
 
 def test_layers_are_those_of_table_1():

@@ -7,12 +7,6 @@ import tensorflow as tf
 from tfreid.networks import heads
 
 
-@pytest.fixture(autouse=True)
-def restore_policy():
-  yield
-  tf.keras.mixed_precision.set_global_policy('float32')
-
-
 def test_unit_norm_has_length_one_and_the_same_direction():
   x = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
   found = heads.UnitNorm()(x).numpy()

@@ -11,12 +11,6 @@ from tfreid.networks import image
 CROP = (64, 32, 3)
 
 
-@pytest.fixture(autouse=True)
-def restore_policy():
-  yield
-  tf.keras.mixed_precision.set_global_policy('float32')
-
-
 @pytest.fixture(scope='module')
 def encoder():
   tf.keras.utils.set_random_seed(0)

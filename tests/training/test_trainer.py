@@ -51,12 +51,6 @@ def built(method, *, devices=ONE, **arguments):
   return made, trainer, step
 
 
-@pytest.fixture(autouse=True)
-def restore_policy():
-  yield
-  tf.keras.mixed_precision.set_global_policy('float32')
-
-
 def regression(l2=0.0):
   """Mean squared error of w x against 3 x: gradient 2 (w - 3) mean x^2."""
   return lambda: Formula(
