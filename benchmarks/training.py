@@ -9,6 +9,8 @@ whose share of ours is small, so the comparison is kind to it.
   python benchmarks/training.py --batch_size=128 --policies=float32,mixed_float16 --xla \
     --torch_python=<environment with torch>/bin/python
   python benchmarks/training.py --encoder=osnet_x0_25 --image_size=128x64 --cores=1
+
+With --before=<a checkout of another commit> its step takes turns as well.
 """
 
 from __future__ import annotations
@@ -131,6 +133,7 @@ def run(
   xla: bool = False,
   torch_compile: bool = False,
   torch_python: str = sys.executable,
+  before: str = '',
 ) -> dict[str, float]:
   """Images per second of the training step, forward, backward and update, by precision.
 
@@ -146,17 +149,23 @@ def run(
     torch_compile: measure PyTorch's also compiled. A step of a deep network takes XLA minutes to
       compile on processors, so that they are told apart.
     torch_python: an interpreter that has PyTorch; it need not have anything else.
+    before: a checkout of this project, such as of the commit before; its step takes turns too.
 
   Returns:
-    Medians in images per second: `<precision>`, `<precision>_xla`, `torch_<precision>` and
-    `torch_<precision>_compiled`; and ratios of the medians: `bfloat16_over_float32` and
-    `float16_over_float32`, `<precision>_over_torch`, the best of ours over PyTorch's best, and
-    `best_over_torch`, which leaves the precision to each.
+    Medians in images per second: `<precision>`, `before_<precision>`, `<precision>_xla`,
+    `torch_<precision>` and `torch_<precision>_compiled`; and ratios of the medians:
+    `bfloat16_over_float32` and `float16_over_float32`, `<precision>_over_before`,
+    `<precision>_over_torch`, the best of ours over PyTorch's best, and `best_over_torch`, which
+    leaves the precision to each.
   """
-  contestants = {'tensorflow': sys.executable}
-  compiled = {'tensorflow': xla, 'torch': xla or torch_compile}
+  contestants = {'tensorflow': (sys.executable, __file__, {})}
+  compiled = {'tensorflow': xla, 'before': xla, 'torch': xla or torch_compile}
+  if before:
+    root = os.path.abspath(before)
+    script = os.path.join(root, 'benchmarks', os.path.basename(__file__))
+    contestants['before'] = (sys.executable, script, {'PYTHONPATH': root})
   if _encoders.has_torch_rival(encoder) and _interleaved.has_torch(torch_python):
-    contestants['torch'] = torch_python
+    contestants['torch'] = (torch_python, __file__, {})
   options = [
     f'--encoder={encoder}',
     f'--batch_size={batch_size}',
@@ -168,17 +177,19 @@ def run(
   running: dict[str, _interleaved.Contestant] = {}
   seconds: dict[str, list[float]] = {}
   try:
-    for library, python in contestants.items():
+    for library, (python, script, environment) in contestants.items():
+      role = 'tensorflow' if library == 'before' else library
       running[library] = _interleaved.Contestant(
         python,
-        __file__,
-        [f'--contestant={library}', *options],
-        {'TF_FORCE_GPU_ALLOW_GROWTH': 'true', 'CUDA_MODULE_LOADING': 'LAZY'},
+        script,
+        [f'--contestant={role}', *options],
+        {'TF_FORCE_GPU_ALLOW_GROWTH': 'true', 'CUDA_MODULE_LOADING': 'LAZY', **environment},
       )
     for _ in range(repeats):
       for library, contestant in running.items():
+        prefix = 'before_' * (library == 'before')
         for variant, *_ in _names(library, policies, compiled=compiled[library]):
-          seconds.setdefault(variant, []).append(contestant.seconds(variant)[0])
+          seconds.setdefault(prefix + variant, []).append(contestant.seconds(variant)[0])
   finally:
     for contestant in running.values():
       contestant.stop()
@@ -188,12 +199,14 @@ def run(
     best = max(rates[name] for name in (policy, f'{policy}_xla') if name in rates)
     if policy != 'float32' and 'float32' in rates:
       ratios[f'{policy.removeprefix("mixed_")}_over_float32'] = rates[policy] / rates['float32']
+    if f'before_{policy}' in rates:
+      ratios[f'{policy}_over_before'] = rates[policy] / rates[f'before_{policy}']
     torch = [rates[name] for name in rates if name.startswith(f'torch_{policy}')]
     if torch:
       ratios[f'{policy}_over_torch'] = best / max(torch)
   rivals = [rate for name, rate in rates.items() if name.startswith('torch_')]
   if rivals:
-    ours = max(rate for name, rate in rates.items() if not name.startswith('torch_'))
+    ours = max(rate for name, rate in rates.items() if not name.startswith(('torch_', 'before_')))
     ratios['best_over_torch'] = ours / max(rivals)
   return {
     **{variant: round(rate, 2) for variant, rate in rates.items()},
@@ -217,6 +230,7 @@ def _main():
   parser.add_argument('--xla', action='store_true', help='each also compiled')
   parser.add_argument('--torch_compile', action='store_true', help="PyTorch's also compiled")
   parser.add_argument('--torch_python', default=sys.executable)
+  parser.add_argument('--before', default='', help='a checkout to take turns with')
   parser.add_argument('--contestant', help=argparse.SUPPRESS)
   given = parser.parse_args()
   if given.cores:
@@ -246,6 +260,7 @@ def _main():
     xla=given.xla,
     torch_compile=given.torch_compile,
     torch_python=given.torch_python,
+    before=given.before,
   )
   print(json.dumps(measured, indent=2))
 

@@ -69,6 +69,7 @@ def instructions(monkeypatch):
     monkeypatch.setattr(processor, 'processor', lambda: processor.Processor(flags=flags))
 
   set_to('avx2', 'avx512f', 'avx512bw')
+  monkeypatch.delenv('ONEDNN_MAX_CPU_ISA', raising=False)
   monkeypatch.setenv('TF_ENABLE_ONEDNN_OPTS', '1')
   return set_to
 
@@ -105,6 +106,14 @@ def test_what_is_slow_depends_on_the_instructions(
   monkeypatch.setenv('TF_ENABLE_ONEDNN_OPTS', onednn)
   found = {c for c in (16, 24, 40, 64) if batch_norms._faster(kind, c, flags) is not None}
   assert found == slow
+
+
+def test_what_onednn_is_told_to_do_without_is_not_there(instructions, monkeypatch):
+  instructions('avx2', 'avx512bw')
+  monkeypatch.setenv('ONEDNN_MAX_CPU_ISA', 'avx2')
+  assert batch_norms._faster(tf.float32, 16, ('avx2', 'avx512bw')) is batch_norms._by_rows
+  monkeypatch.setenv('ONEDNN_MAX_CPU_ISA', 'AVX512_CORE')
+  assert batch_norms._faster(tf.float32, 16, ('avx2', 'avx512bw')) is None
 
 
 @pytest.mark.parametrize('policy', ['float32', 'mixed_bfloat16'])

@@ -112,7 +112,9 @@ def _faster(kind: tf.DType, channels: int, flags: Collection[str]) -> Callable |
   """The function below that is faster than oneDNN's kernel, with these instructions, if any."""
   if os.environ.get('TF_ENABLE_ONEDNN_OPTS', '1') == '0':
     return None
-  with_avx512 = 'avx512bw' in flags  # with fewer of its instructions, oneDNN keeps to AVX2
+  # With fewer of its instructions, or where it is told so, oneDNN keeps to AVX2.
+  limit = os.environ.get('ONEDNN_MAX_CPU_ISA', '').upper()
+  with_avx512 = 'avx512bw' in flags and not limit.startswith(('SSE', 'AVX2'))
   if kind == tf.bfloat16:
     return _widened if with_avx512 and channels % _VECTOR else None
   if kind == tf.float32 and 'avx2' in flags:
