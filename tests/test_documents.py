@@ -27,7 +27,7 @@ GENERATED = (
   'docs/results/tables.md',
   'docs/results/photographs/peta/tables.md',
   'docs/results/photographs/peta_again/tables.md',
-  'docs/results/photographs/peta_ten/tables.md',
+  'docs/results/photographs/peta_eleven/tables.md',
   'docs/results/photographs/task/tables.md',
   'docs/results/photographs/task_sal/tables.md',
   'docs/results/photographs/task_market/tables.md',
