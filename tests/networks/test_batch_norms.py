@@ -141,6 +141,21 @@ def test_inference_is_keras_own(instructions, policy, kind):
 
 
 @pytest.mark.usefixtures('instructions')
+@pytest.mark.parametrize('policy', ['float32', 'mixed_bfloat16'])
+def test_what_is_decided_while_it_runs_is_decided_by_keras(policy):
+  """Whether it trains may be a tensor."""
+  layer, reference = (heads.batch_norm(dtype=policy) for _ in range(2))
+  x = tf.cast(_maps(24), tf.as_dtype(layer.compute_dtype))
+  function = tf.function(lambda value, training: layer(value, training=training))
+  for training in (True, False):
+    found = tf.cast(function(x, tf.constant(training)), tf.float32)
+    expected = tf.cast(reference(x, training=training), tf.float32)
+    rounding = 2**-7 if policy == 'mixed_bfloat16' else 1e-5
+    np.testing.assert_allclose(found, expected, rtol=rounding, atol=1e-4)
+    np.testing.assert_allclose(layer.moving_mean, reference.moving_mean, rtol=1e-4)
+
+
+@pytest.mark.usefixtures('instructions')
 def test_values_far_from_zero_are_normalised_as_well():
   """The variance is that of what is centred: of 1e4 + noise nothing is lost but what float32 is."""
   layer = heads.batch_norm()

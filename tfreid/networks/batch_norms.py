@@ -76,18 +76,19 @@ def _fused_batch_norm(
 ) -> tf.Tensor:
   channels = inputs.shape[-1]
   normalized = _faster(inputs.dtype, channels, processor.processor().flags)
-  training = tf.get_static_value(training)
+  trains = tf.get_static_value(training)
   if (
     normalized is None
-    or training is None
-    or list(layer.axis) != [inputs.shape.rank - 1]
-    or not (training or (normalized is _by_rows and _is_behind_depthwise(layer)))
+    or trains is None
+    or inputs.shape.rank != 4
+    or list(layer.axis) != [3]
+    or not (trains or (normalized is _by_rows and _is_behind_depthwise(layer)))
     or tf.config.list_logical_devices('GPU')
   ):
     return fused_batch_norm(inputs, mask=mask, training=training)
   gamma = tf.convert_to_tensor(layer.gamma) if layer.scale else tf.ones([channels])
   beta = tf.convert_to_tensor(layer.beta) if layer.center else tf.zeros([channels])
-  if not training:
+  if not trains:
     scale = gamma * tf.math.rsqrt(layer.moving_variance + layer.epsilon)
     return _scaled(inputs, scale, beta - layer.moving_mean * scale)
   outputs, mean, variance = normalized(inputs, gamma, beta, layer.epsilon)
